@@ -1,0 +1,1 @@
+"""From files to batches: sources, splits, images, transforms, samplers, the data module."""

@@ -1,0 +1,59 @@
+"""The few exceptions a user meets, each with its exit code.
+
+A stray ValueError or KeyError is our bug and exits 1; these are answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class SkinmtlError(Exception):
+    """An answer to a user: where it is wrong, what is wrong, and how to fix it."""
+
+    exit_code = 2
+
+    def __init__(self, where: str, what: str, fix: str) -> None:
+        super().__init__(f"{where}: {what}; fix: {fix}")
+        self.where, self.what, self.fix = where, what, fix
+
+    def __reduce__(self) -> tuple[type[SkinmtlError], tuple[str, str, str]]:
+        # Exceptions cross from DataLoader workers by pickle, which would call __init__ with one argument.
+        return type(self), (self.where, self.what, self.fix)
+
+
+class InputError(SkinmtlError):
+    """A file, a table, a photograph or a run folder that cannot be used."""
+
+
+class ConfigError(SkinmtlError):
+    """A value in the configuration that cannot be used."""
+
+
+class Diverged(SkinmtlError):
+    """A loss that is not finite."""
+
+    exit_code = 3
+
+
+class ResourceError(SkinmtlError):
+    """Not enough disk or memory."""
+
+    exit_code = 4
+
+
+class Interrupted(SkinmtlError):
+    """Stopped from outside with everything saved; the same command with `resume=` goes on."""
+
+    exit_code = 75
+
+
+class Faults(SkinmtlError):
+    """Several faults found in one look, so that they can be mended in one go."""
+
+    def __init__(self, faults: Sequence[SkinmtlError]) -> None:
+        Exception.__init__(self, "\n".join(str(fault) for fault in faults))
+        self.faults = list(faults)
+
+    def __reduce__(self) -> tuple[type[Faults], tuple[list[SkinmtlError]]]:  # type: ignore[override]
+        return type(self), (self.faults,)
