@@ -1,0 +1,197 @@
+"""What happens around the steps: the metrics file, the lines on the terminal, the clock, the best and last checkpoint."""
+
+from __future__ import annotations
+
+import csv
+import secrets
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, ProgressBar
+from pytorch_lightning.loggers.logger import Logger
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from skinmtl.errors import Diverged
+
+
+class MetricsFile(Logger):
+    """metrics.csv: one row per call of the trainer's log, a column per name, whatever other loggers run.
+
+    A new name adds a column: the file is then written again, whole. Cells that were not logged are empty.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._columns: list[str] = []
+        if path.exists():
+            with path.open(newline="") as file:
+                self._columns = next(csv.reader(file), [])
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> int:
+        return 0
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """The config stands in .hydra/config.yaml; nothing to do."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append one row; `epoch` is counted from 0, `step` in optimiser steps."""
+        row = {"step": step, "time": round(time.time(), 3)} | dict(metrics)
+        new = [name for name in row if name not in self._columns]
+        if new:
+            self._columns += new
+            self._widen()
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self._columns).writerow(row)
+
+    def _widen(self) -> None:
+        rows = []
+        if self.path.exists():
+            with self.path.open(newline="") as file:
+                rows = list(csv.DictReader(file))
+        temp = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
+        with temp.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        temp.replace(self.path)
+
+
+class EpochLines(ProgressBar):
+    """One line per epoch with every task's validation score, and a moving bar within the epoch on a terminal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._console = Console(stderr=True, highlight=False)
+        self._bar: Progress | None = None
+        self._enabled = True
+        self._start = 0.0
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start = time.perf_counter()
+        self._open(trainer, f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", self.total_train_batches)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        if self._bar is not None:
+            self._bar.advance(self._bar.task_ids[0])
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._close()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._close()
+        if not self._enabled or not trainer.is_global_zero:
+            return
+        seen = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        words = [f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}"]
+        words += [f"{label} {seen[key]:.3f}" for key, label in _labels(seen).items()]
+        words.append(f"{time.perf_counter() - self._start:.0f} s")
+        self._console.print("  ".join(words))
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def _open(self, trainer: pl.Trainer, words: str, total: float) -> None:
+        if self._enabled and trainer.is_global_zero and sys.stderr.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=self._console, transient=True)
+            self._bar.add_task(words, total=None if total == float("inf") else int(total))
+            self._bar.start()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _labels(metrics: Mapping[str, float]) -> dict[str, str]:
+    """The logged scores that the line shows, in order, with their words."""
+    words = {
+        "train/loss": "loss",
+        "val/loss": "val loss",
+        "val/seg/mean_image_dice": "val Dice",
+        "val/cls/balanced_accuracy": "val balanced accuracy",
+        "val/score": "val score",
+    }
+    return {key: label for key, label in words.items() if key in metrics}
+
+
+class Clock(Callback):
+    """Seconds in training steps with their loading, validation left out; images per second.
+
+    The first `skip` batches of a fit are not timed: kernels are chosen and workers start there.
+    """
+
+    def __init__(self, skip: int = 5) -> None:
+        self._skip = skip
+        self.seconds, self.images = 0.0, 0
+        self._last: float | None = None
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._skip:
+            self._skip -= 1
+        elif self._last is not None:
+            self.seconds += time.perf_counter() - self._last
+            self.images += len(batch["index"]) * trainer.world_size
+        self._last = None if self._skip else time.perf_counter()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._last = None
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Between epochs lies the validation; within, loading and stepping are one time.
+        self._last = None if self._skip else time.perf_counter()
+
+    @property
+    def images_per_second(self) -> float | None:
+        return self.images / self.seconds if self.seconds else None
+
+
+class Finite(Callback):
+    """Stop when a loss is not finite: a model that has diverged is not worth a finished run."""
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loss: Tensor = outputs["loss"] if isinstance(outputs, Mapping) else outputs
+        if not torch.isfinite(loss):
+            where = f"epoch {trainer.current_epoch + 1}, batch {batch_idx + 1}"
+            rows = batch["index"].tolist()
+            what = f"the training loss is {float(loss)} (rows {rows[:8]} of the case table)"
+            raise Diverged(where, what, "lower optim.lr, or look at these photographs and their masks")
+
+
+def best_and_last(folder: Path, monitor: str = "val/score") -> ModelCheckpoint:
+    """`best.ckpt` by one declared scalar and `last.ckpt`, in `folder`."""
+    keep = ModelCheckpoint(
+        dirpath=folder,
+        filename="best",
+        monitor=monitor,
+        mode="max",
+        save_top_k=1,
+        save_last=True,
+        enable_version_counter=False,
+        auto_insert_metric_name=False,
+    )
+    keep.CHECKPOINT_NAME_LAST = "last"
+    return keep

@@ -1,0 +1,200 @@
+"""`skinmtl`: what one does with finished runs and with photographs. Training is `python train.py`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from skinmtl import __version__
+from skinmtl.errors import InputError, SkinmtlError
+
+RESEARCH = "Research use only: not a medical device."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; gives the exit code (0 done, 1 our bug, 2 input, 4 resources)."""
+    arguments = parser().parse_args(argv)
+    act: Callable[[argparse.Namespace], int] = arguments.act
+    try:
+        return act(arguments)
+    except SkinmtlError as error:
+        if os.environ.get("SKINMTL_DEBUG"):
+            raise
+        for line in str(error).splitlines():
+            print(f"skinmtl: error: {line}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("skinmtl: stopped", file=sys.stderr)
+        return 75
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands and their arguments."""
+    top = argparse.ArgumentParser(prog="skinmtl", description=f"{__doc__} {RESEARCH}")
+    top.add_argument("--version", action="version", version=f"skinmtl {__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    command = commands.add_parser("evaluate", help="score a run's best checkpoint again and write its page")
+    command.add_argument("run", type=Path, help="a run's folder")
+    command.add_argument("data_root", nargs="?", metavar="data.root=FOLDER", help="where the photographs are now")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    command.set_defaults(act=evaluate)
+
+    command = commands.add_parser("predict", help="masks, probabilities and overlays for new photographs")
+    command.add_argument("run", type=Path, help="a run's folder")
+    command.add_argument("images", type=Path, nargs="+", help="photographs, or folders of them")
+    command.add_argument("--out", type=Path, help="where to write (default: RUN/predict)")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    command.set_defaults(act=predict)
+
+    command = commands.add_parser("report", help="write the page of a run, or the answer of a study's folder")
+    command.add_argument("folder", type=Path, help="a run's folder, or the folder of a sweep")
+    command.add_argument("--out", type=Path, help="for a study (default: experiments/<study>)")
+    command.set_defaults(act=report)
+
+    command = commands.add_parser("score", help="scores with intervals from a finished predictions.csv, anyone's")
+    command.add_argument("predictions", type=Path, help="a predictions table")
+    command.set_defaults(act=score)
+
+    command = commands.add_parser("compare", help="the difference of two predictions tables, paired by lesion")
+    command.add_argument("first", type=Path, help="a run's folder or a predictions table")
+    command.add_argument("second", type=Path, help="what it is compared with")
+    command.set_defaults(act=compare)
+
+    command = commands.add_parser("baselines", help="what simple methods reach on a run's own test lesions")
+    command.add_argument("run", type=Path, help="a run's folder")
+    command.add_argument("data_root", nargs="?", metavar="data.root=FOLDER", help="where the photographs are now")
+    command.set_defaults(act=baselines)
+
+    command = commands.add_parser("runs", help="list the runs below a folder with their scores")
+    command.add_argument("folder", type=Path, nargs="?", default=Path("outputs"), help="default: outputs")
+    command.set_defaults(act=runs)
+    return top
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Predictions table, scores, figures and page of a run, again."""
+    from skinmtl.evaluate import evaluate as evaluate_run
+    from skinmtl.report import write_run_report
+    from skinmtl.runs import Run
+
+    run = Run.open(arguments.run)
+    evaluate_run(run, _data_root(arguments.data_root), arguments.device)
+    print(write_run_report(run.path))
+    return 0
+
+
+def predict(arguments: argparse.Namespace) -> int:
+    """Masks, overlays and predictions.csv; photographs that cannot be read are listed in errors.csv, exit 2."""
+    from skinmtl.predict import write_predictions
+
+    photographs = _photographs(arguments.images)
+    out = arguments.out or arguments.run / "predict"
+    failed = write_predictions(arguments.run, photographs, out, arguments.device)
+    print(f"{out}: {len(photographs) - failed} photographs predicted. {RESEARCH}")
+    if failed:
+        print(f"skinmtl: error: {out / 'errors.csv'}: {failed} photographs could not be read; fix: see the file", file=sys.stderr)
+    return 2 if failed else 0
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """A run's page, or a study's results.csv, table and figures."""
+    from skinmtl.report import study_report, write_run_report
+
+    folder: Path = arguments.folder
+    if (folder / "run.json").is_file():
+        print(write_run_report(folder))
+    elif next(folder.glob("*/run.json"), None):
+        print(study_report(folder, arguments.out or Path("experiments") / folder.resolve().parent.name))
+    else:
+        raise InputError(str(folder), "neither a run nor a study", "give a folder with run.json, or one of such folders")
+    return 0
+
+
+def score(arguments: argparse.Namespace) -> int:
+    """The scores of a finished table as JSON on standard output."""
+    from skinmtl.scores import evaluate_file
+
+    print(json.dumps(evaluate_file(arguments.predictions), indent=1, allow_nan=False))
+    return 0
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    """Differences, first minus second, on the lesions that both tables have."""
+    from skinmtl.scores import paired, read_predictions
+
+    first, second = (_table_file(path) for path in (arguments.first, arguments.second))
+    table = Table("score", "first", "second", "difference", "95% interval", title=f"{first} - {second}")
+    for name, row in paired(read_predictions(first), read_predictions(second)).items():
+        cells = (row["first"], row["second"], row["difference"])
+        table.add_row(name, *(f"{value:+.4f}" for value in cells), f"{row['low']:+.4f} to {row['high']:+.4f}")
+    Console().print(table)
+    return 0
+
+
+def baselines(arguments: argparse.Namespace) -> int:
+    """Colour histograms with logistic regression, and Otsu's threshold, beside the run's own scores."""
+    from skinmtl.baselines import compare_run
+    from skinmtl.runs import Run
+
+    table = Table("method", "task", "score", "value", title="held-out test lesions of this run")
+    for row in compare_run(Run.open(arguments.run), _data_root(arguments.data_root)).itertuples():
+        table.add_row(str(row.method), str(row.task), str(row.score), f"{row.value:.3f}")
+    Console().print(table)
+    return 0
+
+
+def runs(arguments: argparse.Namespace) -> int:
+    """One line per run, newest last."""
+    from skinmtl.runs import find
+
+    table = Table("run", "experiment", "status", "seed", "validation score")
+    for run in find(arguments.folder):
+        info = run.info()
+        value = info.get("score")
+        words = (str(info.get(key, "")) for key in ("name", "status", "seed"))
+        table.add_row(os.path.relpath(run.path), *words, "" if value is None else f"{value:.4f}")
+    Console().print(table)
+    return 0
+
+
+def _data_root(word: str | None) -> Path | None:
+    """`data.root=FOLDER`, spelt as on the training command, or a bare folder."""
+    if word is None:
+        return None
+    key, equals, value = word.partition("=")
+    if equals and key != "data.root":
+        raise InputError(key, "is not known here", "write data.root=FOLDER")
+    folder = Path(value if equals else word).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"data.root={folder}", "no such folder", "give the folder that holds the photographs")
+    return folder
+
+
+def _table_file(path: Path) -> Path:
+    return path / "predictions.csv" if path.is_dir() else path
+
+
+def _photographs(paths: Sequence[Path]) -> list[Path]:
+    """Files as given, folders as the photographs in them, in order of name."""
+    suffixes = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            found += sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes)
+        else:
+            found.append(path)
+    if not found:
+        raise InputError(", ".join(map(str, paths)), "no photograph there", f"give files ending in {sorted(suffixes)}")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

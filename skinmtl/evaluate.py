@@ -1,0 +1,118 @@
+"""A run and a split: one row per image of validation and test, then scores and figures that are functions of the rows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+from skinmtl import config, figures, scores
+from skinmtl.checkpoints import load as load_checkpoint
+from skinmtl.data.datamodule import DataModule
+from skinmtl.data.images import fit_mask, read_image, read_mask
+from skinmtl.errors import InputError
+from skinmtl.predict import Prediction, Predictor, load_run
+from skinmtl.runs import Run
+
+log = logging.getLogger(__name__)
+
+METADATA = ("image_id", "lesion_id", "source", "age", "sex", "localization", "dx_type")
+
+
+def evaluate(run: Run, data_root: Path | None = None, device: str = "auto") -> dict[str, Any]:
+    """Score a run's best checkpoint on its own validation and test parts; gives what scores.json holds.
+
+    Writes predictions.csv, scores.json and figures/ into the run folder.
+
+    Args:
+        run: a run that has a best checkpoint.
+        data_root: where the photographs are now; default: where they were when the run trained.
+        device: as for `load_run`.
+
+    Raises:
+        InputError: the split file is not the one that the checkpoint was trained under, or the photographs differ.
+    """
+    data = run_data(run, data_root)
+    predictor = load_run(run.path, device=device)
+    table = predictions_table(predictor, data)
+    result = scores.evaluate(table, data.dx_classes, data.mask_classes)
+    result = {"stamp": "LEAKY" if data.leaky else None, "split": {"hash": data.split_hash, "fold": data.fold}} | result
+    # All in memory before the first write, so that a failure leaves the former evaluation whole.
+    table.to_csv(temp := run.predictions_file.with_suffix(".tmp"), index=False)
+    temp.replace(run.predictions_file)
+    run.write_scores(result)
+    draw(run, table, predictor, data)
+    return result
+
+
+def run_data(run: Run, data_root: Path | None = None) -> DataModule:
+    """The photographs and the split that a run was trained under, checked against what its checkpoint says."""
+    cfg = run.config()
+    changes: dict[str, Any] = {"split": str(run.split_file), "workers": 0}
+    if data_root is not None:
+        changes |= {"root": str(data_root), "synthetic": None}
+    parts = {"augment": config.build(cfg.augment), "sampler": config.build(cfg.sampler), "seed": cfg.seed}
+    data: DataModule = config.build(cfg.data | changes, **parts)
+    data.prepare_data()
+    data.setup("evaluate")
+    facts = load_checkpoint(run.checkpoint())["skinmtl"]
+    for key, now in (("split_hash", data.split_hash), ("data_hash", data.data_hash)):
+        if facts[key] != now:
+            where = str(run.split_file) if key == "split_hash" else str(data.root)
+            what = f"{key} is {now[:12]}, but the checkpoint was trained under {facts[key][:12]}: lesions may have been seen"
+            raise InputError(where, what, "give the data and the split that the run was trained with")
+    return data
+
+
+def predictions_table(predictor: Predictor, data: DataModule) -> pd.DataFrame:
+    """One row per image of validation, then test: ids, target, probabilities, pixel counts, overlap, boundary distance.
+
+    Counts, Dice, IoU and distances are at the photograph's own size; `dice_input` is at the network's.
+    """
+    parts = []
+    for part in ("val", "test"):
+        rows = data.rows(part)
+        photographs = (read_image(Path(data.table.image[row])) for row in rows)
+        console = Console(stderr=True)
+        predicted = track(
+            predictor.predict_each(photographs), f"predicting {part}", len(rows), console=console, transient=True
+        )
+        measured = [_row(data, int(row), prediction) for row, prediction in zip(rows, predicted, strict=True)]
+        parts.append(pd.DataFrame(measured).assign(split=part, fold=data.fold))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _row(data: DataModule, row: int, prediction: Prediction) -> dict[str, Any]:
+    record = data.table.iloc[row]
+    values: dict[str, Any] = {name: record[name] for name in METADATA} | {"dx": record["dx"]}
+    if prediction.probabilities is not None:
+        values |= {"predicted_dx": prediction.dx}
+        values |= {f"prob_{name}": p for name, p in prediction.probabilities.items()}
+    if prediction.mask is not None:
+        values |= {"height": prediction.mask.shape[0], "width": prediction.mask.shape[1]}
+        if isinstance(record["mask"], str):
+            target = read_mask(Path(record["mask"]), prediction.mask.shape)
+            values |= _overlap(data, prediction, target)
+    return values
+
+
+def _overlap(data: DataModule, prediction: Prediction, target: NDArray[np.uint8]) -> dict[str, float]:
+    assert prediction.mask is not None and prediction.input_mask is not None
+    own = scores.mask_counts(prediction.mask, target)
+    small = scores.mask_counts(prediction.input_mask, fit_mask(target, data.size))
+    hd95, assd = scores.boundary(prediction.mask, target)
+    name = data.mask_classes[1]
+    return {f"{count}_{name}": value for count, value in own.items()} | {
+        "dice": scores.dice(own),
+        "iou": scores.iou(own),
+        "hd95": hd95,
+        "assd": assd,
+        "dice_input": scores.dice(small),
+    }

@@ -1,0 +1,184 @@
+"""A run and photographs: probabilities, masks, overlays. The one inference loop, for evaluation and for new photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from skinmtl import checkpoints, config
+from skinmtl.data.images import fit_image, read_image
+from skinmtl.errors import InputError
+from skinmtl.figures import overlay
+from skinmtl.runs import Run, write_text
+from skinmtl.tasks import Diagnosis, Segmentation
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says of one photograph, at the photograph's own height H and width W.
+
+    Attributes:
+        mask: (H, W) uint8 index into the mask classes; None when the run has no `seg` task.
+        mask_probability: (H, W) float32, probability of the lesion, resized from the network's size; or None.
+        input_mask: the mask at network size, before any resizing; or None.
+        probabilities: probability by diagnosis, float64, summing to one; None when the run has no `cls` task.
+    """
+
+    mask: NDArray[np.uint8] | None
+    mask_probability: NDArray[np.float32] | None
+    input_mask: NDArray[np.uint8] | None
+    probabilities: dict[str, float] | None
+
+    @property
+    def dx(self) -> str | None:
+        """The diagnosis of the largest probability."""
+        p = self.probabilities
+        return None if p is None else max(p, key=p.__getitem__)
+
+
+class Predictor:
+    """A trained network, ready for photographs of any size. Runs in float32 and without augmentation.
+
+    Research use only: not a medical device.
+    """
+
+    def __init__(
+        self, network: nn.Module, tasks: Sequence[str], dx_classes: Sequence[str], size: tuple[int, int], device: str
+    ) -> None:
+        self.network = network.eval().to(device=device, memory_format=torch.channels_last)
+        self.tasks, self.dx_classes, self.size, self.device = tuple(tasks), tuple(dx_classes), size, device
+
+    def predict(self, image: NDArray[np.uint8] | Path | str) -> Prediction:
+        """Predict one photograph.
+
+        Args:
+            image: a file, or (H, W, 3) uint8 RGB.
+
+        Raises:
+            InputError: the file is not a whole photograph.
+        """
+        pixels = read_image(Path(image)) if isinstance(image, (str, Path)) else image
+        return next(self.predict_each([pixels], batch_size=1))
+
+    def predict_each(self, images: Iterable[NDArray[np.uint8]], batch_size: int = 32) -> Iterator[Prediction]:
+        """A prediction for each (H, W, 3) uint8 RGB photograph, in order, held in memory a batch at a time."""
+        photographs = iter(images)
+        while batch := list(islice(photographs, batch_size)):
+            fitted = np.stack([fit_image(image, self.size) for image in batch])
+            tensor = torch.from_numpy(fitted).permute(0, 3, 1, 2).to(self.device)
+            yield from self._read(tensor, [image.shape[:2] for image in batch])
+
+    @torch.inference_mode()
+    def _read(self, images: Tensor, own: Sequence[tuple[int, ...]]) -> list[Prediction]:
+        logits = self.network(images)
+        seg = Segmentation.probabilities(logits["seg"]) if "seg" in logits else None
+        cls = Diagnosis.probabilities(logits["cls"]) if "cls" in logits else None
+        return [
+            self._one(None if seg is None else seg[i : i + 1], None if cls is None else cls[i], (size[0], size[1]))
+            for i, size in enumerate(own)
+        ]
+
+    def _one(self, seg: Tensor | None, cls: Tensor | None, size: tuple[int, int]) -> Prediction:
+        names = None if cls is None else dict(zip(self.dx_classes, cls.tolist(), strict=True))
+        if seg is None:
+            return Prediction(None, None, None, names)
+        # Probabilities are resized, then thresholded: resizing a mask would move its edge in steps of input pixels.
+        large = nn.functional.interpolate(seg, size, mode="bilinear", align_corners=False)
+        lesion = large[0, 0] if large.shape[1] == 1 else 1 - large[0, 0]
+        return Prediction(
+            mask=Segmentation.read(large)[0].cpu().numpy(),
+            mask_probability=lesion.float().cpu().numpy(),
+            input_mask=Segmentation.read(seg)[0].cpu().numpy(),
+            probabilities=names,
+        )
+
+
+def load_run(path: Path | str, which: str = "best", device: str = "auto") -> Predictor:
+    """The trained network of a run folder.
+
+    Args:
+        path: the run's folder, such as outputs/demo/<run_id>.
+        which: `best` (by the run's declared score) or `last`.
+        device: `auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, ...
+
+    Raises:
+        InputError: the folder is no run, or its checkpoint cannot be read or does not fit its config.
+    """
+    run = Run.open(path)
+    cfg = run.config()
+    checkpoint = checkpoints.load(run.checkpoint(which))
+    facts = checkpoint["skinmtl"]
+    network = config.build(
+        cfg.model | {"weights": None},
+        tasks=facts["tasks"],
+        mask_classes=len(facts["mask_classes"]),
+        dx_classes=len(facts["dx_classes"]),
+        size=tuple(facts["size"]),
+    )
+    network.load_state_dict(network_state(checkpoint["state_dict"]))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Predictor(network, facts["tasks"], facts["dx_classes"], tuple(facts["size"]), device)
+
+
+def network_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The network's own tensors out of a checkpoint's, by the network's names."""
+    prefix = "network."
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def write_predictions(run: Path, photographs: Sequence[Path], out: Path, device: str = "auto") -> int:
+    """Predict photographs into a folder; gives the number that could not be read.
+
+    Writes `masks/<name>.png` (0 and 255, the photograph's own size), `overlays/<name>.png`, `predictions.csv` (one row
+    per photograph: file, diagnosis, every probability, lesion share of the image) and `errors.csv` (file, what is
+    wrong), each whole or not at all. Photographs are named by their stems; InputError when two share one.
+    """
+    stems = [path.stem for path in photographs]
+    if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
+        raise InputError(twice[0], "two photographs have this name", "predict their folders one at a time, each with --out")
+    predictor = load_run(run, device=device)
+    for name in ("masks", "overlays"):
+        (out / name).mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, object]] = []
+    errors: list[dict[str, str]] = []
+    for path in track(photographs, "predicting", console=Console(stderr=True), transient=True):
+        try:
+            image = read_image(path)
+        except InputError as error:
+            errors.append({"file": path.name, "error": error.what, "fix": error.fix})
+            continue
+        rows.append({"file": path.name} | _write_one(predictor.predict(image), image, path.stem, out))
+    write_text(out / "predictions.csv", pd.DataFrame(rows).to_csv(index=False))
+    write_text(out / "errors.csv", pd.DataFrame(errors, columns=["file", "error", "fix"]).to_csv(index=False))
+    note = "Research use only: not a medical device. HAM10000 is CC BY-NC 4.0, and so are weights trained on it.\n"
+    write_text(out / "README.txt", note)
+    return len(errors)
+
+
+def _write_one(prediction: Prediction, image: NDArray[np.uint8], stem: str, out: Path) -> dict[str, object]:
+    row: dict[str, object] = {}
+    if prediction.probabilities is not None:
+        row |= {"dx": prediction.dx} | {f"prob_{dx}": p for dx, p in prediction.probabilities.items()}
+    if prediction.mask is not None:
+        row |= {"lesion_share": float((prediction.mask > 0).mean())}
+        _write_png(out / "masks" / f"{stem}.png", (prediction.mask > 0).astype(np.uint8) * 255)
+        _write_png(out / "overlays" / f"{stem}.png", overlay(image, prediction.mask))
+    return row
+
+
+def _write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
+    temp = path.with_name(f".{path.name}.tmp")
+    Image.fromarray(pixels).save(temp, format="png")
+    temp.replace(path)

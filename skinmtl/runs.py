@@ -1,0 +1,115 @@
+"""What a run folder holds, as files: written whole or not at all, read without torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+
+from skinmtl.errors import InputError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old one or the whole new one."""
+    temp = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temp.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temp.replace(path)
+    finally:
+        temp.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training's folder.
+
+    .hydra/config.yaml  the whole config, resolved
+    run.json            what it ran on and how it went: versions, hashes, seconds, status, exit code
+    split.csv           which image was in which part, its sha256 in run.json and in every checkpoint
+    metrics.csv         one row per epoch and stage
+    checkpoints/        best.ckpt, last.ckpt
+    predictions.csv, scores.json, figures/, report.html
+    """
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: Path | str) -> Run:
+        """The run at a folder; InputError when the folder is not one."""
+        run = cls(Path(path).expanduser().resolve())
+        if not run.info_file.is_file():
+            what = "no run.json in this folder" if run.path.is_dir() else "no such folder"
+            raise InputError(str(path), what, "give a run's folder, such as outputs/demo/<run_id>")
+        return run
+
+    @property
+    def info_file(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def split_file(self) -> Path:
+        return self.path / "split.csv"
+
+    @property
+    def predictions_file(self) -> Path:
+        return self.path / "predictions.csv"
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "figures"
+
+    def checkpoint(self, which: str = "best") -> Path:
+        """`best` or `last`; InputError when that was never saved."""
+        path = self.path / "checkpoints" / f"{which}.ckpt"
+        if not path.is_file():
+            raise InputError(str(path), "no such checkpoint", "let the run train for at least one epoch")
+        return path
+
+    def info(self) -> dict[str, Any]:
+        """run.json as a dict."""
+        try:
+            info: dict[str, Any] = json.loads(self.info_file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(str(self.info_file), f"not JSON ({error})", "restore it or train again") from None
+        return info
+
+    def update(self, facts: Mapping[str, Any]) -> None:
+        """Add facts to run.json; a later value of a key replaces the earlier."""
+        before = self.info() if self.info_file.exists() else {}
+        write_text(self.info_file, json.dumps(before | dict(facts), indent=1, allow_nan=False) + "\n")
+
+    def config(self) -> DictConfig:
+        """The resolved config that the run was started with."""
+        path = self.path / ".hydra" / "config.yaml"
+        if not path.is_file():
+            raise InputError(str(path), "no such file", "restore the run folder's .hydra")
+        config = OmegaConf.load(path)
+        if not isinstance(config, DictConfig):
+            raise InputError(str(path), "not a mapping", "restore the run folder's .hydra")
+        return config
+
+    def predictions(self) -> pd.DataFrame:
+        """The predictions table, one row per image of validation and test."""
+        if not self.predictions_file.is_file():
+            raise InputError(str(self.predictions_file), "no such file", f"run `skinmtl evaluate {self.path}`")
+        return pd.read_csv(self.predictions_file, dtype={"image_id": "str", "lesion_id": "str"})
+
+    def write_scores(self, scores: Mapping[str, Any]) -> None:
+        """Write scores.json; not a number is refused."""
+        write_text(self.path / "scores.json", json.dumps(scores, indent=1, allow_nan=False) + "\n")
+
+
+def find(folder: Path) -> Iterator[Run]:
+    """Every run at or below a folder, in the order of their paths."""
+    for file in sorted(folder.rglob("run.json")):
+        yield Run(file.parent)

@@ -1,0 +1,85 @@
+"""What is learned from a photograph: a target, a loss, a score while training, a way to read logits."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from skinmtl.metrics import Confusion, ImageDice
+from skinmtl.types import Batch
+
+
+class Task(nn.Module, ABC):
+    """One thing learned; its name is the key of its loss, logits, weight and scores everywhere."""
+
+    name: ClassVar[str]
+    score: ClassVar[str]  # the score that selects a checkpoint: in [0, 1], larger is better
+
+    def __init__(self, loss: nn.Module, classes: Sequence[str]) -> None:
+        super().__init__()
+        self.loss = loss
+        self.classes = tuple(classes)
+
+    @abstractmethod
+    def metric(self) -> ImageDice | Confusion:
+        """A fresh counter; its `compute()` gives the task's scores by name."""
+
+    @abstractmethod
+    def count(self, metric: ImageDice | Confusion, logits: Tensor, batch: Batch) -> None:
+        """Add one batch to a counter; samples without the target are left out."""
+
+    @staticmethod
+    @abstractmethod
+    def probabilities(logits: Tensor) -> Tensor:
+        """Probabilities, at least float32, of the same shape as the logits."""
+
+
+class Segmentation(Task):
+    """Outline the lesion. With one foreground class a pixel is lesion where its probability is above one half."""
+
+    name = "seg"
+    score = "mean_image_dice"
+
+    def metric(self) -> ImageDice:
+        return ImageDice()
+
+    def count(self, metric: ImageDice | Confusion, logits: Tensor, batch: Batch) -> None:
+        has = batch["has_mask"]
+        metric.update(self.read(self.probabilities(logits))[has], batch["mask"][has])
+
+    @staticmethod
+    def probabilities(logits: Tensor) -> Tensor:
+        logits = logits.float()
+        return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
+
+    @staticmethod
+    def read(probabilities: Tensor) -> Tensor:
+        """(B, H, W) uint8 index into the mask classes, from (B, 1, H, W) or (B, M, H, W) probabilities."""
+        index = probabilities[:, 0] > 0.5 if probabilities.shape[1] == 1 else probabilities.argmax(1)
+        return index.to(torch.uint8)
+
+
+class Diagnosis(Task):
+    """Name the lesion: the class of the largest probability."""
+
+    name = "cls"
+    score = "balanced_accuracy"
+
+    def metric(self) -> Confusion:
+        return Confusion(len(self.classes))
+
+    def count(self, metric: ImageDice | Confusion, logits: Tensor, batch: Batch) -> None:
+        has = batch["dx"] >= 0
+        metric.update(logits[has].argmax(1), batch["dx"][has])
+
+    @staticmethod
+    def probabilities(logits: Tensor) -> Tensor:
+        # In float64: rounding would make ties, and the official scorer counts a tie as wrong.
+        return logits.double().softmax(1)
+
+
+TASKS: Mapping[str, type[Task]] = {task.name: task for task in (Segmentation, Diagnosis)}

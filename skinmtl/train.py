@@ -1,0 +1,250 @@
+"""One run: seed, build, fit, evaluate, report."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytorch_lightning as pl
+import torch
+from annotated_types import Ge
+from omegaconf import DictConfig, OmegaConf
+
+from skinmtl import config
+from skinmtl.callbacks import Clock, EpochLines, Finite, MetricsFile, best_and_last
+from skinmtl.checkpoints import SafeCheckpointIO
+from skinmtl.checkpoints import load as load_checkpoint
+from skinmtl.data.datamodule import DataModule
+from skinmtl.errors import ConfigError, SkinmtlError
+from skinmtl.evaluate import evaluate
+from skinmtl.module import MultiTaskModule
+from skinmtl.predict import network_state
+from skinmtl.report import write_run_report
+from skinmtl.runs import Run, write_text
+from skinmtl.tasks import TASKS
+
+log = logging.getLogger(__name__)
+
+PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "segmentation-models-pytorch", "timm")
+PACKAGES += ("albumentations", "torchmetrics", "numpy", "pandas", "scikit-learn", "opencv-python-headless", "pillow")
+
+
+def run(
+    name: str,
+    seed: Annotated[int, Ge(0)],
+    tasks: list[str],
+    data: DictConfig,
+    augment: DictConfig,
+    sampler: DictConfig,
+    model: DictConfig,
+    loss: DictConfig,
+    weighting: DictConfig,
+    optim: DictConfig,
+    schedule: DictConfig,
+    trainer: DictConfig,
+    callbacks: DictConfig,
+    logger: DictConfig | None = None,
+    resume: str | None = None,
+    init_from: str | None = None,
+    *,
+    folder: Path,
+) -> float:
+    """Train, evaluate and report; gives the validation score of the best checkpoint, which a sweeper may maximise.
+
+    Args:
+        name: the experiment's name.
+        seed: the only source of chance: weights, order, augmentation and dropout follow from it.
+        tasks: `seg`, `cls` or both.
+        data: the data module's node, and so on: each is a node of the config, already through `config.check`.
+        resume: a run's folder to go on with from its last checkpoint, or `auto`: the newest unfinished run of this
+            experiment with the same config, else a new one.
+        init_from: a run's folder whose best weights this run starts from.
+        folder: where the run writes.
+
+    Raises:
+        SkinmtlError: an answer for the user, with its exit code.
+    """
+    nodes = {key: value for key, value in locals().items() if key not in ("folder", "resume", "init_from")}
+    here = Run(folder)
+    here.path.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    here.update(_origin(nodes, here.path))
+    try:
+        score = _run(nodes, here, resume, init_from, start)
+    except BaseException as error:
+        code = error.exit_code if isinstance(error, SkinmtlError) else 75 if isinstance(error, KeyboardInterrupt) else 1
+        here.update({"status": "interrupted" if code == 75 else "failed", "exit_code": code, "error": str(error)})
+        raise
+    return score
+
+
+def _run(nodes: Mapping[str, Any], here: Run, resume: str | None, init_from: str | None, start: float) -> float:
+    pl.seed_everything(nodes["seed"], verbose=False)
+    # Lightning builds loaders, callbacks and logs from here; ours say what a person needs to know.
+    data = _data(nodes)
+    here.update(_facts(data))
+    write_text(here.split_file, data.split_file.read_text(encoding="utf-8"))
+    module = _module(nodes, data)
+    if init_from is not None:
+        module.network.load_state_dict(network_state(load_checkpoint(Run.open(init_from).checkpoint())["state_dict"]))
+    clock, keep = Clock(), best_and_last(here.path / "checkpoints")
+    trainer = _trainer(nodes, here, [clock, keep])
+    here.update({"parameters": sum(p.numel() for p in module.network.parameters()), "precision": trainer.precision})
+    log.info("%s", here.path)
+
+    fit_start = time.perf_counter()
+    trainer.fit(module, data, ckpt_path=None if resume is None else str(here.checkpoint("last")))
+    fitted = time.perf_counter()
+    if keep.best_model_score is None:
+        raise ConfigError("trainer", "no epoch ended with a validation, so there is no best checkpoint", "train longer")
+    score = float(keep.best_model_score)
+    best = load_checkpoint(here.checkpoint())["epoch"]
+    here.update({"best_epoch": best + 1, "score": score, "images_per_second": clock.images_per_second})
+
+    evaluate(here)
+    seconds = {"fit": fitted - fit_start, "evaluate": time.perf_counter() - fitted, "total": time.perf_counter() - start}
+    here.update({"status": "finished", "exit_code": 0, "seconds": {k: round(v, 1) for k, v in seconds.items()}})
+    write_run_report(here.path)
+    return score
+
+
+def _data(nodes: Mapping[str, Any]) -> DataModule:
+    parts = {"augment": config.build(nodes["augment"]), "sampler": config.build(nodes["sampler"])}
+    data: DataModule = config.build(nodes["data"], **parts, seed=nodes["seed"])
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def _module(nodes: Mapping[str, Any], data: DataModule) -> MultiTaskModule:
+    tasks: list[str] = list(nodes["tasks"])
+    classes = {"seg": data.mask_classes, "cls": data.dx_classes}
+    counts = {"seg": {}, "cls": {"class_counts": data.class_counts("train")}}
+    network = config.build(
+        nodes["model"],
+        tasks=tasks,
+        mask_classes=len(data.mask_classes),
+        dx_classes=len(data.dx_classes),
+        size=data.size,
+    )
+    steps_per_epoch = _steps_per_epoch(nodes["trainer"], len(data.train_dataloader()))
+    return MultiTaskModule(
+        network.to(memory_format=torch.channels_last),
+        [TASKS[task](config.build(nodes["loss"][task], **counts[task]), classes[task]) for task in tasks],
+        config.build(nodes["weighting"]),
+        config.build(nodes["optim"]),
+        config.build(nodes["schedule"]),
+        seed=nodes["seed"],
+        total_steps=steps_per_epoch * nodes["trainer"].max_epochs,
+        steps_per_epoch=steps_per_epoch,
+        facts={
+            "tasks": tasks,
+            "mask_classes": list(data.mask_classes),
+            "dx_classes": list(data.dx_classes),
+            "size": list(data.size),
+            "split_hash": data.split_hash,
+            "data_hash": data.data_hash,
+            "config": _plain(nodes),
+        },
+    )
+
+
+def _steps_per_epoch(trainer: DictConfig, batches: int) -> int:
+    # Counted here and not by the trainer, which would build its loaders to know, and lose a resumed position.
+    limit = trainer.get("limit_train_batches")
+    if limit is not None:
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    return max(1, batches // (trainer.get("accumulate_grad_batches") or 1))
+
+
+def _trainer(nodes: Mapping[str, Any], here: Run, callbacks: list[pl.Callback]) -> pl.Trainer:
+    chosen = [config.build(node) for node in nodes["callbacks"].values() if node is not None]
+    loggers: list[Any] = [MetricsFile(here.path / "metrics.csv")]
+    if nodes["logger"] is not None:
+        loggers.append(config.build(nodes["logger"], folder=here.path, run_id=here.path.name))
+    node = nodes["trainer"]
+    trainer: pl.Trainer = config.build(
+        node | {"precision": config.resolve_precision(node.precision, node.accelerator)},
+        callbacks=[*chosen, EpochLines(), Finite(), *callbacks],
+        logger=loggers,
+        plugins=[SafeCheckpointIO()],
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        default_root_dir=str(here.path),
+    )
+    return trainer
+
+
+def _origin(nodes: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What is known before anything is built."""
+    return {
+        "run_id": folder.name,
+        "name": nodes["name"],
+        "status": "running",
+        "exit_code": None,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["python train.py", *(_without_folders(word) for word in sys.argv[1:])]),
+        "commit": _commit(),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "seed": nodes["seed"],
+        "tasks": list(nodes["tasks"]),
+    }
+
+
+def _facts(data: DataModule) -> dict[str, Any]:
+    """What the photographs and the split are, without a folder's name that could name a person or a place."""
+    parts = {}
+    for part in ("train", "val", "test"):
+        rows = data.table.iloc[data.rows(part)]
+        counts = rows["dx"].value_counts().reindex(data.dx_classes, fill_value=0)
+        parts[part] = {
+            "images": len(rows),
+            "lesions": int(rows["lesion_id"].nunique()),
+            "classes": {name: int(counts[name]) for name in data.dx_classes},
+        }
+    return {
+        "dx_classes": list(data.dx_classes),
+        "mask_classes": list(data.mask_classes),
+        "leaky": data.leaky,
+        "synthetic": data.synthetic is not None,
+        "size": list(data.size),
+        "split": {"hash": data.split_hash, "fold": data.fold, "folds": data.folds, **parts},
+        "data": {"hash": data.data_hash, "layout": data.layout, "images": len(data.table)},
+    }
+
+
+def _plain(nodes: Mapping[str, Any]) -> dict[str, Any]:
+    """The nodes as plain dicts, lists, numbers and words: what a checkpoint may hold."""
+    return {
+        key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        for key, value in nodes.items()
+    }
+
+
+def _without_folders(word: str) -> str:
+    key, equals, value = word.partition("=")
+    return f"{key}=.../{Path(value).name}" if equals and value.startswith(("/", "~")) else word
+
+
+def _commit() -> str | None:
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
