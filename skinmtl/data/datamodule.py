@@ -1,0 +1,263 @@
+"""From a folder on disk to batches: table, split, photographs, order, augmentation."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import cv2
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from annotated_types import Ge
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from skinmtl.data import cache, sources, splits
+from skinmtl.data.cache import Photographs
+from skinmtl.data.samplers import EpochSampler, InOrder, Place, Shuffle
+from skinmtl.data.splits import Stage
+from skinmtl.data.synthetic import Synthetic
+from skinmtl.data.transforms import Transform, none
+from skinmtl.errors import ConfigError
+from skinmtl.types import Batch, Sample
+
+logger = logging.getLogger(__name__)
+
+Pixels = Annotated[int, Ge(1)]
+
+
+class Samples(Dataset[Sample]):
+    """Samples by (epoch, position, row): the row says which photograph, all three how it is drawn."""
+
+    def __init__(
+        self,
+        photographs: Photographs,
+        dx: Sequence[int],
+        transform: Transform,
+        seed: int,
+    ) -> None:
+        self._photographs, self._dx, self._transform, self._seed = (
+            photographs,
+            list(dx),
+            transform,
+            seed,
+        )
+
+    def __getitem__(self, place: Place) -> Sample:
+        epoch, position, row = place
+        image, mask = self._photographs.read(row)
+        image, mask = self._transform(image, mask, (self._seed, epoch, position))
+        return Sample(
+            image=image,
+            mask=mask,
+            has_mask=self._photographs.has_mask(row),
+            dx=self._dx[row],
+            index=row,
+        )
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Samples stacked into tensors; images stay bytes."""
+    images = np.stack([sample["image"] for sample in samples])  # (B, H, W, 3)
+    return Batch(
+        image=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),  # (B, 3, H, W)
+        mask=torch.from_numpy(np.stack([sample["mask"] for sample in samples])),
+        has_mask=torch.tensor([sample["has_mask"] for sample in samples]),
+        dx=torch.tensor([sample["dx"] for sample in samples]),
+        index=torch.tensor([sample["index"] for sample in samples]),
+    )
+
+
+class DataModule(pl.LightningDataModule):
+    """HAM10000, or anything in its layouts, as batches.
+
+    `size` is (height, width) in pixels, or one number for a square. `split` is a split file; where it is null, one
+    of `folds` folds is drawn from `split_seed` the first time, kept in `split_dir` and never redrawn; `fold` says
+    which of its folds tests. With `cache` auto, photographs are decoded once into `cache_dir` when the disk has room.
+    `synthetic` draws the data at `root` first. `workers` 0 loads in the training process; the pixels do not depend
+    on it.
+    """
+
+    def __init__(
+        self,
+        root: str = "data/ham10000",
+        layout: Literal["auto", "dataverse", "mirror"] = "auto",
+        synthetic: Synthetic | None = None,
+        size: Pixels | tuple[Pixels, Pixels] = (192, 256),
+        batch_size: Annotated[int, Ge(1)] = 32,
+        workers: Annotated[int, Ge(0)] = 2,
+        folds: Annotated[int, Ge(2)] = 5,
+        fold: Annotated[int, Ge(0)] = 0,
+        split: str | None = None,
+        split_seed: Annotated[int, Ge(0)] = 0,
+        split_dir: str = "outputs/splits",
+        allow_leak: bool = False,
+        cache: Literal["auto", "off"] = "auto",
+        cache_dir: str = "outputs/.cache",
+        *,
+        augment: Transform,
+        sampler: Shuffle,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.root, self.layout, self.synthetic = Path(root), layout, synthetic
+        self.size = (size, size) if isinstance(size, int) else (size[0], size[1])
+        self.batch_size, self.workers = batch_size, workers
+        self.folds, self.fold, self.split_seed, self.allow_leak = (
+            folds,
+            fold,
+            split_seed,
+            allow_leak,
+        )
+        self.cache, self.cache_dir, self.split_dir = (
+            cache,
+            Path(cache_dir),
+            Path(split_dir),
+        )
+        self.augment, self.sampler, self.seed = augment, sampler, seed
+        self.mask_classes = sources.MASK_CLASSES
+        self._given = Path(split) if split else None
+        self._photographs: Photographs | None = None
+
+    def prepare_data(self) -> None:
+        """Draw synthetic data, the split and the cache, once; one process of many runs this."""
+        if self.synthetic is not None:
+            self.synthetic.write(self.root)
+        self.setup()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the table, the split and where the pixels are; the second call costs nothing."""
+        if self._photographs is not None:
+            return
+        self.table = sources.read(self.root, self.layout, self.allow_leak)
+        self.leaky = sources.is_leaky(self.table)
+        self.dx_classes: tuple[str, ...] = tuple(self.table["dx"].cat.categories)
+        self.data_hash = cache.fingerprint(self.table)
+
+        self.split_file = self._given or splits.get(
+            self.table, self.folds, self.split_seed, self.split_dir
+        )
+        self.split = splits.load(self.split_file)
+        splits.check(self.split, self.table, self.split_file)
+        self.split_hash = splits.digest(self.split_file)
+        self._stages = self._stages_of_fold()
+        counts = ", ".join(
+            f"{stage} {len(self.rows(stage)):,}" for stage in splits.STAGES
+        )
+        logger.info(
+            "fold %d of %s (sha256 %s): %s",
+            self.fold,
+            self.split_file,
+            self.split_hash[:12],
+            counts,
+        )
+
+        pixels = (
+            cache.get(self.table, self.size, self.root, self.cache_dir)
+            if self.cache == "auto"
+            else None
+        )
+        self._photographs = Photographs.of(self.table, self.size, pixels)
+
+    def rows(self, stage: Stage) -> NDArray[np.int64]:
+        """Rows of the case table in this stage of the fold, ascending."""
+        return np.flatnonzero(self._stages == stage)
+
+    def class_counts(self, stage: Stage = "train") -> list[int]:
+        """Photographs of each diagnosis in a stage, in the order of `dx_classes`."""
+        counts = self.table["dx"].iloc[self.rows(stage)].value_counts(sort=False)
+        return [int(counts[dx]) for dx in self.dx_classes]
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Augmented batches in the epoch's order, from where training stands; all of the full size."""
+        rows = self.rows("train")
+        self._train_batches = len(rows) // self._world() // self.batch_size
+        if self._train_batches == 0:
+            # A batch of another size than the rest would disturb batch norm, so the last partial one is left out.
+            what = f"{self.batch_size} is more than the {len(rows) // self._world()} training photographs of a process"
+            raise ConfigError("data.batch_size", what, "use a smaller one")
+        sampler = EpochSampler(
+            self.sampler.order,
+            rows,
+            self.seed,
+            self._start,
+            self.batch_size,
+            self._rank(),
+            self._world(),
+        )
+        return self._loader(self._samples(self.augment), sampler, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """Validation photographs as they are, each once, in table order."""
+        sampler = InOrder(self.rows("val"), self._rank(), self._world())
+        return self._loader(self._samples(none()), sampler, drop_last=False)
+
+    def _samples(self, transform: Transform) -> Samples:
+        assert self._photographs is not None, "setup() comes first"
+        return Samples(
+            self._photographs, self.table["dx"].cat.codes.tolist(), transform, self.seed
+        )
+
+    def _loader(
+        self, samples: Samples, sampler: EpochSampler | InOrder, drop_last: bool
+    ) -> DataLoader[Sample]:
+        return DataLoader(
+            samples,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.workers,
+            collate_fn=collate,
+            drop_last=drop_last,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_one_thread,
+            persistent_workers=self.workers > 0,
+        )
+
+    def _start(self) -> tuple[int, int]:
+        """Epoch and batches of it already done, from the trainer's own count, which a checkpoint restores."""
+        if self.trainer is None:
+            return 0, 0
+        limit = self.trainer.limit_train_batches
+        # Counted here: the trainer's own number of batches is infinite when the first epoch begins.
+        each = (
+            self._train_batches
+            if limit is None
+            else _limited(self._train_batches, limit)
+        )
+        return divmod(
+            self.trainer.fit_loop.epoch_loop.batch_progress.total.processed,
+            max(each, 1),
+        )
+
+    def _rank(self) -> int:
+        return 0 if self.trainer is None else self.trainer.global_rank
+
+    def _world(self) -> int:
+        return 1 if self.trainer is None else self.trainer.world_size
+
+    def _stages_of_fold(self) -> NDArray[np.object_]:
+        """Stage of each row of the table, (N,), in the chosen fold."""
+        folds = [name for name in self.split.columns if name.startswith("fold_")]
+        if f"fold_{self.fold}" not in folds:
+            raise ConfigError(
+                "data.fold",
+                f"{self.fold}, but {self.split_file} has {', '.join(folds)}",
+                "take one of them",
+            )
+        stages = self.split.set_index("image_id")[f"fold_{self.fold}"]
+        return stages.reindex(self.table["image_id"]).to_numpy(dtype=object)
+
+
+def _limited(batches: int, limit: float) -> int:
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+
+def _one_thread(_: int) -> None:
+    """Workers share the cores already; more threads in each would only wait for one another."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
