@@ -22,12 +22,13 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from skinmtl.data.images import Size, fit_image, fit_mask, read_image, read_mask
-from skinmtl.errors import ResourceError
+from skinmtl.errors import Faults, SkinmtlError
 
 logger = logging.getLogger(__name__)
 
 VERSION = 1  # raise when decoding or fitting gives other pixels
 SPARE = 1.2  # of the file's size has to be free on the disk
+MOST_FAULTS = 20  # unreadable photographs to list before giving up
 
 
 class Photographs:
@@ -38,31 +39,15 @@ class Photographs:
     """
 
     def __init__(
-        self,
-        images: Sequence[str],
-        masks: Sequence[str | None],
-        size: Size,
-        cache: Path | None = None,
+        self, images: Sequence[str], masks: Sequence[str | None], size: Size, cache: Path | None = None
     ) -> None:
-        self._images, self._masks, self._size, self._cache = (
-            list(images),
-            list(masks),
-            size,
-            cache,
-        )
+        self._images, self._masks, self._size, self._cache = list(images), list(masks), size, cache
         self._map: NDArray[np.uint8] | None = None
 
     @classmethod
-    def of(
-        cls, table: pd.DataFrame, size: Size, cache: Path | None = None
-    ) -> Photographs:
+    def of(cls, table: pd.DataFrame, size: Size, cache: Path | None = None) -> Photographs:
         """The photographs of a case table."""
-        return cls(
-            table["image"].tolist(),
-            [m if isinstance(m, str) else None for m in table["mask"]],
-            size,
-            cache,
-        )
+        return cls(table["image"].tolist(), [m if isinstance(m, str) else None for m in table["mask"]], size, cache)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -75,14 +60,10 @@ class Photographs:
         """Image (H, W, 3) and mask (H, W), uint8, arrays of the caller's own."""
         if self._cache is None:
             return self._decode(row)
-        if (
-            self._map is None
-        ):  # opened in each worker: the pages are shared, and nothing large is ever pickled
+        if self._map is None:  # opened in each worker: the pages are shared, and nothing large is ever pickled
             self._map = np.load(self._cache, mmap_mode="r")
         pixels = self._map[row]
-        return np.ascontiguousarray(pixels[..., :3]), np.ascontiguousarray(
-            pixels[..., 3]
-        )
+        return np.ascontiguousarray(pixels[..., :3]), np.ascontiguousarray(pixels[..., 3])
 
     def _decode(self, row: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         path = self._masks[row]
@@ -97,90 +78,83 @@ class Photographs:
 
 
 def get(table: pd.DataFrame, size: Size, root: Path, folder: Path) -> Path | None:
-    """The cache file of this table at this size in `folder`, built where it is not yet there; None where it cannot be.
+    """The cache file of this table at this size in `folder`, built where it is missing; None where it does not fit.
 
-    Named by a hash of paths under `root`, file sizes, times of change and `size`: a changed photograph makes a new file.
+    Named by a hash of paths under `root`, file sizes, times of change and `size`: a changed photograph makes a new
+    file.
     """
     path = folder / f"{_key(table, size, root)}.npy"
     if path.exists():
         return path
     need, free = len(table) * size[0] * size[1] * 4, _free(folder)
     if free < need * SPARE:
-        logger.info(
-            "no cache: %s needs %.1f GB, %.1f GB are free",
-            folder,
-            need * SPARE / 1e9,
-            free / 1e9,
-        )
+        logger.info("no cache: %s needs %.1f GB, %.1f GB are free", folder, need * SPARE / 1e9, free / 1e9)
         return None
-    folder.mkdir(parents=True, exist_ok=True)
-    logger.info(
-        "decoding %s photographs once, into %s (%.2f GB)",
-        f"{len(table):,}",
-        path,
-        need / 1e9,
-    )
-    _build(Photographs.of(table, size), size, path)
+    logger.info("decoding %s photographs once, into %s (%.2f GB)", f"{len(table):,}", path, need / 1e9)
+    try:
+        _build(Photographs.of(table, size), size, path)
+    except OSError as error:
+        logger.warning("no cache: %s cannot be written (%s)", path, error)
+        return None
     return path
 
 
 def _build(photographs: Photographs, size: Size, path: Path) -> None:
     """Decode all into a file beside `path`, then rename it: `path` is never half a cache."""
-    handle, temporary = tempfile.mkstemp(
-        dir=path.parent, prefix=f".{path.stem}.", suffix=".tmp"
-    )
-    os.close(handle)
-    shape = (len(photographs), *size, 4)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".tmp")
     try:
-        pixels = np.lib.format.open_memmap(
-            temporary, mode="w+", dtype=np.uint8, shape=shape
-        )
-
-        def put(row: int) -> None:
-            pixels[row, ..., :3], pixels[row, ..., 3] = photographs.read(row)
-
-        with (
-            ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,
-            _progress(len(photographs)) as step,
-        ):
-            for _ in pool.map(put, range(len(photographs))):
-                step()
+        pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=(len(photographs), *size, 4))
+        if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process, with no exception
+            os.posix_fallocate(handle, 0, os.fstat(handle).st_size)
+        _fill(pixels, photographs)
         pixels.flush()
-        os.chmod(temporary, 0o644)
+        os.fchmod(handle, 0o644)
         os.replace(temporary, path)
-    except OSError as error:
-        raise ResourceError(
-            str(path),
-            f"cannot write the cache ({error})",
-            "free disk space, or set data.cache=off",
-        ) from error
     finally:
+        os.close(handle)
         Path(temporary).unlink(missing_ok=True)
+
+
+def _fill(pixels: NDArray[np.uint8], photographs: Photographs) -> None:
+    """Decode into (N, H, W, 4); what cannot be decoded is listed, up to `MOST_FAULTS` of it."""
+
+    def put(row: int) -> SkinmtlError | None:
+        try:
+            pixels[row, ..., :3], pixels[row, ..., 3] = photographs.read(row)
+        except SkinmtlError as fault:
+            return fault
+        return None
+
+    faults: list[SkinmtlError] = []
+    with ThreadPoolExecutor(_cores()) as pool, _progress(len(photographs)) as step:
+        for fault in pool.map(put, range(len(photographs))):
+            step()
+            if fault:
+                faults.append(fault)
+            if len(faults) == MOST_FAULTS:
+                pool.shutdown(cancel_futures=True)
+                break
+    if faults:
+        raise Faults(faults)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def fingerprint(table: pd.DataFrame) -> str:
     """A sha256 over ids, lesions, diagnoses and file sizes: what a run trained on, wherever it lay."""
     lines = [
-        [
-            row.image_id,
-            row.lesion_id,
-            str(row.dx),
-            _stat(row.image)[0],
-            _stat(row.mask)[0],
-        ]
+        [row.image_id, row.lesion_id, str(row.dx), _stat(row.image)[0], _stat(row.mask)[0]]
         for row in table.itertuples(index=False)
     ]
     return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
 
 
 def _key(table: pd.DataFrame, size: Size, root: Path) -> str:
-    files = [
-        [os.path.relpath(path, root), *_stat(path)]
-        for path in [*table["image"], *table["mask"].dropna()]
-    ]
-    return hashlib.sha256(
-        json.dumps([VERSION, list(size), files]).encode()
-    ).hexdigest()[:24]
+    files = [[os.path.relpath(path, root), *_stat(path)] for path in [*table["image"], *table["mask"].dropna()]]
+    return hashlib.sha256(json.dumps([VERSION, list(size), files]).encode()).hexdigest()[:24]
 
 
 def _stat(path: object) -> tuple[int, int]:
@@ -193,29 +167,16 @@ def _stat(path: object) -> tuple[int, int]:
 
 def _free(folder: Path) -> int:
     """Free bytes on the disk that would hold `folder`."""
-    there = next(
-        parent
-        for parent in (folder.absolute(), *folder.absolute().parents)
-        if parent.exists()
-    )
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     return shutil.disk_usage(there).free
 
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[], None]]:
     """A bar on the terminal's error stream, if it takes longer than a second."""
-    columns = (
-        *Progress.get_default_columns()[:2],
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     began = time.monotonic()
-    with Progress(
-        *columns,
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    ) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("decoding", total=total, visible=False)
 
         def step() -> None:

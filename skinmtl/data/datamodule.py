@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,7 +21,7 @@ from skinmtl.data.samplers import EpochSampler, InOrder, Place, Shuffle
 from skinmtl.data.splits import Stage
 from skinmtl.data.synthetic import Synthetic
 from skinmtl.data.transforms import Transform, none
-from skinmtl.errors import ConfigError
+from skinmtl.errors import ConfigError, SkinmtlError
 from skinmtl.types import Batch, Sample
 
 logger = logging.getLogger(__name__)
@@ -30,45 +29,53 @@ logger = logging.getLogger(__name__)
 Pixels = Annotated[int, Ge(1)]
 
 
-class Samples(Dataset[Sample]):
-    """Samples by (epoch, position, row): the row says which photograph, all three how it is drawn."""
+class Samples(Dataset[Sample | SkinmtlError]):
+    """Samples by (epoch, position, row): the row says which photograph, all three how it is drawn.
 
-    def __init__(
-        self,
-        photographs: Photographs,
-        dx: Sequence[int],
-        transform: Transform,
-        seed: int,
-    ) -> None:
-        self._photographs, self._dx, self._transform, self._seed = (
-            photographs,
-            list(dx),
-            transform,
-            seed,
-        )
+    A photograph that cannot be read comes as the error itself, for `Loader` to raise: an exception raised in a worker
+    would arrive as a RuntimeError without its name.
+    """
 
-    def __getitem__(self, place: Place) -> Sample:
+    def __init__(self, photographs: Photographs, dx: Sequence[int], transform: Transform, seed: int) -> None:
+        self._photographs, self._dx, self._transform, self._seed = photographs, list(dx), transform, seed
+
+    def __getitem__(self, place: Place) -> Sample | SkinmtlError:
         epoch, position, row = place
-        image, mask = self._photographs.read(row)
+        try:
+            image, mask = self._photographs.read(row)
+        except SkinmtlError as error:
+            return error
         image, mask = self._transform(image, mask, (self._seed, epoch, position))
-        return Sample(
-            image=image,
-            mask=mask,
-            has_mask=self._photographs.has_mask(row),
-            dx=self._dx[row],
-            index=row,
-        )
+        return Sample(image=image, mask=mask, has_mask=self._photographs.has_mask(row), dx=self._dx[row], index=row)
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Samples stacked into tensors; images stay bytes."""
-    images = np.stack([sample["image"] for sample in samples])  # (B, H, W, 3)
+class Loader(DataLoader[Sample | SkinmtlError]):
+    """A DataLoader that raises the errors of its workers as they were."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        batches = super().__iter__()  # begins here, not at the first batch as it would inside a generator
+        return (_raised(batch) for batch in batches)
+
+
+def _raised(batch: Batch | SkinmtlError) -> Batch:
+    if isinstance(batch, SkinmtlError):
+        raise batch
+    return batch
+
+
+def collate(samples: Sequence[Sample | SkinmtlError]) -> Batch | SkinmtlError:
+    """Samples stacked into tensors; images stay bytes. The first error, where there is one."""
+    errors = [sample for sample in samples if isinstance(sample, SkinmtlError)]
+    if errors:
+        return errors[0]
+    good = [sample for sample in samples if not isinstance(sample, SkinmtlError)]
+    images = np.stack([sample["image"] for sample in good])  # (B, H, W, 3)
     return Batch(
         image=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),  # (B, 3, H, W)
-        mask=torch.from_numpy(np.stack([sample["mask"] for sample in samples])),
-        has_mask=torch.tensor([sample["has_mask"] for sample in samples]),
-        dx=torch.tensor([sample["dx"] for sample in samples]),
-        index=torch.tensor([sample["index"] for sample in samples]),
+        mask=torch.from_numpy(np.stack([sample["mask"] for sample in good])),
+        has_mask=torch.tensor([sample["has_mask"] for sample in good]),
+        dx=torch.tensor([sample["dx"] for sample in good]),
+        index=torch.tensor([sample["index"] for sample in good]),
     )
 
 
@@ -107,17 +114,8 @@ class DataModule(pl.LightningDataModule):
         self.root, self.layout, self.synthetic = Path(root), layout, synthetic
         self.size = (size, size) if isinstance(size, int) else (size[0], size[1])
         self.batch_size, self.workers = batch_size, workers
-        self.folds, self.fold, self.split_seed, self.allow_leak = (
-            folds,
-            fold,
-            split_seed,
-            allow_leak,
-        )
-        self.cache, self.cache_dir, self.split_dir = (
-            cache,
-            Path(cache_dir),
-            Path(split_dir),
-        )
+        self.folds, self.fold, self.split_seed, self.allow_leak = (folds, fold, split_seed, allow_leak)
+        self.cache, self.cache_dir, self.split_dir = (cache, Path(cache_dir), Path(split_dir))
         self.augment, self.sampler, self.seed = augment, sampler, seed
         self.mask_classes = sources.MASK_CLASSES
         self._given = Path(split) if split else None
@@ -138,29 +136,15 @@ class DataModule(pl.LightningDataModule):
         self.dx_classes: tuple[str, ...] = tuple(self.table["dx"].cat.categories)
         self.data_hash = cache.fingerprint(self.table)
 
-        self.split_file = self._given or splits.get(
-            self.table, self.folds, self.split_seed, self.split_dir
-        )
+        self.split_file = self._given or splits.get(self.table, self.folds, self.split_seed, self.split_dir)
         self.split = splits.load(self.split_file)
         splits.check(self.split, self.table, self.split_file)
         self.split_hash = splits.digest(self.split_file)
         self._stages = self._stages_of_fold()
-        counts = ", ".join(
-            f"{stage} {len(self.rows(stage)):,}" for stage in splits.STAGES
-        )
-        logger.info(
-            "fold %d of %s (sha256 %s): %s",
-            self.fold,
-            self.split_file,
-            self.split_hash[:12],
-            counts,
-        )
+        counts = ", ".join(f"{stage} {len(self.rows(stage)):,}" for stage in splits.STAGES)
+        logger.info("fold %d of %s (sha256 %s): %s", self.fold, self.split_file, self.split_hash[:12], counts)
 
-        pixels = (
-            cache.get(self.table, self.size, self.root, self.cache_dir)
-            if self.cache == "auto"
-            else None
-        )
+        pixels = cache.get(self.table, self.size, self.root, self.cache_dir) if self.cache == "auto" else None
         self._photographs = Photographs.of(self.table, self.size, pixels)
 
     def rows(self, stage: Stage) -> NDArray[np.int64]:
@@ -172,7 +156,7 @@ class DataModule(pl.LightningDataModule):
         counts = self.table["dx"].iloc[self.rows(stage)].value_counts(sort=False)
         return [int(counts[dx]) for dx in self.dx_classes]
 
-    def train_dataloader(self) -> DataLoader[Sample]:
+    def train_dataloader(self) -> Loader:
         """Augmented batches in the epoch's order, from where training stands; all of the full size."""
         rows = self.rows("train")
         self._train_batches = len(rows) // self._world() // self.batch_size
@@ -181,31 +165,21 @@ class DataModule(pl.LightningDataModule):
             what = f"{self.batch_size} is more than the {len(rows) // self._world()} training photographs of a process"
             raise ConfigError("data.batch_size", what, "use a smaller one")
         sampler = EpochSampler(
-            self.sampler.order,
-            rows,
-            self.seed,
-            self._start,
-            self.batch_size,
-            self._rank(),
-            self._world(),
+            self.sampler.order, rows, self.seed, self._start, self.batch_size, self._rank(), self._world()
         )
         return self._loader(self._samples(self.augment), sampler, drop_last=True)
 
-    def val_dataloader(self) -> DataLoader[Sample]:
+    def val_dataloader(self) -> Loader:
         """Validation photographs as they are, each once, in table order."""
         sampler = InOrder(self.rows("val"), self._rank(), self._world())
         return self._loader(self._samples(none()), sampler, drop_last=False)
 
     def _samples(self, transform: Transform) -> Samples:
         assert self._photographs is not None, "setup() comes first"
-        return Samples(
-            self._photographs, self.table["dx"].cat.codes.tolist(), transform, self.seed
-        )
+        return Samples(self._photographs, self.table["dx"].cat.codes.tolist(), transform, self.seed)
 
-    def _loader(
-        self, samples: Samples, sampler: EpochSampler | InOrder, drop_last: bool
-    ) -> DataLoader[Sample]:
-        return DataLoader(
+    def _loader(self, samples: Samples, sampler: EpochSampler | InOrder, drop_last: bool) -> Loader:
+        return Loader(
             samples,
             batch_size=self.batch_size,
             sampler=sampler,
@@ -223,15 +197,9 @@ class DataModule(pl.LightningDataModule):
             return 0, 0
         limit = self.trainer.limit_train_batches
         # Counted here: the trainer's own number of batches is infinite when the first epoch begins.
-        each = (
-            self._train_batches
-            if limit is None
-            else _limited(self._train_batches, limit)
-        )
-        return divmod(
-            self.trainer.fit_loop.epoch_loop.batch_progress.total.processed,
-            max(each, 1),
-        )
+        each = self._train_batches if limit is None else _limited(self._train_batches, limit)
+        done: int = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
+        return divmod(done, max(each, 1))
 
     def _rank(self) -> int:
         return 0 if self.trainer is None else self.trainer.global_rank
@@ -244,9 +212,7 @@ class DataModule(pl.LightningDataModule):
         folds = [name for name in self.split.columns if name.startswith("fold_")]
         if f"fold_{self.fold}" not in folds:
             raise ConfigError(
-                "data.fold",
-                f"{self.fold}, but {self.split_file} has {', '.join(folds)}",
-                "take one of them",
+                "data.fold", f"{self.fold}, but {self.split_file} has {', '.join(folds)}", "take one of them"
             )
         stages = self.split.set_index("image_id")[f"fold_{self.fold}"]
         return stages.reindex(self.table["image_id"]).to_numpy(dtype=object)
@@ -258,6 +224,5 @@ def _limited(batches: int, limit: float) -> int:
 
 def _one_thread(_: int) -> None:
     """Workers share the cores already; more threads in each would only wait for one another."""
-    os.environ["OMP_NUM_THREADS"] = "1"
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -13,9 +13,7 @@ from PIL import Image, ImageOps
 
 from skinmtl.errors import InputError
 
-cv2.setNumThreads(
-    0
-)  # parallelism is over photographs; OpenCV's own threads would fight with the workers
+cv2.setNumThreads(0)  # parallelism is over photographs; OpenCV's own threads would fight with the workers
 
 MAX_PIXELS = 50_000_000  # a small file can claim gigabytes of pixels; the largest dermatoscopic photographs have 24 M
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "TIFF", "WEBP")
@@ -39,10 +37,8 @@ def read_image(path: Path, has_mask: bool = False) -> NDArray[np.uint8]:
     orientation = image.getexif().get(ORIENTATION, 1)
     if orientation not in (0, 1):
         if has_mask:
-            what = f"EXIF orientation {orientation} turns this photograph, and its mask may or may not be turned with it"
-            raise InputError(
-                str(path), what, "save both upright, without EXIF orientation"
-            )
+            what = f"EXIF orientation {orientation} turns this photograph; its mask may be turned with it or not"
+            raise InputError(str(path), what, "save both upright, without EXIF orientation")
         image = ImageOps.exif_transpose(image)
     return np.asarray(_rgb(image, path), dtype=np.uint8)
 
@@ -59,27 +55,19 @@ def read_mask(path: Path, size: Size | None = None) -> NDArray[np.uint8]:
     image = _open(path, LOSSLESS)
     if image.mode not in ("1", "L", "P", "RGB"):
         raise InputError(
-            str(path),
-            f"a mask of mode {image.mode}",
-            "save it as an 8-bit grey PNG with values 0 and 255",
+            str(path), f"a mask of mode {image.mode}", "save it as an 8-bit grey PNG with values 0 and 255"
         )
-    pixels = np.asarray(image.convert("RGB" if image.mode in ("P", "RGB") else "L"))
-    mask: NDArray[np.uint8] = pixels if pixels.ndim == 2 else _one_channel(pixels, path)
+    pixels: NDArray[np.uint8] = np.asarray(image.convert("RGB" if image.mode in ("P", "RGB") else "L"))
+    mask = pixels if pixels.ndim == 2 else _one_channel(pixels, path)
     if size is not None and mask.shape != tuple(size):
-        what = f"the mask is {mask.shape[1]} x {mask.shape[0]} pixels, its photograph {size[1]} x {size[0]}"
-        raise InputError(
-            str(path), what, "give the mask that was drawn on this photograph"
-        )
+        what = f"the mask is {image.width} x {image.height} pixels, its photograph {size[1]} x {size[0]}"
+        raise InputError(str(path), what, "give the mask that was drawn on this photograph")
 
     top = int(mask.max())
     if top not in (0, 1, 255) or bool(((mask != 0) & (mask != top)).any()):
         found = np.unique(mask)
         shown = ", ".join(map(str, found[:6])) + (", ..." if len(found) > 6 else "")
-        raise InputError(
-            str(path),
-            f"mask values {shown}",
-            "use only {0, 1} or {0, 255}, in a lossless file",
-        )
+        raise InputError(str(path), f"mask values {shown}", "use only {0, 1} or {0, 255}, in a lossless file")
     return (mask != 0).astype(np.uint8)
 
 
@@ -89,18 +77,14 @@ def fit_image(image: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
         return image
     shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
     how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return cv2.resize(image, (size[1], size[0]), interpolation=how).astype(
-        np.uint8, copy=False
-    )
+    return cv2.resize(image, (size[1], size[0]), interpolation=how).astype(np.uint8, copy=False)
 
 
 def fit_mask(mask: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
     """The mask (H, W) at `size` (height, width): nearest pixel, so that no value appears that was not there."""
     if mask.shape == tuple(size):
         return mask
-    return cv2.resize(
-        mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT
-    ).astype(np.uint8, copy=False)
+    return cv2.resize(mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT).astype(np.uint8, copy=False)
 
 
 def _open(path: Path, formats: tuple[str, ...]) -> Image.Image:
@@ -109,26 +93,16 @@ def _open(path: Path, formats: tuple[str, ...]) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
         if image.width * image.height > MAX_PIXELS:
-            raise InputError(
-                str(path),
-                f"{image.width} x {image.height} pixels",
-                f"use at most {MAX_PIXELS:,} pixels",
-            )
+            raise InputError(str(path), f"{image.width} x {image.height} pixels", f"use at most {MAX_PIXELS:,} pixels")
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-            raise InputError(
-                str(path), "several pictures in one file", "save the one that is meant"
-            )
+            raise InputError(str(path), "several pictures in one file", "save the one that is meant")
         _check_end(image.format or "", data, path)
         image.load()
     except InputError:
         raise
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error and more on broken files
         what = f"not a whole {' or '.join(formats)} picture ({error or type(error).__name__})"
-        raise InputError(
-            str(path),
-            " ".join(what.split()),
-            "replace the file; nothing is put in its place",
-        ) from error
+        raise InputError(str(path), " ".join(what.split()), "replace the file; nothing is put in its place") from error
     return image
 
 
@@ -138,11 +112,7 @@ def _bytes(path: Path) -> bytes:
             raise InputError(str(path), "not a file", "give a photograph")
         data = path.read_bytes()
     except OSError as error:
-        raise InputError(
-            str(path),
-            error.strerror or "cannot be read",
-            "check the path and its permissions",
-        ) from error
+        raise InputError(str(path), error.strerror or "cannot be read", "check the path and its permissions") from error
     if not data:
         raise InputError(str(path), "the file is empty", "replace it")
     return data
@@ -151,37 +121,22 @@ def _bytes(path: Path) -> bytes:
 def _check_end(kind: str, data: bytes, path: Path) -> None:
     """Refuse a file that lost its end: PIL decodes a JPEG whose second half is zeros without a word."""
     # In a JPEG the last scan (FFDA) has to be closed (FFD9); scan data itself never holds either pair.
-    closed = {
-        "JPEG": data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda"),
-        "PNG": b"IEND" in data[-1024:],
-    }
+    closed = {"JPEG": data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda"), "PNG": b"IEND" in data[-1024:]}
     if not closed.get(kind, True):
-        raise InputError(
-            str(path), f"the {kind} is cut off or overwritten", "replace it"
-        )
+        raise InputError(str(path), f"the {kind} is cut off or overwritten", "replace it")
 
 
 def _rgb(image: Image.Image, path: Path) -> Image.Image:
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
         image = image.convert("RGBA")
         if image.getextrema()[3] != (255, 255):
-            raise InputError(
-                str(path), "transparent pixels", "save it without an alpha channel"
-            )
+            raise InputError(str(path), "transparent pixels", "save it without an alpha channel")
     elif image.mode not in ("RGB", "L", "1", "P", "CMYK", "YCbCr"):
-        raise InputError(
-            str(path), f"pixels of mode {image.mode}", "save it as an 8-bit RGB picture"
-        )
+        raise InputError(str(path), f"pixels of mode {image.mode}", "save it as an 8-bit RGB picture")
     return image.convert("RGB")
 
 
 def _one_channel(pixels: NDArray[np.uint8], path: Path) -> NDArray[np.uint8]:
-    if not np.array_equal(pixels[..., 0], pixels[..., 1]) or not np.array_equal(
-        pixels[..., 0], pixels[..., 2]
-    ):
-        raise InputError(
-            str(path),
-            "a mask in colours",
-            "save it as an 8-bit grey PNG with values 0 and 255",
-        )
+    if not np.array_equal(pixels[..., 0], pixels[..., 1]) or not np.array_equal(pixels[..., 0], pixels[..., 2]):
+        raise InputError(str(path), "a mask in colours", "save it as an 8-bit grey PNG with values 0 and 255")
     return np.ascontiguousarray(pixels[..., 0])

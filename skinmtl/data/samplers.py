@@ -10,9 +10,7 @@ from torch.utils.data import Sampler
 
 from skinmtl.data.transforms import mix
 
-Place = tuple[
-    int, int, int
-]  # epoch, position in the epoch's order over all ranks, row of the case table
+Place = tuple[int, int, int]  # epoch, position in the epoch's order over all ranks, row of the case table
 Order = Callable[[int, int, int], NDArray[np.int64]]
 
 
@@ -42,12 +40,7 @@ class EpochSampler(Sampler[Place]):
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self._order, self._rows, self._seed, self._start = (
-            order,
-            np.asarray(rows),
-            seed,
-            start,
-        )
+        self._order, self._rows, self._seed, self._start = (order, np.asarray(rows), seed, start)
         self._batch_size, self._rank, self._world = batch_size, rank, world
 
     def __len__(self) -> int:
@@ -57,9 +50,7 @@ class EpochSampler(Sampler[Place]):
     def __iter__(self) -> Iterator[Place]:
         epoch, skip = self._start()
         order = self._order(len(self._rows), self._seed, epoch)
-        places = range(self._rank, len(self) * self._world, self._world)[
-            skip * self._batch_size :
-        ]
+        places = range(self._rank, len(self) * self._world, self._world)[skip * self._batch_size :]
         for position in places:
             yield epoch, position, int(self._rows[order[position]])
 
@@ -67,9 +58,7 @@ class EpochSampler(Sampler[Place]):
 class InOrder(Sampler[Place]):
     """Rows once each, in table order; ranks share them out without repeating one, so their shares may differ by one."""
 
-    def __init__(
-        self, rows: Sequence[int] | NDArray[np.int64], rank: int = 0, world: int = 1
-    ) -> None:
+    def __init__(self, rows: Sequence[int] | NDArray[np.int64], rank: int = 0, world: int = 1) -> None:
         self._rows, self._positions = np.asarray(rows), range(rank, len(rows), world)
 
     def __len__(self) -> int:

@@ -17,18 +17,7 @@ logger = logging.getLogger(__name__)
 
 DX = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 MASK_CLASSES = ("skin", "lesion")
-COLUMNS = (
-    "image_id",
-    "lesion_id",
-    "image",
-    "mask",
-    "dx",
-    "age",
-    "sex",
-    "localization",
-    "dx_type",
-    "source",
-)
+COLUMNS = ("image_id", "lesion_id", "image", "mask", "dx", "age", "sex", "localization", "dx_type", "source")
 
 Layout = Literal["dataverse", "mirror"]
 
@@ -36,16 +25,12 @@ METADATA = ("HAM10000_metadata.csv", "HAM10000_metadata.tab", "HAM10000_metadata
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 UNKNOWN_AGE = ("", "NA", "nan", "unknown")
 HOW_TO_GET = (
-    "get HAM10000 from the Harvard Dataverse (doi 10.7910/DVN/DBW86T, CC BY-NC 4.0), unpack it there or point data.root "
-    "at it, or try without it: experiment=demo"
+    "get HAM10000 from the Harvard Dataverse (doi 10.7910/DVN/DBW86T, CC BY-NC 4.0), unpack it there or point "
+    "data.root at it; or try without it: experiment=demo"
 )
 
 
-def read(
-    root: Path,
-    layout: Literal["auto", "dataverse", "mirror"] = "auto",
-    allow_leak: bool = False,
-) -> pd.DataFrame:
+def read(root: Path, layout: Literal["auto", "dataverse", "mirror"] = "auto", allow_leak: bool = False) -> pd.DataFrame:
     """The case table: one row per photograph, sorted by `image_id`, with the columns of `COLUMNS`.
 
     `image` and `mask` are absolute paths; `mask` is missing where there is none; `dx` is categorical over the
@@ -61,19 +46,13 @@ def read(
     if found == "mirror" and not allow_leak:
         what = "GroundTruth.csv has no lesion ids, so photographs of one lesion would train and test"
         raise InputError(
-            str(root),
-            what,
-            "use the Dataverse layout, or set data.allow_leak=true and have scores stamped LEAKY",
+            str(root), what, "use the Dataverse layout, or set data.allow_leak=true and have scores stamped LEAKY"
         )
 
     table = _dataverse(root) if found == "dataverse" else _mirror(root)
     present = set(table["dx"])
-    table["dx"] = pd.Categorical(
-        table["dx"], categories=[dx for dx in DX if dx in present]
-    )
-    table = table.sort_values("image_id", kind="stable").reset_index(drop=True)[
-        list(COLUMNS)
-    ]
+    table["dx"] = pd.Categorical(table["dx"], categories=[dx for dx in DX if dx in present])
+    table = table.sort_values("image_id", kind="stable").reset_index(drop=True)[list(COLUMNS)]
     table.attrs["leaky"] = found == "mirror"
     _report(table, found, root)
     return table
@@ -81,9 +60,7 @@ def read(
 
 def is_leaky(table: pd.DataFrame) -> bool:
     """Whether lesion ids were made up, so that a lesion may be on two sides of a split."""
-    return bool(table.attrs.get("leaky", False)) or bool(
-        (table["lesion_id"] == table["image_id"]).all()
-    )
+    return bool(table.attrs.get("leaky", False)) or bool((table["lesion_id"] == table["image_id"]).all())
 
 
 def recognise(root: Path) -> Layout:
@@ -92,11 +69,7 @@ def recognise(root: Path) -> Layout:
         return "dataverse"
     if (root / "GroundTruth.csv").is_file():
         return "mirror"
-    raise InputError(
-        str(root),
-        "no HAM10000 here (no HAM10000_metadata.csv, no GroundTruth.csv)",
-        HOW_TO_GET,
-    )
+    raise InputError(str(root), "no HAM10000 here (no HAM10000_metadata.csv, no GroundTruth.csv)", HOW_TO_GET)
 
 
 def _dataverse(root: Path) -> pd.DataFrame:
@@ -115,15 +88,9 @@ def _dataverse(root: Path) -> pd.DataFrame:
         path,
         raw["image_id"],
         {
-            "lesion_id is blank": (
-                raw["lesion_id"] == "",
-                "every photograph needs its lesion",
-            ),
+            "lesion_id is blank": (raw["lesion_id"] == "", "every photograph needs its lesion"),
             "unknown dx": (~raw["dx"].isin(DX), f"use {', '.join(DX)}"),
-            "age is not a number": (
-                ages.notna() & age.isna(),
-                "give years, or leave it blank",
-            ),
+            "age is not a number": (ages.notna() & age.isna(), "give years, or leave it blank"),
             "a lesion with two diagnoses": (
                 (sides > 1) & (raw["lesion_id"] != ""),
                 "a lesion has one; mend dx or lesion_id",
@@ -141,13 +108,8 @@ def _dataverse(root: Path) -> pd.DataFrame:
             "mask": raw["image_id"].map(masks),
             "dx": raw["dx"],
             "age": age,
-            **{
-                name: raw[name].where(raw[name] != "")
-                for name in ("sex", "localization", "dx_type")
-            },
-            "source": raw["dataset"].where(raw["dataset"] != "")
-            if "dataset" in raw
-            else None,
+            **{name: raw[name].where(raw[name] != "") for name in ("sex", "localization", "dx_type")},
+            "source": raw["dataset"].where(raw["dataset"] != "") if "dataset" in raw else None,
         }
     )
 
@@ -162,24 +124,12 @@ def _mirror(root: Path) -> pd.DataFrame:
     images, faults = _images([root / "images"], root)
     masks = _masks([root / "masks"])
     ids = raw[names["image"]]
-    hot = (
-        raw[[names[dx] for dx in DX]]
-        .set_axis(list(DX), axis=1)
-        .apply(pd.to_numeric, errors="coerce")
-    )
+    hot = raw[[names[dx] for dx in DX]].set_axis(list(DX), axis=1).apply(pd.to_numeric, errors="coerce")
     wrong = ~(hot.isin([0, 1]).all(axis=1) & (hot.sum(axis=1) == 1))
-    faults += _row_faults(
-        path,
-        ids,
-        {"not one-hot": (wrong, "exactly one diagnosis is 1, the others 0")},
-        images,
-    )
+    faults += _row_faults(path, ids, {"not one-hot": (wrong, "exactly one diagnosis is 1, the others 0")}, images)
     if faults:
         raise Faults(faults)
-    blank = dict.fromkeys(
-        ("sex", "localization", "dx_type", "source"),
-        pd.Series(pd.NA, index=raw.index, dtype="str"),
-    )
+    blank = dict.fromkeys(("sex", "localization", "dx_type", "source"), pd.Series(pd.NA, index=raw.index, dtype="str"))
     return pd.DataFrame(
         {
             "image_id": ids,
@@ -211,34 +161,29 @@ def _read_csv(path: Path) -> pd.DataFrame:
             keep_default_na=False,
             encoding="utf-8-sig",
             index_col=False,
+            skip_blank_lines=False,  # the index stays the line in the file, for messages
         )
     except UnicodeDecodeError as error:
         raise InputError(str(path), "not UTF-8 text", "save it as UTF-8 CSV") from error
     except (ValueError, OSError) as error:
-        raise InputError(
-            str(path), " ".join(f"not a table: {error}".split()), "save it as UTF-8 CSV"
-        ) from error
+        raise InputError(str(path), " ".join(f"not a table: {error}".split()), "save it as UTF-8 CSV") from error
+    raw = raw.rename(columns=str.strip)
+    for name in raw:
+        raw[name] = raw[name].fillna("").str.strip()
+    raw = raw[(raw != "").any(axis=1)]
     if raw.empty:
         raise InputError(str(path), "no rows", "give one row per photograph")
-    return raw.rename(columns=str.strip).apply(
-        lambda column: column.fillna("").str.strip()
-    )
+    return raw
 
 
 def _require(raw: pd.DataFrame, required: Iterable[str], path: Path) -> None:
     missing = [name for name in required if name not in raw]
     if missing:
-        fix = (
-            "separate columns by commas"
-            if len(raw.columns) == 1
-            else f"there are {', '.join(raw.columns[:12])}"
-        )
+        fix = "separate columns by commas" if len(raw.columns) == 1 else f"there are {', '.join(raw.columns[:12])}"
         raise InputError(str(path), f"no column {', '.join(missing)}", fix)
 
 
-def _images(
-    folders: Sequence[Path], root: Path
-) -> tuple[dict[str, str], list[SkinmtlError]]:
+def _images(folders: Sequence[Path], root: Path) -> tuple[dict[str, str], list[SkinmtlError]]:
     """Photographs by id over the folders, and a fault for each id that lies there twice."""
     found: dict[str, str] = {}
     faults: list[SkinmtlError] = []
@@ -246,19 +191,11 @@ def _images(
         if suffix not in IMAGE_SUFFIXES:
             continue
         if stem in found:
-            faults.append(
-                InputError(
-                    path,
-                    f"the photograph {stem} is also {found[stem]}",
-                    "keep one of them",
-                )
-            )
+            faults.append(InputError(path, f"the photograph {stem} is also {found[stem]}", "keep one of them"))
         found[stem] = path
     if not found:
         where = str(folders[0] if folders else root / "HAM10000_images_part_1")
-        faults.append(
-            InputError(where, "no photographs here", "unpack the images there")
-        )
+        faults.append(InputError(where, "no photographs here", "unpack the images there"))
     return found, faults
 
 
@@ -282,39 +219,26 @@ def _listing(folders: Sequence[Path]) -> Iterable[tuple[str, str, str]]:
 
 
 def _row_faults(
-    path: Path,
-    ids: pd.Series,
-    checks: dict[str, tuple[pd.Series, str]],
-    images: dict[str, str],
+    path: Path, ids: pd.Series, checks: dict[str, tuple[pd.Series, str]], images: dict[str, str]
 ) -> list[SkinmtlError]:
     """One fault per kind, with its rows; row 2 is the first below the header."""
     odd = ~ids.map(lambda text: bool(re.fullmatch(r"[\w.-]+", text)))
     common = {
         "not an image id": (odd, "use letters, digits, _ - and . only"),
-        "the same id twice": (
-            ids.duplicated(keep=False) & ~odd,
-            "keep one row per photograph",
-        ),
-        "no such photograph": (
-            ~ids.isin(list(images)) & ~odd,
-            "unpack all image folders, or remove the rows",
-        ),
+        "the same id twice": (ids.duplicated(keep=False) & ~odd, "keep one row per photograph"),
+        "no such photograph": (~ids.isin(list(images)) & ~odd, "unpack all image folders, or remove the rows"),
     }
     faults: list[SkinmtlError] = []
     for what, (wrong, fix) in (common | checks).items():
         rows = [f"row {row + 2} ({ids[row]})" for row in ids.index[wrong]]
         if rows:
             more = f" and {len(rows) - 10:,} more" if len(rows) > 10 else ""
-            faults.append(
-                InputError(str(path), f"{what}: {', '.join(rows[:10])}{more}", fix)
-            )
+            faults.append(InputError(str(path), f"{what}: {', '.join(rows[:10])}{more}", fix))
     return faults
 
 
 def _report(table: pd.DataFrame, layout: str, root: Path) -> None:
-    counts = ", ".join(
-        f"{dx} {count:,}" for dx, count in table["dx"].value_counts(sort=False).items()
-    )
+    counts = ", ".join(f"{dx} {count:,}" for dx, count in table["dx"].value_counts(sort=False).items())
     logger.info(
         "%s layout at %s: %s photographs, %s lesions, %s without a mask; %s",
         layout,
@@ -325,6 +249,4 @@ def _report(table: pd.DataFrame, layout: str, root: Path) -> None:
         counts,
     )
     if table.attrs["leaky"]:
-        logger.warning(
-            "LEAKY: no lesion ids, so photographs of one lesion may train and test; scores are too good"
-        )
+        logger.warning("LEAKY: no lesion ids, so photographs of one lesion may train and test; scores are too good")

@@ -34,27 +34,16 @@ def draw(table: pd.DataFrame, folds: int, seed: int) -> pd.DataFrame:
     classes, names = pd.factorize(table["dx"].astype(str), sort=True)
     lesions = pd.Series(groups).groupby(classes).nunique()
     if len(set(groups)) < folds:
-        raise ConfigError(
-            "data.folds",
-            f"{folds} folds of {len(set(groups))} lesions",
-            "ask for fewer folds",
-        )
+        raise ConfigError("data.folds", f"{folds} folds of {len(set(groups))} lesions", "ask for fewer folds")
     for code in lesions.index[lesions < folds]:
-        logger.warning(
-            "%s has %d lesions: not every one of %d folds can test it",
-            names[code],
-            lesions[code],
-            folds,
-        )
+        logger.warning("%s has %d lesions: not every one of %d folds can test it", names[code], lesions[code], folds)
 
     test = stratified_group_folds(classes, groups, folds, seed)
     split = pd.DataFrame({"image_id": table["image_id"], "group": table["lesion_id"]})
     for fold in range(folds):
         rest = np.flatnonzero(test != fold)
         stage = np.where(test == fold, "test", "train").astype(object)
-        stage[
-            rest[_val(classes[rest], groups[rest], np.random.default_rng([seed, fold]))]
-        ] = "val"
+        stage[rest[_val(classes[rest], groups[rest], np.random.RandomState([seed, fold]))]] = "val"
         split[f"fold_{fold}"] = stage
     return split
 
@@ -84,14 +73,10 @@ def stratified_group_folds(
     return fold_of[groups]
 
 
-def _best_fold(
-    held: NDArray[np.float64], group: NDArray[np.float64], totals: NDArray[np.float64]
-) -> int:
+def _best_fold(held: NDArray[np.float64], group: NDArray[np.float64], totals: NDArray[np.float64]) -> int:
     """Where the group goes, from the class counts that each fold holds already, (folds, K)."""
     folds = len(held)
-    tried = np.repeat(
-        held[None], folds, axis=0
-    )  # (folds, folds, K): the counts if fold i took the group
+    tried = np.repeat(held[None], folds, axis=0)  # (folds, folds, K): the counts if fold i took the group
     tried[np.arange(folds), np.arange(folds)] += group
     uneven = (tried / totals).std(axis=1).mean(axis=1).tolist()
     sizes = held.sum(axis=1).tolist()
@@ -104,9 +89,7 @@ def _best_fold(
     return best
 
 
-def _val(
-    classes: NDArray[np.int64], groups: NDArray[np.int64], rng: np.random.Generator
-) -> NDArray[np.int64]:
+def _val(classes: NDArray[np.int64], groups: NDArray[np.int64], rng: np.random.RandomState) -> NDArray[np.int64]:
     """Positions of the validation rows: of each class whole groups in random order, up to nearest its share."""
     _, groups = np.unique(groups, return_inverse=True)
     sizes = np.bincount(groups)
@@ -118,9 +101,7 @@ def _val(
         members = rng.permutation(np.flatnonzero(group_class == code))
         taken = np.concatenate([[0], sizes[members].cumsum()])
         count = int(np.abs(taken - VAL_SHARE * taken[-1]).argmin())
-        chosen.append(
-            members[: min(max(count, 1), len(members) - 1)]
-        )  # both sides see each class where they can
+        chosen.append(members[: min(max(count, 1), len(members) - 1)])  # both sides see each class where they can
     return np.flatnonzero(np.isin(groups, np.concatenate(chosen)))
 
 
@@ -139,29 +120,17 @@ def save(split: pd.DataFrame, path: Path) -> None:
 def load(path: Path) -> pd.DataFrame:
     """The split of a file, as `draw` gives it; every stage is checked to be train, val or test."""
     if not path.is_file():
-        raise InputError(
-            str(path),
-            "no split file here",
-            "give a path in data.split, or null to have one drawn",
-        )
+        raise InputError(str(path), "no split file here", "give a path in data.split, or null to have one drawn")
     try:
-        split = pd.read_csv(
-            path, dtype=str, keep_default_na=False, encoding="utf-8-sig"
-        )
+        split = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (ValueError, OSError) as error:
-        raise InputError(
-            str(path), f"not a table ({error})", "give a CSV file"
-        ) from error
+        raise InputError(str(path), f"not a table ({error})", "give a CSV file") from error
 
     folds = [name for name in split.columns if name.startswith("fold_")]
     missing = [name for name in ("image_id", "group") if name not in split]
     if missing or not folds:
         what = f"no column {', '.join(missing or ['fold_0'])}"
-        raise InputError(
-            str(path),
-            what,
-            "a split has the columns image_id, group, fold_0, fold_1, ...",
-        )
+        raise InputError(str(path), what, "a split has the columns image_id, group, fold_0, fold_1, ...")
     faults: list[SkinmtlError] = []
     for name in folds:
         for row in np.flatnonzero(~split[name].isin(STAGES))[:10]:
@@ -190,10 +159,7 @@ def get(table: pd.DataFrame, folds: int, seed: int, folder: Path) -> Path:
 
 def check(split: pd.DataFrame, table: pd.DataFrame, path: Path | str = "split") -> None:
     """Raise Faults where the split is not one of this table, or a lesion is on two sides."""
-    where, redraw = (
-        str(path),
-        "delete the split file to have it drawn anew, or give another in data.split",
-    )
+    where, redraw = (str(path), "delete the split file to have it drawn anew, or give another in data.split")
     faults: list[SkinmtlError] = []
     ids, known = split["image_id"], table["image_id"]
     for what, found in (

@@ -10,7 +10,7 @@ import hashlib
 import random
 from typing import Annotated, Any
 
-import albumentations as A
+import albumentations as A  # type: ignore[import-untyped]
 import cv2
 import numpy as np
 from annotated_types import Interval
@@ -59,49 +59,27 @@ def none() -> Transform:
     return Transform([])
 
 
-def light(
-    rotate: Degrees = 180.0,
-    zoom: Share = 0.1,
-    brightness: Share = 0.1,
-    contrast: Share = 0.1,
-) -> Transform:
+def light(rotate: Degrees = 180.0, zoom: Share = 0.1, brightness: Share = 0.1, contrast: Share = 0.1) -> Transform:
     """Flips, a turn by up to `rotate` degrees, a zoom by up to 1 -+ `zoom`, mild light: what a hand and a lamp vary.
 
     A dermatoscopic photograph has no up. What a turn leaves empty is mirrored from the picture, mask and all.
     """
-    return Transform(
-        [
-            *_moves(rotate, zoom, 0.0),
-            A.RandomBrightnessContrast(brightness, contrast, p=0.5),
-        ]
-    )
+    return Transform([*_moves(rotate, zoom, 0.0), A.RandomBrightnessContrast(brightness, contrast, p=0.5)])
 
 
 def strong(
-    rotate: Degrees = 180.0,
-    zoom: Share = 0.25,
-    shift: Share = 0.1,
-    light: Share = 0.2,
-    hue: Share = 0.03,
+    rotate: Degrees = 180.0, zoom: Share = 0.25, shift: Share = 0.1, colour: Share = 0.2, hue: Share = 0.03
 ) -> Transform:
-    """More of the same, and shifts, colour, blur and small gaps: for long trainings, where light overfits."""
+    """More of the same, and shifts, colour, blur and small gaps: for long trainings."""
+    vary = (1 - colour, 1 + colour)
     return Transform(
         [
             *_moves(rotate, zoom, shift),
-            A.ColorJitter(
-                (1 - light, 1 + light),
-                (1 - light, 1 + light),
-                (1 - light, 1 + light),
-                (-hue, hue),
-                p=0.8,
-            ),
+            A.ColorJitter(brightness=vary, contrast=vary, saturation=vary, hue=(-hue, hue), p=0.8),
             A.GaussianBlur(sigma_limit=(0.3, 1.2), p=0.1),
             # The mask is kept under a gap: the network may guess the outline from what is around it.
             A.CoarseDropout(
-                num_holes_range=(1, 3),
-                hole_height_range=(0.05, 0.15),
-                hole_width_range=(0.05, 0.15),
-                p=0.2,
+                num_holes_range=(1, 3), hole_height_range=(0.05, 0.15), hole_width_range=(0.05, 0.15), p=0.2
             ),
         ]
     )
@@ -113,6 +91,7 @@ def _moves(rotate: float, zoom: float, shift: float) -> list[Any]:
         A.VerticalFlip(p=0.5),
         A.Affine(
             scale=(1 - zoom, 1 + zoom),
+            keep_ratio=True,
             rotate=(-rotate, rotate),
             translate_percent=(-shift, shift),
             interpolation=cv2.INTER_LINEAR,
