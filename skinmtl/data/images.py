@@ -16,7 +16,7 @@ from skinmtl.errors import InputError
 cv2.setNumThreads(0)  # parallelism is over photographs; OpenCV's own threads would fight with the workers
 
 MAX_PIXELS = 50_000_000  # a small file can claim gigabytes of pixels; the largest dermatoscopic photographs have 24 M
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "TIFF", "WEBP")
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 LOSSLESS = ("PNG", "BMP", "TIFF")
 ORIENTATION = 0x0112  # the EXIF tag; 1 means upright
 
@@ -68,7 +68,8 @@ def read_mask(path: Path, size: Size | None = None) -> NDArray[np.uint8]:
         found = np.unique(mask)
         shown = ", ".join(map(str, found[:6])) + (", ..." if len(found) > 6 else "")
         raise InputError(str(path), f"mask values {shown}", "use only {0, 1} or {0, 255}, in a lossless file")
-    return (mask != 0).astype(np.uint8)
+    lesion: NDArray[np.uint8] = (mask != 0).astype(np.uint8)
+    return lesion
 
 
 def fit_image(image: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
@@ -94,7 +95,7 @@ def _open(path: Path, formats: tuple[str, ...]) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=formats)
         if image.width * image.height > MAX_PIXELS:
             raise InputError(str(path), f"{image.width} x {image.height} pixels", f"use at most {MAX_PIXELS:,} pixels")
-        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # MPO: a JPEG with a preview, the first counts
             raise InputError(str(path), "several pictures in one file", "save the one that is meant")
         _check_end(image.format or "", data, path)
         image.load()
@@ -129,7 +130,7 @@ def _check_end(kind: str, data: bytes, path: Path) -> None:
 def _rgb(image: Image.Image, path: Path) -> Image.Image:
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
         image = image.convert("RGBA")
-        if image.getextrema()[3] != (255, 255):
+        if np.asarray(image)[..., 3].min() < 255:
             raise InputError(str(path), "transparent pixels", "save it without an alpha channel")
     elif image.mode not in ("RGB", "L", "1", "P", "CMYK", "YCbCr"):
         raise InputError(str(path), f"pixels of mode {image.mode}", "save it as an 8-bit RGB picture")

@@ -83,7 +83,6 @@ def _dataverse(root: Path) -> pd.DataFrame:
     masks = _masks(sorted(root.glob("HAM10000_segmentations*")))
     ages = raw["age"].where(~raw["age"].isin(UNKNOWN_AGE))
     age = pd.to_numeric(ages, errors="coerce")
-    sides = raw.groupby("lesion_id")["dx"].transform("nunique")
     faults += _row_faults(
         path,
         raw["image_id"],
@@ -91,13 +90,10 @@ def _dataverse(root: Path) -> pd.DataFrame:
             "lesion_id is blank": (raw["lesion_id"] == "", "every photograph needs its lesion"),
             "unknown dx": (~raw["dx"].isin(DX), f"use {', '.join(DX)}"),
             "age is not a number": (ages.notna() & age.isna(), "give years, or leave it blank"),
-            "a lesion with two diagnoses": (
-                (sides > 1) & (raw["lesion_id"] != ""),
-                "a lesion has one; mend dx or lesion_id",
-            ),
         },
         images,
     )
+    faults += _torn(raw[raw["lesion_id"] != ""], path)
     if faults:
         raise Faults(faults)
     return pd.DataFrame(
@@ -234,6 +230,16 @@ def _row_faults(
         if rows:
             more = f" and {len(rows) - 10:,} more" if len(rows) > 10 else ""
             faults.append(InputError(str(path), f"{what}: {', '.join(rows[:10])}{more}", fix))
+    return faults
+
+
+def _torn(raw: pd.DataFrame, path: Path) -> list[SkinmtlError]:
+    """A fault for each lesion with more than one diagnosis."""
+    faults: list[SkinmtlError] = []
+    several = raw.groupby("lesion_id")["dx"].transform("nunique") > 1
+    for lesion, rows in raw[several].groupby("lesion_id"):
+        where = ", ".join(f"{dx} (row {row + 2})" for row, dx in rows["dx"].items())
+        faults.append(InputError(str(path), f"lesion {lesion} has several diagnoses: {where}", "mend dx or lesion_id"))
     return faults
 
 

@@ -64,7 +64,7 @@ def light(rotate: Degrees = 180.0, zoom: Share = 0.1, brightness: Share = 0.1, c
 
     A dermatoscopic photograph has no up. What a turn leaves empty is mirrored from the picture, mask and all.
     """
-    return Transform([*_moves(rotate, zoom, 0.0), A.RandomBrightnessContrast(brightness, contrast, p=0.5)])
+    return Transform([*_moves(rotate, zoom, 0.0), A.RandomBrightnessContrast(brightness, contrast, p=1.0)])
 
 
 def strong(

@@ -1,0 +1,329 @@
+from __future__ import annotations
+
+import os
+import pickle
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from layouts import write_dataverse, write_mirror
+from PIL import Image
+
+from skinmtl.data import cache, images, sources, splits, transforms
+from skinmtl.data.datamodule import DataModule
+from skinmtl.data.samplers import Shuffle
+from skinmtl.data.transforms import Transform
+from skinmtl.errors import ConfigError, Faults, InputError
+from skinmtl.types import Batch
+
+SIZE = (20, 28)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """63 photographs of 42 lesions; the first has no mask."""
+    root = tmp_path_factory.mktemp("data")
+    write_dataverse(root)
+    (root / "HAM10000_segmentations_lesion_tschandl" / "ISIC_0000000_segmentation.png").unlink()
+    return root
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Splits and caches go under the test's own folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+def make(root: Path, augment: Transform | None = None, seed: int = 0, **options: object) -> DataModule:
+    settings = {"size": SIZE, "batch_size": 4, "workers": 0, "cache": "off"} | options
+    data = DataModule(str(root), **settings, augment=augment or transforms.light(), sampler=Shuffle(), seed=seed)
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def at(data: DataModule, done: int, limit: float | int = 1.0, rank: int = 0, world: int = 1) -> DataModule:
+    """The datamodule as a trainer sees it that has done so many training batches."""
+    progress = SimpleNamespace(total=SimpleNamespace(processed=done))
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
+    data.trainer = SimpleNamespace(fit_loop=loop, limit_train_batches=limit, global_rank=rank, world_size=world)
+    return data
+
+
+def epochs(data: DataModule, count: int = 2) -> Iterator[Batch]:
+    """Batches of some epochs from one loader, as a trainer draws them."""
+    loader = data.train_dataloader()
+    for epoch in range(count):
+        at(data, done=epoch * len(loader))
+        yield from loader
+
+
+def same(ours: list[Batch], theirs: list[Batch]) -> bool:
+    return len(ours) == len(theirs) and all(
+        torch.equal(a[key], b[key]) for a, b in zip(ours, theirs, strict=True) for key in a
+    )
+
+
+def test_a_batch_is_what_the_contract_says(root: Path) -> None:
+    data = make(root)
+    batch = next(iter(data.train_dataloader()))
+    assert {key: (tuple(value.shape), value.dtype) for key, value in batch.items()} == {
+        "image": ((4, 3, *SIZE), torch.uint8),
+        "mask": ((4, *SIZE), torch.uint8),
+        "has_mask": ((4,), torch.bool),
+        "dx": ((4,), torch.int64),
+        "index": ((4,), torch.int64),
+    }
+    assert set(batch["mask"].unique().tolist()) <= {0, 1}
+    assert data.table["dx"].cat.codes[batch["index"].tolist()].tolist() == batch["dx"].tolist()
+
+
+def test_attributes_tell_what_the_data_is(root: Path) -> None:
+    data = make(root)
+    assert data.dx_classes == sources.DX
+    assert data.mask_classes == ("skin", "lesion")
+    assert data.split_hash == splits.digest(data.split_file)
+    assert not data.leaky
+    assert np.array_equal(np.sort(np.concatenate([data.rows(stage) for stage in splits.STAGES])), np.arange(63))
+    for stage in splits.STAGES:
+        expected = [(data.table["dx"].iloc[data.rows(stage)] == dx).sum() for dx in data.dx_classes]
+        assert data.class_counts(stage) == expected
+    assert make(root, fold=1).rows("test").tolist() != data.rows("test").tolist()
+    assert make(root, size=16).size == (16, 16)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("kept", ["auto", "off"])
+def test_pixels_do_not_depend_on_workers_or_cache(root: Path, workers: int, kept: str) -> None:
+    expected = list(epochs(make(root)))
+    persistent = list(epochs(make(root, workers=workers, cache=kept)))
+    assert same(persistent, expected)
+
+    fresh = make(root, workers=workers, cache=kept)
+    steps = len(fresh.train_dataloader())
+    assert same([batch for epoch in range(2) for batch in at(fresh, epoch * steps).train_dataloader()], expected)
+    assert len(list(Path().glob("outputs/.cache/*.npy"))) == (kept == "auto")
+
+
+def test_epochs_positions_and_seeds_are_drawn_apart(root: Path) -> None:
+    first, second = list(epochs(make(root))), list(epochs(make(root, seed=1)))
+    half = len(first) // 2
+    order = [tuple(torch.cat([batch["index"] for batch in part]).tolist()) for part in (first[:half], first[half:])]
+    assert order[0] != order[1]
+    pictures = [image.numpy().tobytes() for batch in first + second for image in batch["image"]]
+    assert len(set(pictures)) == len(pictures)
+    # Without augmentation the same photographs come again, so the comparison above can fail.
+    plain = [image.numpy().tobytes() for batch in epochs(make(root, transforms.none())) for image in batch["image"]]
+    assert len(set(plain)) < len(plain)
+
+
+def test_a_photograph_drawn_twice_in_an_epoch_is_not_drawn_alike(root: Path) -> None:
+    class Repeat(Shuffle):
+        def order(self, n: int, seed: int, epoch: int) -> np.ndarray:
+            return np.zeros(n, dtype=np.int64)
+
+    data = make(root)
+    data.sampler = Repeat()
+    pictures = [image.numpy().tobytes() for batch in data.train_dataloader() for image in batch["image"]]
+    assert len(pictures) > 20
+    assert len(set(pictures)) == len(pictures)
+
+
+@pytest.mark.parametrize("done", [1, 5, 10, 13])
+def test_training_goes_on_where_it_stood(root: Path, done: int) -> None:
+    data = make(root)
+    unbroken = list(epochs(data))
+    steps = len(unbroken) // 2
+    rest = unbroken[done : steps * (done // steps + 1)]
+    assert same(list(at(make(root), done).train_dataloader()), rest)
+    limited = at(make(root), done=7, limit=3)  # two epochs of three batches, and one more
+    assert next(iter(limited.train_dataloader()))["index"].tolist() == unbroken_order(data, epoch=2)[4:8]
+
+
+def unbroken_order(data: DataModule, epoch: int) -> list[int]:
+    rows = data.rows("train")
+    return rows[Shuffle().order(len(rows), data.seed, epoch)].tolist()
+
+
+def test_two_ranks_draw_what_one_draws(root: Path) -> None:
+    alone = torch.cat(
+        [image for batch in at(make(root, batch_size=2), 0).train_dataloader() for image in batch["image"]]
+    )
+    ranks = [list(at(make(root, batch_size=1), 0, rank=rank, world=2).train_dataloader()) for rank in (0, 1)]
+    together = torch.cat([batch["image"][0] for step in zip(*ranks, strict=True) for batch in step])
+    assert torch.equal(together, alone)
+    shares = [
+        [row for batch in at(make(root), 0, rank=rank, world=2).val_dataloader() for row in batch["index"].tolist()]
+        for rank in (0, 1)
+    ]
+    assert sorted(shares[0] + shares[1]) == make(root).rows("val").tolist()
+
+
+def test_training_batches_are_full_and_too_large_a_batch_is_refused(root: Path) -> None:
+    data = make(root)
+    sizes = [len(batch["index"]) for batch in data.train_dataloader()]
+    assert sizes == [4] * (len(data.rows("train")) // 4)
+    with pytest.raises(ConfigError, match=r"data\.batch_size: 64 is more than"):
+        make(root, batch_size=64).train_dataloader()
+
+
+def test_validation_is_the_photographs_themselves_in_table_order(root: Path) -> None:
+    data = make(root, transforms.strong(), batch_size=5)
+    batches = list(data.val_dataloader())
+    assert torch.cat([batch["index"] for batch in batches]).tolist() == data.rows("val").tolist()
+    for batch in batches:
+        for image, mask, has, row in zip(
+            batch["image"], batch["mask"], batch["has_mask"], batch["index"].tolist(), strict=True
+        ):
+            case = data.table.iloc[row]
+            whole = images.read_image(Path(case["image"]))
+            assert np.array_equal(image.permute(1, 2, 0).numpy(), images.fit_image(whole, SIZE))
+            assert bool(has) == (row != 0)
+            if has:
+                assert np.array_equal(mask.numpy(), images.fit_mask(images.read_mask(Path(case["mask"])), SIZE))
+
+
+@pytest.mark.parametrize("kept", ["auto", "off"])
+def test_a_missing_mask_is_said_to_be_missing(root: Path, kept: str) -> None:
+    data = make(root, cache=kept)
+    samples = data._samples(transforms.none())
+    assert samples[0, 0, 0]["has_mask"] is False
+    assert samples[0, 0, 1]["has_mask"] is True
+
+
+def test_masks_that_are_not_of_their_photograph_stop_the_run_by_name(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    write_dataverse(root)
+    for number in (3, 5):
+        path = root / "HAM10000_segmentations_lesion_tschandl" / f"ISIC_{number:07d}_segmentation.png"
+        Image.new("L", (7, 7)).save(path)
+    with pytest.raises(Faults, match=r"ISIC_0000003_segmentation\.png(.|\n)*ISIC_0000005_segmentation\.png"):
+        make(root, cache="auto")
+    assert not list(Path().glob("outputs/.cache/*"))  # nothing half-written
+    for workers in (0, 2):
+        with pytest.raises(InputError, match=r"_segmentation\.png: the mask is 7 x 7 pixels"):
+            list(make(root, workers=workers).train_dataloader())
+
+
+def test_a_changed_photograph_makes_a_new_cache_and_leftovers_do_no_harm(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    write_dataverse(root)
+    expected = list(make(root, cache="auto").val_dataloader())
+    (kept,) = Path("outputs/.cache").glob("*.npy")
+    (kept.parent / f".{kept.stem}.killed.tmp").write_bytes(b"half")
+    began = kept.stat().st_mtime_ns
+    assert same(list(make(root, cache="auto").val_dataloader()), expected)
+    assert kept.stat().st_mtime_ns == began
+
+    row = int(expected[0]["index"][0])
+    path = Path(make(root).table["image"][row])
+    Image.new("RGB", (32, 24), (1, 200, 3)).save(path, quality=95)
+    assert next(iter(make(root, cache="auto").val_dataloader()))["image"][0, 1].min() > 190
+    assert len(list(kept.parent.glob("*.npy"))) == 2
+
+
+def test_without_room_there_is_no_cache(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "_free", lambda folder: 63 * SIZE[0] * SIZE[1] * 4)
+    data = make(root, cache="auto")
+    assert len(list(data.train_dataloader())) > 0
+    assert not Path("outputs/.cache").exists()
+
+
+def test_the_dataset_travels_small_to_workers_that_are_spawned(root: Path) -> None:
+    data = make(root, cache="auto")
+    samples = data._samples(transforms.light())
+    first = samples[0, 0, 5]
+    sent = pickle.dumps(samples)
+    assert len(sent) < 63 * SIZE[0] * SIZE[1]
+    assert np.array_equal(pickle.loads(sent)[0, 0, 5]["image"], first["image"])
+
+
+def test_setup_again_costs_nothing_and_keeps_the_table(root: Path) -> None:
+    data = make(root)
+    table, began = data.table, time.perf_counter()
+    for stage in ("fit", "validate", "test", "predict", None):
+        data.setup(stage)
+    assert data.table is table
+    assert time.perf_counter() - began < 0.01
+
+
+def test_the_data_hash_knows_content_and_not_place(tmp_path: Path) -> None:
+    hashes = []
+    for name in ("a", "b"):
+        write_dataverse(tmp_path / name)
+        hashes.append(make(tmp_path / name).data_hash)
+    assert hashes[0] == hashes[1]
+    (tmp_path / "b" / "HAM10000_segmentations_lesion_tschandl" / "ISIC_0000007_segmentation.png").unlink()
+    assert make(tmp_path / "b").data_hash != hashes[0]
+
+
+def test_a_given_split_is_used_and_checked(root: Path, tmp_path: Path) -> None:
+    drawn = make(root)
+    mine = drawn.split.rename(columns={"fold_0": "fold_3", "fold_3": "fold_0"})
+    splits.save(mine, tmp_path / "mine.csv")
+    assert make(root, split="mine.csv", fold=3).rows("test").tolist() == drawn.rows("test").tolist()
+    with pytest.raises(ConfigError, match=r"data\.fold: 7, but"):
+        make(root, split="mine.csv", fold=7)
+    splits.save(mine.iloc[1:], tmp_path / "short.csv")
+    with pytest.raises(Faults, match=r"short\.csv: images of the data that are missing: ISIC_0000000"):
+        make(root, split="short.csv")
+
+
+def test_a_leaky_layout_is_stamped(tmp_path: Path) -> None:
+    write_mirror(tmp_path / "mirror", lesions=42)
+    assert make(tmp_path / "mirror", allow_leak=True).leaky
+
+
+class Recorder(pl.LightningModule):
+    """Keeps the pixels that training saw; learns nothing of use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: list[bytes] = []
+
+    def training_step(self, batch: Batch, batch_index: int) -> torch.Tensor:
+        self.seen.append(batch["image"].numpy().tobytes())
+        return self.weight * batch["image"].float().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(data: DataModule, steps: int, checkpoint: str | None = None) -> tuple[Recorder, pl.Trainer]:
+    module = Recorder()
+    trainer = pl.Trainer(
+        accelerator="cpu", max_steps=steps, limit_val_batches=0, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+    )  # fmt: skip
+    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    return module, trainer
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_training_sees_what_an_unbroken_one_sees(root: Path, workers: int) -> None:
+    steps = len(make(root).train_dataloader())
+    unbroken, _ = fit(make(root), 2 * steps + 3)
+    for stop in (1, steps - 1, steps, steps + 2):
+        first, trainer = fit(make(root, workers=workers), stop)
+        trainer.save_checkpoint("last.ckpt")
+        second, _ = fit(make(root, workers=workers), 2 * steps + 3, "last.ckpt")
+        assert first.seen + second.seen == unbroken.seen, stop
+
+
+def test_real_photographs_come_as_batches() -> None:
+    if "SKINMTL_DATA" not in os.environ:
+        pytest.skip("SKINMTL_DATA does not say where the real data is")
+    data = make(Path(os.environ["SKINMTL_DATA"]) / "ham10000_256x192", size=(96, 128), batch_size=32)
+    assert len(data.rows("test")) == 2004
+    assert len(data.rows("val")) == pytest.approx((10_015 - 2004) / 8, rel=0.01)
+    assert sum(data.class_counts("train")) == 10_015 - 2004 - len(data.rows("val"))
+    batch = next(iter(data.train_dataloader()))
+    assert batch["image"].float().mean() > 60
+    assert 0.05 < batch["mask"].float().mean() < 0.6

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from layouts import HAM10000_CLASSES, HAM10000_MULTIPLICITIES, ham10000_table
+from sklearn.model_selection import StratifiedGroupKFold
+
+from skinmtl.data import splits
+from skinmtl.errors import ConfigError, Faults, InputError
+
+FOLDS = [f"fold_{fold}" for fold in range(5)]
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    return ham10000_table()
+
+
+@pytest.fixture(scope="module")
+def split(table: pd.DataFrame) -> pd.DataFrame:
+    return splits.draw(table, folds=5, seed=0)
+
+
+def sides(split: pd.DataFrame, table: pd.DataFrame, fold: str) -> pd.Series:
+    """On how many sides each lesion is."""
+    return split[fold].groupby(table["lesion_id"].to_numpy()).nunique()
+
+
+def test_the_test_table_has_the_shape_of_ham10000(table: pd.DataFrame) -> None:
+    assert table["dx"].value_counts().to_dict() == HAM10000_CLASSES
+    assert table["lesion_id"].value_counts().value_counts().to_dict() == HAM10000_MULTIPLICITIES
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_lesion_is_in_two_folds(table: pd.DataFrame, seed: int) -> None:
+    split = splits.draw(table, folds=5, seed=seed)
+    assert split["image_id"].equals(table["image_id"])
+    assert (split[FOLDS] == "test").sum(axis=1).eq(1).all()  # each photograph tests once
+    for fold in FOLDS:
+        assert set(split[fold]) == {"train", "val", "test"}
+        assert (sides(split, table, fold) == 1).all()
+    splits.check(split, table)
+
+
+def test_a_split_by_photograph_would_put_lesions_on_two_sides(table: pd.DataFrame) -> None:
+    by_photograph = splits.draw(table.assign(lesion_id=table["image_id"]), folds=5, seed=0)
+    assert (sides(by_photograph, table, "fold_0") > 1).sum() > 500
+    with pytest.raises(Faults, match=r"fold_0: .* lesions on two sides, such as HAM_\d+ \(images ISIC_\d+, ISIC_\d+"):
+        splits.check(by_photograph, table)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_test_folds_are_those_of_scikit_learn(table: pd.DataFrame, seed: int) -> None:
+    judge = StratifiedGroupKFold(5, shuffle=True, random_state=seed).split(table, table["dx"], table["lesion_id"])
+    split = splits.draw(table, folds=5, seed=seed)
+    for fold, (_, test) in zip(FOLDS, judge, strict=True):
+        assert np.array_equal(np.flatnonzero(split[fold] == "test"), test)
+
+
+@pytest.mark.parametrize("stage", ["val", "test"])
+def test_each_diagnosis_has_its_share_of_every_side(table: pd.DataFrame, split: pd.DataFrame, stage: str) -> None:
+    share = {"test": 1 / 5, "val": 4 / 5 * splits.VAL_SHARE}[stage]
+    for fold in FOLDS:
+        counts = table["dx"][split[fold] == stage].value_counts()
+        for dx, photographs in HAM10000_CLASSES.items():
+            assert counts[dx] == pytest.approx(share * photographs, rel=0.1)
+
+
+def test_seeds_and_folds_give_other_splits_and_the_same_seed_the_same(table: pd.DataFrame, split: pd.DataFrame) -> None:
+    pd.testing.assert_frame_equal(splits.draw(table, 5, seed=0), split)
+    assert not splits.draw(table, 5, seed=1)[FOLDS].equals(split[FOLDS])
+    assert all((split[a] != split[b]).any() for a in FOLDS for b in FOLDS if a < b)
+
+
+def test_a_split_is_written_once_and_never_redrawn(table: pd.DataFrame, split: pd.DataFrame, tmp_path: Path) -> None:
+    path = splits.get(table, 5, 0, tmp_path / "deep" / "splits")
+    pd.testing.assert_frame_equal(splits.load(path), split, check_dtype=False)
+    text, mark = path.read_text(), splits.digest(path)
+    assert splits.get(table, 5, 0, path.parent) == path
+
+    path.write_text(text.replace("val", "train"))
+    assert splits.get(table, 5, 0, path.parent) == path
+    assert splits.digest(path) != mark
+    assert splits.get(table, 5, 1, path.parent) != path
+    assert splits.get(table.iloc[1:], 5, 0, path.parent) != path
+    assert len(list(path.parent.iterdir())) == 3  # and no temporary file
+
+
+def test_a_fresh_draw_has_the_same_digest(table: pd.DataFrame, tmp_path: Path) -> None:
+    digests = {splits.digest(splits.get(table, 5, 0, tmp_path / name)) for name in "ab"}
+    assert len(digests) == 1
+
+
+def test_a_split_file_of_other_data_is_refused(table: pd.DataFrame, split: pd.DataFrame) -> None:
+    other = split.copy()
+    other.loc[0, "image_id"] = "ISIC_9999999"
+    other.loc[1, "image_id"] = other.loc[2, "image_id"]
+    with pytest.raises(Faults) as caught:
+        splits.check(other, table)
+    text = str(caught.value)
+    assert "images twice: ISIC_0000002" in text
+    assert "images that are not in the data: ISIC_9999999" in text
+    assert "images of the data that are missing: ISIC_0000000, ISIC_0000001" in text
+
+
+def test_duplicates_grouped_by_the_file_may_not_be_torn(table: pd.DataFrame, split: pd.DataFrame) -> None:
+    train, test = split.index[split["fold_0"] == "train"][0], split.index[split["fold_0"] == "test"][0]
+    grouped = split.copy()
+    grouped.loc[train, "group"] = grouped.loc[test, "group"]
+    with pytest.raises(Faults, match="fold_0: 1 lesions on two sides"):
+        splits.check(grouped, table)
+
+
+def test_a_split_file_with_faults_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "split.csv"
+    with pytest.raises(InputError, match=r"split\.csv: no split file here"):
+        splits.load(path)
+    path.write_text("image_id,group\na,b\n")
+    with pytest.raises(InputError, match="no column fold_0"):
+        splits.load(path)
+    path.write_text("image_id,group,fold_0,fold_1\na,b,train,test\nc,d,dev,\n")
+    with pytest.raises(Faults, match=r"row 3, fold_0: 'dev'(.|\n)*row 3, fold_1: ''"):
+        splits.load(path)
+
+
+def test_few_lesions_still_split_and_too_few_are_refused(table: pd.DataFrame, caplog: pytest.LogCaptureFixture) -> None:
+    few = table.groupby("dx", observed=True).head(3).reset_index(drop=True)
+    splits.check(splits.draw(few, folds=4, seed=0), few)
+    assert "not every one of 4 folds can test it" in caplog.text
+    with pytest.raises(ConfigError, match=r"data\.folds: 5 folds of 4 lesions"):
+        splits.draw(few.drop_duplicates("lesion_id").head(4), folds=5, seed=0)
