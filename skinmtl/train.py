@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
+import pandas as pd
 import pytorch_lightning as pl
 import torch
 from annotated_types import Ge
@@ -29,7 +30,7 @@ from skinmtl.evaluate import evaluate
 from skinmtl.module import MultiTaskModule
 from skinmtl.predict import network_state
 from skinmtl.report import write_run_report
-from skinmtl.runs import Run, write_text
+from skinmtl.runs import Run, find, write_text
 from skinmtl.tasks import TASKS
 
 log = logging.getLogger(__name__)
@@ -74,47 +75,78 @@ def run(
         SkinmtlError: an answer for the user, with its exit code.
     """
     nodes = {key: value for key, value in locals().items() if key not in ("folder", "resume", "init_from")}
-    here = Run(folder)
-    here.path.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    here.update(_origin(nodes, here.path))
+    here = _home(Run(folder), resume, _plain(nodes))
+    here.path.mkdir(parents=True, exist_ok=True)
     try:
-        score = _run(nodes, here, resume, init_from, start)
+        return _run(nodes, here, init_from, start)
     except BaseException as error:
         code = error.exit_code if isinstance(error, SkinmtlError) else 75 if isinstance(error, KeyboardInterrupt) else 1
         here.update({"status": "interrupted" if code == 75 else "failed", "exit_code": code, "error": str(error)})
         raise
-    return score
 
 
-def _run(nodes: Mapping[str, Any], here: Run, resume: str | None, init_from: str | None, start: float) -> float:
+def _run(nodes: Mapping[str, Any], here: Run, init_from: str | None, start: float) -> float:
     pl.seed_everything(nodes["seed"], verbose=False)
-    # Lightning builds loaders, callbacks and logs from here; ours say what a person needs to know.
+    resumed = here.info_file.exists()
+    here.update(_origin(nodes, here.path))
     data = _data(nodes)
     here.update(_facts(data))
-    write_text(here.split_file, data.split_file.read_text(encoding="utf-8"))
     module = _module(nodes, data)
     if init_from is not None:
         module.network.load_state_dict(network_state(load_checkpoint(Run.open(init_from).checkpoint())["state_dict"]))
     clock, keep = Clock(), best_and_last(here.path / "checkpoints")
     trainer = _trainer(nodes, here, [clock, keep])
     here.update({"parameters": sum(p.numel() for p in module.network.parameters()), "precision": trainer.precision})
-    log.info("%s", here.path)
+    write_text(here.split_file, data.split_file.read_text(encoding="utf-8"))
 
     fit_start = time.perf_counter()
-    trainer.fit(module, data, ckpt_path=None if resume is None else str(here.checkpoint("last")))
+    trainer.fit(module, data, ckpt_path=str(here.checkpoint("last")) if resumed else None)
     fitted = time.perf_counter()
     if keep.best_model_score is None:
-        raise ConfigError("trainer", "no epoch ended with a validation, so there is no best checkpoint", "train longer")
+        raise ConfigError("trainer", "no epoch ended with a validation, so nothing was kept", "train for longer")
     score = float(keep.best_model_score)
-    best = load_checkpoint(here.checkpoint())["epoch"]
-    here.update({"best_epoch": best + 1, "score": score, "images_per_second": clock.images_per_second})
+    best_epoch = load_checkpoint(here.checkpoint())["epoch"] + 1
+    here.update({"best_epoch": best_epoch, "score": score, "images_per_second": clock.images_per_second})
 
     evaluate(here)
-    seconds = {"fit": fitted - fit_start, "evaluate": time.perf_counter() - fitted, "total": time.perf_counter() - start}
-    here.update({"status": "finished", "exit_code": 0, "seconds": {k: round(v, 1) for k, v in seconds.items()}})
-    write_run_report(here.path)
+    end = time.perf_counter()
+    seconds = {"fit": fitted - fit_start, "evaluate": end - fitted, "total": end - start}
+    here.update({"status": "finished", "exit_code": 0, "seconds": {key: round(v, 1) for key, v in seconds.items()}})
+    log.info("report: %s", write_run_report(here.path))
     return score
+
+
+def _home(fresh: Run, resume: str | None, config: Mapping[str, Any]) -> Run:
+    """Where to write: the fresh folder, or that of the run to go on with, whose config has to be this one."""
+    if resume is None:
+        return fresh
+    if resume == "auto":
+        unfinished = (run for run in find(fresh.path.parent) if run.info()["status"] != "finished" and run != fresh)
+        same = [run for run in unfinished if _differences(run, config) == [] and _has_last(run)]
+        # Run ids begin with their time, so the last by name is the newest.
+        return same[-1] if same else fresh
+    run = Run.open(resume)
+    if different := _differences(run, config):
+        keys = ", ".join(different)
+        raise ConfigError("resume", f"{run.path.name} was started with other values of {keys}", "give the same overrides")
+    if run.info()["status"] == "finished":
+        raise ConfigError("resume", f"{run.path.name} is finished", "start from its weights with init_from=")
+    run.checkpoint("last")
+    return run
+
+
+def _has_last(run: Run) -> bool:
+    return (run.path / "checkpoints" / "last.ckpt").is_file()
+
+
+def _differences(run: Run, config: Mapping[str, Any]) -> list[str]:
+    """Dotted keys whose values differ between a run's saved config and this one."""
+    saved = OmegaConf.to_container(run.config(), resolve=True)
+    assert isinstance(saved, dict)
+    before, now = (pd.json_normalize(dict(node)).iloc[0].to_dict() for node in (saved, config))
+    keys = sorted((before.keys() | now.keys()) - {"resume", "init_from"})
+    return [key for key in keys if key not in before or key not in now or repr(before[key]) != repr(now[key])]
 
 
 def _data(nodes: Mapping[str, Any]) -> DataModule:

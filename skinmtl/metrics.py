@@ -1,0 +1,61 @@
+"""Scores while training: counts kept as tensors, added up over batches and processes, read once an epoch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class ImageDice(Metric):
+    """Mean over images of 2 |A and B| / (|A| + |B|) at network size; two empty masks agree, so count one.
+
+    The predictions table has the Dice that is reported, at the photograph's own size.
+    """
+
+    total: Tensor
+    images: Tensor
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, predicted: Tensor, target: Tensor) -> None:
+        """Count (B, H, W) masks, lesion where not zero."""
+        a, b = predicted > 0, target > 0
+        both, sizes = (a & b).sum((1, 2)), a.sum((1, 2)) + b.sum((1, 2))
+        dice = torch.where(sizes > 0, 2 * both.double() / sizes.clamp(min=1), 1.0)
+        self.total += dice.sum()
+        self.images += len(dice)
+
+    def compute(self) -> dict[str, Tensor]:
+        """`mean_image_dice` in [0, 1]; zero before any image."""
+        return {"mean_image_dice": (self.total / self.images.clamp(min=1)).float()}
+
+
+class Confusion(Metric):
+    """Counts of (true, predicted) classes, read as accuracy and balanced accuracy."""
+
+    counts: Tensor
+    full_state_update = False
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.add_state("counts", torch.zeros((classes, classes), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, predicted: Tensor, target: Tensor) -> None:
+        """Count (B,) predicted and true class indices."""
+        places = target * self.classes + predicted
+        self.counts += torch.bincount(places, minlength=self.classes**2).reshape(self.classes, self.classes)
+
+    def compute(self) -> dict[str, Tensor]:
+        """`balanced_accuracy`, the mean recall over classes that occur, and `accuracy`; both zero before any sample."""
+        hits, support = self.counts.diagonal().double(), self.counts.sum(1)
+        present = support > 0
+        recall = hits / support.clamp(min=1)
+        balanced = (recall * present).sum() / present.sum().clamp(min=1)
+        accuracy = hits.sum() / support.sum().clamp(min=1)
+        return {"balanced_accuracy": balanced.float(), "accuracy": accuracy.float()}

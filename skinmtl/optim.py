@@ -1,0 +1,78 @@
+"""How the learning rate moves: each schedule makes a torch scheduler for an optimiser and a number of steps."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Interval
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+
+Share = Annotated[float, Interval(ge=0, le=1)]
+
+
+class Cosine:
+    """Linear warm-up over the first `warmup` share of all steps, then half a cosine down to `end` times the rate.
+
+    Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts.
+    """
+
+    by: Literal["step"] = "step"
+
+    def __init__(self, warmup: Annotated[float, Interval(ge=0, lt=1)] = 0.05, end: Share = 0.0) -> None:
+        self.warmup, self.end = warmup, end
+
+    def factor(self, step: int, total_steps: int) -> float:
+        """What the rate is multiplied by at optimiser step `step`, counted from 0."""
+        warm = self.warmup * total_steps
+        if step < warm:
+            return (step + 1) / (warm + 1)
+        done = min(1.0, (step - warm) / max(1.0, total_steps - warm))
+        return self.end + (1 - self.end) * (1 + math.cos(math.pi * done)) / 2
+
+    def on(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> LambdaLR:
+        """The scheduler, stepped after every optimiser step."""
+        return LambdaLR(optimizer, lambda step: self.factor(step, total_steps))
+
+
+class Step:
+    """The rate times `gamma` after every `every` epochs."""
+
+    by: Literal["step"] = "step"
+
+    def __init__(self, every: Annotated[int, Ge(1)] = 10, gamma: Share = 0.1) -> None:
+        self.every, self.gamma = every, gamma
+
+    def on(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> LambdaLR:
+        """The scheduler, stepped after every optimiser step."""
+        return LambdaLR(optimizer, lambda step: self.gamma ** (step // (self.every * steps_per_epoch)))
+
+
+class Constant:
+    """The rate as it is, after a linear warm-up over the first `warmup` share of all steps."""
+
+    by: Literal["step"] = "step"
+
+    def __init__(self, warmup: Share = 0.0) -> None:
+        self.warmup = warmup
+
+    def on(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> LambdaLR:
+        """The scheduler, stepped after every optimiser step."""
+        warm = self.warmup * total_steps
+        return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (warm + 1)))
+
+
+class Plateau:
+    """The rate times `factor` when the validation score has not risen for `patience` validations."""
+
+    by: Literal["score"] = "score"
+
+    def __init__(
+        self, factor: Annotated[float, Interval(gt=0, lt=1)] = 0.3, patience: Annotated[int, Ge(0)] = 3
+    ) -> None:
+        self.factor, self.patience = factor, patience
+
+    def on(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> ReduceLROnPlateau:
+        """The scheduler, stepped with the score after every validation."""
+        return ReduceLROnPlateau(optimizer, mode="max", factor=self.factor, patience=self.patience)
