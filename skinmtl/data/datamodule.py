@@ -53,13 +53,17 @@ class Loader(DataLoader[Sample | SkinmtlError]):
     """A DataLoader that raises the errors of its workers as they were."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        batches = super().__iter__()  # begins here, not at the first batch as it would inside a generator
-        return (_raised(batch) for batch in batches)
+        return map(_raised, super().__iter__())
 
 
 def _raised(batch: Batch | SkinmtlError) -> Batch:
     if isinstance(batch, SkinmtlError):
-        raise batch
+        try:
+            raise batch
+        finally:
+            # Else error and frame would hold each other (in a generator, too), and workers that are left to the garbage
+            # collector take 5 s each to stop.
+            del batch
     return batch
 
 

@@ -238,7 +238,7 @@ def _torn(raw: pd.DataFrame, path: Path) -> list[SkinmtlError]:
     faults: list[SkinmtlError] = []
     several = raw.groupby("lesion_id")["dx"].transform("nunique") > 1
     for lesion, rows in raw[several].groupby("lesion_id"):
-        where = ", ".join(f"{dx} (row {row + 2})" for row, dx in rows["dx"].items())
+        where = ", ".join(f"{dx} (row {row + 2})" for row, dx in zip(rows.index, rows["dx"], strict=True))
         faults.append(InputError(str(path), f"lesion {lesion} has several diagnoses: {where}", "mend dx or lesion_id"))
     return faults
 
