@@ -1,0 +1,330 @@
+"""Figures of runs and studies, from arrays and tables alone; class names come in as arguments.
+
+Every function gives a `Figure` five inches wide, whose ten-point text stays readable on a phone. `save` writes it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score, roc_curve
+
+# Okabe and Ito's palette without its yellow, which vanishes on white. Told apart with any kind of colour vision.
+BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
+)  # fmt: skip
+CLASS_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, BLACK, SKY)  # by a class's place in the list
+TRUE_CONTOUR, PREDICTED_CONTOUR = SKY, "#F0E442"
+GREY = "#767676"
+WIDTH = 5.0  # inches
+
+
+class Example(NamedTuple):
+    """One row of a gallery: photograph (H, W, 3) uint8 RGB, masks (H, W) with lesion > 0 or None, a line of text."""
+
+    image: NDArray[np.uint8]
+    target: NDArray[np.uint8] | None
+    prediction: NDArray[np.uint8] | None
+    title: str
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as .svg, .png or .jpg (photographs: a tenth of the bytes); same figure, same bytes."""
+    content = io.BytesIO()
+    kind = path.suffix.removeprefix(".")
+    if kind == "svg":
+        with matplotlib.rc_context({"svg.hashsalt": "skinmtl"}):
+            figure.savefig(content, format="svg", metadata={"Date": None})
+    else:
+        options: dict[str, Any] = {"pil_kwargs": {"quality": 82}} if kind == "jpg" else {}
+        figure.savefig(content, format=kind, dpi=180, **options)
+    temp = path.with_name(f".{path.name}.tmp")
+    temp.write_bytes(content.getvalue())
+    temp.replace(path)
+    return path
+
+
+def colours(classes: Sequence[str]) -> dict[str, str]:
+    """A colour for each class, by its place in the list: the same list gives the same colours in every figure."""
+    return {name: CLASS_COLOURS[i % len(CLASS_COLOURS)] for i, name in enumerate(classes)}
+
+
+def confusion(counts: NDArray[np.int64], classes: Sequence[str]) -> Figure:
+    """Counts by true (rows) and predicted class (columns), coloured by the share of the true class.
+
+    Args:
+        counts: (K, K). A row without images stays white.
+        classes: K names.
+    """
+    counts = np.asarray(counts)
+    n = counts.sum(axis=1)
+    share = counts / np.maximum(n, 1)[:, None]
+    figure, (axes,) = _panels(1, WIDTH * 0.92)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts):
+        ink = "white" if share[row, column] > 0.55 else "black"
+        axes.text(column, row, str(count), ha="center", va="center", color=ink)
+    axes.set_xticks(range(len(classes)), classes, rotation=90 if len(classes) > 4 else 0)
+    axes.set_yticks(range(len(classes)), [f"{name} ({k})" for name, k in zip(classes, n, strict=True)])
+    axes.set(xlabel="predicted", ylabel="true (images)")
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def roc(target: NDArray[np.int64], probabilities: NDArray[np.float64], classes: Sequence[str]) -> Figure:
+    """One curve per class against all others, with its area and its number of images.
+
+    Args:
+        target: (N,) index into the classes; -1 where missing, which is left out.
+        probabilities: (N, K).
+        classes: K names. A class without images, or without others, has no curve and says so.
+    """
+    known = target >= 0
+    target, probabilities = target[known], probabilities[known]
+    figure, (axes,) = _panels(1, WIDTH * 1.28)
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
+    for i, (name, colour) in enumerate(colours(classes).items()):
+        positive = target == i
+        n = int(positive.sum())
+        if n in (0, len(target)):
+            axes.plot([], [], color=colour, label=f"{name}: undefined (n = {n})")
+            continue
+        false, true, _ = roc_curve(positive, probabilities[:, i])
+        area = roc_auc_score(positive, probabilities[:, i])
+        axes.plot(false, true, color=colour, linewidth=1.6, label=f"{name}: {area:.3f} (n = {n})")
+    axes.set(xlabel="1 − specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, title="area under the curve")
+    return figure
+
+
+def curves(metrics: pd.DataFrame) -> Figure:
+    """Loss and validation scores over epochs, counted from 1; a dotted line marks the best `val/score`.
+
+    Args:
+        metrics: what a run logged, one row per call: `epoch` (from 0) and a column per name, empty where not logged.
+    """
+    losses = {"training loss": ("train/loss", GREY, "--"), "validation loss": ("val/loss", BLACK, "-")}
+    scores = {
+        "Dice per image": ("val/seg/mean_image_dice", BLUE, "-"),
+        "balanced accuracy": ("val/cls/balanced_accuracy", RED, "-"),
+        "accuracy": ("val/cls/accuracy", RED, ":"),
+    }
+    figure, panels = _panels(2, WIDTH * 1.2, sharex=True)
+    for axes, lines, label in zip(panels, (losses, scores), ("loss", "validation score"), strict=True):
+        for name, (column, colour, dash) in lines.items():
+            by_epoch = _by_epoch(metrics, column)
+            if len(by_epoch):
+                marker = "o" if len(by_epoch) < 3 else None
+                axes.plot(by_epoch.index + 1, by_epoch, color=colour, linestyle=dash, marker=marker, label=name)
+        axes.set_ylabel(label)
+        _legend_above(axes)
+    score = _by_epoch(metrics, "val/score")
+    if len(score):
+        best = float(score.index[int(score.to_numpy().argmax())]) + 1
+        for axes in panels:
+            axes.axvline(best, color=GREY, linestyle=":", linewidth=1)
+    panels[1].set_xlabel("epoch")
+    panels[1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+def dice_histogram(dice: NDArray[np.float64]) -> Figure:
+    """How many images reach which Dice, with the median and the mean.
+
+    Args:
+        dice: (N,) in [0, 1]; NaN where an image has no mask, which is left out.
+    """
+    dice = np.asarray(dice, dtype=float)
+    dice = dice[~np.isnan(dice)]
+    figure, (axes,) = _panels(1, WIDTH * 0.7)
+    axes.hist(dice, bins=[i / 40 for i in range(41)], color=SKY, edgecolor="white", linewidth=0.5)
+    if len(dice):
+        axes.axvline(float(np.median(dice)), color=BLACK, label=f"median {np.median(dice):.3f}")
+        axes.axvline(float(dice.mean()), color=RED, linestyle="--", label=f"mean {dice.mean():.3f}")
+    axes.set(xlabel=f"Dice of one image (n = {len(dice)})", ylabel="images", xlim=(0, 1))
+    _legend_above(axes)
+    return figure
+
+
+def reliability(target: NDArray[np.int64], probabilities: NDArray[np.float64], bins: int = 10) -> Figure:
+    """How often the predicted class is right, against the probability it was given; below, how many images.
+
+    The legend gives the expected calibration error over these equally wide bins: mean |right - probability| by image.
+
+    Args:
+        target: (N,) class index; -1 where missing, which is left out.
+        probabilities: (N, K).
+        bins: number of equal steps of probability.
+    """
+    known = target >= 0
+    confidence, right = probabilities[known].max(axis=1), probabilities[known].argmax(axis=1) == target[known]
+    which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    n = np.bincount(which, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        accuracy = np.bincount(which, weights=right, minlength=bins) / n
+        mean = np.bincount(which, weights=confidence, minlength=bins) / n
+    used = n > 0
+    error = float((n[used] * np.abs(accuracy[used] - mean[used])).sum() / max(n.sum(), 1))
+    figure, (axes, below) = _panels(2, WIDTH * 1.15, sharex=True, height_ratios=[3, 1])
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="perfect")
+    label = f"network (calibration error {error:.3f})"
+    axes.plot(mean[used], accuracy[used], color=BLUE, marker="o", label=label)
+    axes.set(ylabel="share right", ylim=(-0.02, 1.02))
+    _legend_above(axes)
+    below.bar((np.arange(bins) + 0.5) / bins, n, width=0.9 / bins, color=SKY)
+    below.set(xlabel=f"probability of the predicted class (n = {n.sum()})", ylabel="images", xlim=(-0.02, 1.02))
+    return figure
+
+
+def overlay(
+    image: NDArray[np.uint8], prediction: NDArray[Any] | None, target: NDArray[Any] | None = None
+) -> NDArray[np.uint8]:
+    """A copy of a photograph with the predicted contour in yellow and, where given, the true one in blue.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        prediction: (H, W), lesion where > 0; None draws nothing.
+        target: as the prediction.
+    """
+    drawn = np.ascontiguousarray(image).copy()
+    width = max(1, round(min(image.shape[:2]) / 150))
+    for mask, colour in ((target, TRUE_CONTOUR), (prediction, PREDICTED_CONTOUR)):
+        if mask is None:
+            continue
+        lines, _ = cv2.findContours((mask > 0).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        # A dark line under the bright one keeps it visible on pale skin and on dark lesions alike.
+        cv2.drawContours(drawn, lines, -1, (0, 0, 0), width + 2)
+        cv2.drawContours(drawn, lines, -1, _rgb(colour), width)
+    return drawn
+
+
+def gallery(rows: Sequence[Example | tuple[Any, Any, Any, str]]) -> Figure:
+    """Photographs beside the same with true and predicted contours, a row each, under one legend. Save as .jpg."""
+    examples = [Example(*row) for row in rows]
+    height = 0.4 + sum(0.25 + WIDTH / 2 * e.image.shape[0] / e.image.shape[1] for e in examples)
+    figure = Figure(figsize=(WIDTH, height), layout="compressed")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(max(1, len(examples)), 2, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for (left, right), example in zip(grid, examples, strict=False):
+        left.imshow(_shrunk(example.image))
+        left.set_title(example.title, fontsize=10, loc="left")
+        masks = [None if mask is None else _shrunk(mask) for mask in (example.prediction, example.target)]
+        right.imshow(overlay(_shrunk(example.image), *masks))
+    given = {"true contour": TRUE_CONTOUR} if any(e.target is not None for e in examples) else {}
+    given |= {"predicted contour": PREDICTED_CONTOUR} if any(e.prediction is not None for e in examples) else {}
+    if given:
+        handles = [Line2D([], [], color=colour, linewidth=4, label=name) for name, colour in given.items()]
+        figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def scores_by_setting(table: pd.DataFrame) -> Figure:
+    """Each score of each setting as a dot with its interval, a panel per score.
+
+    Args:
+        table: columns setting, score (a name), value, low, high (NaN without interval). Several rows of one setting and
+            score, such as seeds, stand side by side on one line.
+    """
+    names = list(dict.fromkeys(table["score"]))
+    settings = list(dict.fromkeys(table["setting"]))
+    figure, panels = _panels(max(1, len(names)), 0.6 + len(names) * (0.75 + 0.34 * len(settings)))
+    for axes, name in zip(panels, names, strict=False):
+        for place, setting in enumerate(settings):
+            rows = table[(table["score"] == name) & (table["setting"] == setting)]
+            offsets = (np.arange(len(rows)) - (len(rows) - 1) / 2) * min(0.2, 0.6 / max(1, len(rows)))
+            for offset, row in zip(offsets, rows.itertuples(), strict=True):
+                axes.plot([row.low, row.high], [place + offset] * 2, color=SKY, linewidth=3, solid_capstyle="butt")
+                axes.plot([row.value], [place + offset], color=BLUE, marker="o", markersize=4)
+        axes.set_yticks(range(len(settings)), [_wrapped(str(setting)) for setting in settings])
+        axes.set_ylim(len(settings) - 0.5, -0.5)
+        axes.set_title(name, fontsize=10, loc="left", fontweight="bold")
+        axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    return figure
+
+
+def tradeoff(table: pd.DataFrame, x: str = "mean_image_dice", y: str = "balanced_accuracy") -> Figure:
+    """One task's score against the other's, a point per setting, joined in the table's order.
+
+    Args:
+        table: columns setting, `x`, `y` and, where known, `x`_low, `x`_high, `y`_low, `y`_high.
+        x: a column in [0, 1].
+        y: a column in [0, 1].
+    """
+    figure, (axes,) = _panels(1, WIDTH * 0.95 + 0.2 * len(table))
+    axes.plot(table[x], table[y], color=GREY, linewidth=0.8, linestyle=":", zorder=0)
+    for (_, row), colour, marker in zip(table.iterrows(), _cycle(CLASS_COLOURS), _cycle("osD^vPX"), strict=False):
+        for name, line in ((x, axes.hlines), (y, axes.vlines)):
+            if pd.notna(row.get(f"{name}_low")):
+                line(row[y if name == x else x], row[f"{name}_low"], row[f"{name}_high"], color=colour, linewidth=1)
+        axes.plot(
+            [row[x]], [row[y]], color=colour, marker=marker, linestyle="", label=_wrapped(str(row["setting"]), 46)
+        )
+    axes.set(xlabel=x.replace("_", " "), ylabel=y.replace("_", " "))
+    axes.grid(color="#dddddd", linewidth=0.6)
+    figure.legend(loc="outside lower center", ncols=1, frameon=False)
+    return figure
+
+
+def _panels(
+    n: int, height: float, sharex: bool = False, height_ratios: Sequence[float] | None = None
+) -> tuple[Figure, list[Axes]]:
+    """A figure with n axes above one another. Not through pyplot, which keeps every figure in a global list."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = list(figure.subplots(n, 1, sharex=sharex, squeeze=False, height_ratios=height_ratios)[:, 0])
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, panels
+
+
+def _legend_above(axes: Axes) -> None:
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, borderpad=0, handlelength=1.6)
+
+
+def _by_epoch(metrics: pd.DataFrame, column: str) -> pd.Series:
+    """Mean of a column by epoch, without the rows where it was not logged; empty when it never was."""
+    if not {"epoch", column} <= set(metrics.columns):
+        return pd.Series(dtype=float)
+    return metrics.dropna(subset=["epoch", column]).groupby("epoch")[column].mean()
+
+
+def _shrunk(image: NDArray[np.uint8], width: int = 400) -> NDArray[np.uint8]:
+    """At most `width` pixels wide: a gallery holds many photographs."""
+    if image.shape[1] <= width:
+        return image
+    size = (width, round(image.shape[0] * width / image.shape[1]))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA if image.ndim == 3 else cv2.INTER_NEAREST))
+
+
+def _rgb(colour: str) -> tuple[int, int, int]:
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
+
+
+def _cycle(values: Sequence[str], times: int = 100) -> list[str]:
+    return list(values) * times
+
+
+def _wrapped(text: str, width: int = 24) -> str:
+    """The text broken at commas and spaces so that no line is much longer than `width`."""
+    lines = [""]
+    for word in text.replace(",", ", ").split():
+        if lines[-1] and len(lines[-1]) + len(word) >= width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return "\n".join(lines)
