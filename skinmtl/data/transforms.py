@@ -10,7 +10,7 @@ import hashlib
 import random
 from typing import Annotated, Any
 
-import albumentations as A  # type: ignore[import-untyped]
+import albumentations as A
 import cv2
 import numpy as np
 from annotated_types import Interval
