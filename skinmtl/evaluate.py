@@ -23,6 +23,7 @@ from skinmtl.runs import Run
 
 log = logging.getLogger(__name__)
 
+SHOWN = 6  # photographs of each gallery
 METADATA = ("image_id", "lesion_id", "source", "age", "sex", "localization", "dx_type")
 
 
@@ -59,7 +60,7 @@ def run_data(run: Run, data_root: Path | None = None) -> DataModule:
     if data_root is not None:
         changes |= {"root": str(data_root), "synthetic": None}
     parts = {"augment": config.build(cfg.augment), "sampler": config.build(cfg.sampler), "seed": cfg.seed}
-    data: DataModule = config.build(cfg.data | changes, **parts)
+    data: DataModule = config.build({**cfg.data, **changes}, **parts)
     data.prepare_data()
     data.setup("evaluate")
     facts = load_checkpoint(run.checkpoint())["skinmtl"]
@@ -116,3 +117,44 @@ def _overlap(data: DataModule, prediction: Prediction, target: NDArray[np.uint8]
         "assd": assd,
         "dice_input": scores.dice(small),
     }
+
+
+def draw(run: Run, table: pd.DataFrame, predictor: Predictor, data: DataModule) -> None:
+    """The figures of a run, from its table of test rows and its metrics; overlays are predicted again for a few."""
+    test = table[table["split"] == "test"].reset_index(drop=True)
+    made = {"curves": figures.curves(pd.read_csv(run.path / "metrics.csv"))}
+    if "predicted_dx" in test:
+        known = test[test["dx"].notna()]
+        target = known["dx"].map(data.dx_classes.index).to_numpy(dtype=np.int64)
+        p = known[[f"prob_{name}" for name in data.dx_classes]].to_numpy(dtype=np.float64)
+        k = len(data.dx_classes)
+        counts = np.bincount(target * k + p.argmax(1), minlength=k * k).reshape(k, k)
+        made["confusion"] = figures.confusion(counts, data.dx_classes)
+        made["roc"] = figures.roc(target, p, data.dx_classes)
+        made["reliability"] = figures.reliability(target, p)
+    if "dice" in test:
+        scored = test[test["dice"].notna()].sort_values("dice", ignore_index=True)
+        made["dice_histogram"] = figures.dice_histogram(scored["dice"].to_numpy())
+        middle = max(0, len(scored) // 2 - SHOWN // 2)
+        chosen = {"worst": scored[:SHOWN], "typical": scored[middle : middle + SHOWN], "best": scored[-SHOWN:][::-1]}
+        for which, rows in chosen.items():
+            made[f"gallery_{which}"] = figures.gallery(list(_pictures(rows, predictor, data)))
+    run.figures.mkdir(exist_ok=True)
+    for name, figure in made.items():
+        if data.leaky:
+            figure.text(0.99, 0.99, "LEAKY", color="#b00020", weight="bold", ha="right", va="top")
+        figures.save(figure, run.figures / (f"{name}.jpg" if name.startswith("gallery") else f"{name}.png"))
+
+
+def _pictures(rows: pd.DataFrame, predictor: Predictor, data: DataModule) -> Iterator[figures.Example]:
+    """Photograph, true mask, predicted mask and title of a few rows, predicted again."""
+    places = data.table.set_index("image_id")
+    for row in rows.itertuples():
+        image = read_image(Path(places.image[row.image_id]))
+        target = read_mask(Path(places["mask"][row.image_id]), image.shape[:2])
+        prediction = predictor.predict(image)
+        assert prediction.mask is not None
+        words = [f"Dice {row.dice:.2f}", str(row.dx)]
+        if prediction.dx is not None:
+            words.append(f"as {prediction.dx}")
+        yield figures.Example(image, target, prediction.mask, "  ".join(words))

@@ -120,7 +120,7 @@ def load_run(path: Path | str, which: str = "best", device: str = "auto") -> Pre
     checkpoint = checkpoints.load(run.checkpoint(which))
     facts = checkpoint["skinmtl"]
     network = config.build(
-        cfg.model | {"weights": None},
+        {**cfg.model, "weights": None},
         tasks=facts["tasks"],
         mask_classes=len(facts["mask_classes"]),
         dx_classes=len(facts["dx_classes"]),

@@ -205,7 +205,7 @@ def _trainer(nodes: Mapping[str, Any], here: Run, callbacks: list[pl.Callback]) 
         loggers.append(config.build(nodes["logger"], folder=here.path, run_id=here.path.name))
     node = nodes["trainer"]
     trainer: pl.Trainer = config.build(
-        node | {"precision": config.resolve_precision(node.precision, node.accelerator)},
+        {**node, "precision": config.resolve_precision(node.precision, node.accelerator)},
         callbacks=[*chosen, EpochLines(), Finite(), *callbacks],
         logger=loggers,
         plugins=[SafeCheckpointIO()],

@@ -1,0 +1,412 @@
+"""Scores as functions of a predictions table, each with an interval from resampling lesions. NumPy and pandas only.
+
+A lesion's photographs are alike, so the lesion is the unit that is resampled: intervals from resampling photographs
+would be too narrow. Every score is written for weights per photograph, (draws, N), and 2,000 resamplings are one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from skinmtl.errors import Faults, InputError
+
+Floats = NDArray[np.float64]
+Score = Callable[[Floats], Floats]  # (D, N) weights of photographs -> (D,) scores, not a number where undefined
+
+DRAWS = 2000
+INTERVAL = "95%, percentile bootstrap over lesions, {draws} draws, seed {seed}"
+JACCARD_THRESHOLD = 0.65  # below it an outline counts as failed: ISIC 2018 Task 1, arXiv:1902.03368
+ECE_BINS = 15
+MALIGNANT = ("akiec", "bcc", "mel")
+
+
+# --- one photograph ---------------------------------------------------------------------------------------------------
+
+
+def mask_counts(predicted: NDArray[np.uint8], target: NDArray[np.uint8]) -> dict[str, int]:
+    """Pixels by agreement, tp, fp, fn and tn, of two (H, W) masks that are lesion where not zero."""
+    a, b = predicted > 0, target > 0
+    both, only_a, only_b = int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum())
+    return {"tp": both, "fp": only_a, "fn": only_b, "tn": a.size - both - only_a - only_b}
+
+
+def dice(counts: Mapping[str, int]) -> float:
+    """2 tp / (2 tp + fp + fn); one when both masks are empty."""
+    total = 2 * counts["tp"] + counts["fp"] + counts["fn"]
+    return 2 * counts["tp"] / total if total else 1.0
+
+
+def iou(counts: Mapping[str, int]) -> float:
+    """tp / (tp + fp + fn); one when both masks are empty."""
+    union = counts["tp"] + counts["fp"] + counts["fn"]
+    return counts["tp"] / union if union else 1.0
+
+
+def boundary(predicted: NDArray[np.uint8], target: NDArray[np.uint8]) -> tuple[float, float]:
+    """HD95 and ASSD in pixels between the edges of two (H, W) masks.
+
+    An edge is the lesion's pixels that touch its outside (4-neighbours; beyond the picture is outside). Distances of
+    each edge's pixels to the other edge, both ways taken together: HD95 is their 95th percentile, ASSD their mean. Two
+    empty masks: 0. One empty mask: both are the picture's diagonal.
+    """
+    a, b = (np.asarray(mask > 0, dtype=np.uint8) for mask in (predicted, target))
+    if not a.any() or not b.any():
+        far = 0.0 if a.any() == b.any() else float(np.hypot(*a.shape))
+        return far, far
+    rows, columns = np.nonzero(a | b)
+    box = np.s_[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    edges = [_edge(mask[box]) for mask in (a, b)]
+    apart = [cv2.distanceTransform(1 - edge, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) for edge in edges]
+    distances = np.concatenate([apart[1][edges[0] > 0], apart[0][edges[1] > 0]])
+    return float(np.percentile(distances, 95)), float(distances.mean())
+
+
+def _edge(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+    inner = cv2.erode(mask, cross, borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    return mask - np.asarray(inner, dtype=np.uint8)
+
+
+# --- a table ----------------------------------------------------------------------------------------------------------
+
+
+def read_predictions(path: Path) -> pd.DataFrame:
+    """A predictions table from a file, checked: one row per photograph, probabilities finite and summing to one.
+
+    Raises:
+        Faults: every fault found.
+    """
+    if not path.is_file():
+        raise InputError(str(path), "no such file", "give a predictions.csv")
+    table = pd.read_csv(path, dtype={"image_id": "str", "lesion_id": "str"})
+    check(table, str(path))
+    return table
+
+
+def check(table: pd.DataFrame, where: str = "predictions") -> None:
+    """Refuse a table whose scores would mean nothing; see `read_predictions`."""
+    faults = []
+    missing = [name for name in ("image_id", "lesion_id", "split") if name not in table]
+    if missing:
+        faults.append(InputError(where, f"columns missing: {', '.join(missing)}", "add them"))
+    elif table["image_id"].duplicated().any():
+        twice = table.loc[table["image_id"].duplicated(), "image_id"].iloc[0]
+        faults.append(InputError(where, f"{twice} stands there twice", "keep one row per photograph"))
+    names = [name for name in table if name.startswith("prob_")]
+    if names:
+        p = table[names].to_numpy(dtype=float)
+        if not np.isfinite(p).all():
+            faults.append(InputError(where, "a probability is not a number", "look at the model that made it"))
+        elif np.abs(p.sum(1) - 1).max() > 1e-3:
+            faults.append(InputError(where, "probabilities of a row do not sum to one", "normalise them"))
+    if faults:
+        raise Faults(faults)
+
+
+def evaluate_file(path: Path) -> dict[str, Any]:
+    """`evaluate` on a file; the classes are those of its columns, in their order."""
+    table = read_predictions(path)
+    return evaluate(table, dx_classes(table), ("skin", "lesion"))
+
+
+def dx_classes(table: pd.DataFrame) -> tuple[str, ...]:
+    """The diagnoses that a table has probabilities of."""
+    return tuple(name.removeprefix("prob_") for name in table if name.startswith("prob_"))
+
+
+def evaluate(
+    predictions: pd.DataFrame,
+    dx_classes: Sequence[str],
+    mask_classes: Sequence[str],
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Every score of each part of a predictions table: what scores.json holds.
+
+    A score is {value, low, high}, low and high the 95% interval, or {value: null, reason}.
+
+    Args:
+        predictions: one row per photograph; tasks without columns have no scores.
+        dx_classes: the diagnoses, in the order of the probabilities.
+        mask_classes: background first.
+        draws: resamplings of lesions.
+        seed: of the resampling.
+    """
+    parts = {}
+    for part, rows in predictions.groupby("split", sort=False):
+        sample = Sample.of(rows.reset_index(drop=True), dx_classes, draws, seed)
+        parts[str(part)] = {
+            "n_images": len(rows),
+            "n_lesions": sample.lesions,
+            "scores": {task: sample.all(scores) for task, scores in sample.scores(mask_classes[1:]).items()},
+        } | sample.per_class()
+    return {"interval": INTERVAL.format(draws=draws, seed=seed), "parts": parts}
+
+
+def paired(first: pd.DataFrame, second: pd.DataFrame, part: str = "test", seed: int = 0) -> dict[str, dict[str, float]]:
+    """First minus second for each score that both tables have, on the same photographs and the same resampled lesions.
+
+    Gives first, second, difference, low and high (95%) by score name.
+
+    Raises:
+        InputError: the tables are of different photographs.
+    """
+    tables = [table[table["split"] == part].set_index("image_id").sort_index() for table in (first, second)]
+    if not tables[0].index.equals(tables[1].index):
+        count = len(tables[0].index.symmetric_difference(tables[1].index))
+        raise InputError("predictions", f"{count} photographs are in one table only", "compare tables of one split")
+    classes = dx_classes(tables[0])
+    samples = [Sample.of(table.reset_index(), classes, DRAWS, seed) for table in tables]
+    scores = [{k: v for task in s.scores(("lesion",)).values() for k, v in task.items()} for s in samples]
+    result = {}
+    for name in [name for name in scores[0] if name in scores[1]]:
+        values = [[float(score[name](s.once)[0]), score[name](s.weights)] for s, score in zip(samples, scores, strict=True)]
+        (a, a_draws), (b, b_draws) = values
+        if np.isfinite([a, b]).all():
+            low, high = np.nanpercentile(a_draws - b_draws, [2.5, 97.5])
+            result[name] = {"first": a, "second": b, "difference": a - b, "low": float(low), "high": float(high)}
+    return result
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The rows of one part, N photographs of L lesions, and how often each photograph is counted in each resampling."""
+
+    table: pd.DataFrame
+    classes: Sequence[str]
+    lesions: int
+    weights: Floats  # (D, N)
+
+    @classmethod
+    def of(cls, table: pd.DataFrame, classes: Sequence[str], draws: int, seed: int) -> Sample:
+        """A part of a table, its lesions resampled `draws` times."""
+        # A photograph without a lesion id stands for itself.
+        lesion = pd.factorize(table["lesion_id"].fillna(table["image_id"]))[0]
+        count = int(lesion.max()) + 1
+        drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
+        return cls(table, tuple(classes), count, drawn[:, lesion].astype(np.float64))
+
+    @property
+    def once(self) -> Floats:
+        """Every photograph once: (1, N)."""
+        return np.ones((1, len(self.table)))
+
+    def all(self, scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
+        """Each score's value and interval."""
+        return {name: self.value(score) for name, score in scores.items()}
+
+    def value(self, score: Score) -> dict[str, Any]:
+        """A score's value and interval; null with a reason where it is undefined. Undefined draws are left out."""
+        value = float(score(self.once)[0])
+        if not np.isfinite(value):
+            return {"value": None, "reason": "undefined here: a class or a mask that it needs does not occur"}
+        low, high = np.nanpercentile(score(self.weights), [2.5, 97.5])
+        return {"value": value, "low": float(low), "high": float(high)}
+
+    def scores(self, foreground: Sequence[str]) -> dict[str, dict[str, Score]]:
+        """Scores by task and name, for the tasks that the table has columns of."""
+        found: dict[str, dict[str, Score]] = {}
+        if "dice" in self.table:
+            found["seg"] = _mask_scores(self.table, foreground)
+        if self.classes and f"prob_{self.classes[0]}" in self.table:
+            found["cls"] = _diagnosis_scores(*self._diagnoses(), self.classes)
+        return found
+
+    def _diagnoses(self) -> tuple[NDArray[np.int64], Floats]:
+        """(N,) index of the true class, -1 where unknown, and (N, K) probabilities."""
+        index = {name: i for i, name in enumerate(self.classes)}
+        target = self.table["dx"].map(index).fillna(-1).to_numpy(dtype=np.int64)
+        return target, self.table[[f"prob_{name}" for name in self.classes]].to_numpy(dtype=np.float64)
+
+    def per_class(self) -> dict[str, Any]:
+        """Scores of each diagnosis against the rest, and the confusion matrix, (true, predicted)."""
+        if not self.classes or f"prob_{self.classes[0]}" not in self.table:
+            return {}
+        target, p = self._diagnoses()
+        guess = p.argmax(1)
+        k = len(self.classes)
+        known = target >= 0
+        counts = np.bincount(target[known] * k + guess[known], minlength=k * k).reshape(k, k)
+        classes = {}
+        for i, name in enumerate(self.classes):
+            mine = self.table[target == i]
+            classes[name] = {
+                "n_images": len(mine),
+                "n_lesions": int(mine["lesion_id"].fillna(mine["image_id"]).nunique()),
+                **self.all(_one_against_rest(target, guess, p[:, i], i)),
+            }
+        return {"classes": classes, "confusion": counts.tolist()}
+
+
+# --- scores of weights ------------------------------------------------------------------------------------------------
+
+
+def _mean(values: Floats) -> Score:
+    """Weighted mean of the values that there are."""
+    has = np.isfinite(values)
+    filled = np.where(has, values, 0)
+    return lambda w: _ratio(w @ filled, w @ has.astype(float))
+
+
+def _quantile(values: Floats, q: float) -> Score:
+    """The smallest value with at least a share `q` of the weight at or below it."""
+    order = np.argsort(values[np.isfinite(values)], kind="stable")
+    places = np.flatnonzero(np.isfinite(values))[order]
+
+    def score(w: Floats) -> Floats:
+        cumulated = np.cumsum(w[:, places], axis=1)
+        reached = cumulated >= q * cumulated[:, -1:] - 1e-9
+        found = values[places[reached.argmax(1)]]
+        return np.where(cumulated[:, -1] > 0, found, np.nan)
+
+    return score if len(places) else _mean(values)
+
+
+def _ratio(a: Floats, b: Floats) -> Floats:
+    return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b != 0)
+
+
+def _mask_scores(table: pd.DataFrame, foreground: Sequence[str]) -> dict[str, Score]:
+    column = {name: table[name].to_numpy(dtype=np.float64) for name in ("dice", "iou")}
+    seen = np.isfinite(column["iou"])
+    jaccard = np.where(seen, np.where(column["iou"] >= JACCARD_THRESHOLD, column["iou"], 0), np.nan)
+    failed = np.where(seen, (column["iou"] < JACCARD_THRESHOLD).astype(float), np.nan)
+    scores = {
+        "mean_image_dice": _mean(column["dice"]),
+        "median_image_dice": _quantile(column["dice"], 0.5),
+        "p5_image_dice": _quantile(column["dice"], 0.05),
+        "mean_image_iou": _mean(column["iou"]),
+        "thresholded_jaccard": _mean(jaccard),
+        "failure_rate": _mean(failed),
+    }
+    for name in ("dice_input", "hd95", "assd"):
+        if name in table:
+            scores[f"mean_image_{name}"] = _mean(table[name].to_numpy(dtype=np.float64))
+    tp, fp, fn, tn = (table[f"{count}_{foreground[0]}"].to_numpy(dtype=np.float64) for count in ("tp", "fp", "fn", "tn"))
+    scores["mean_image_sensitivity"] = _mean(_ratio(tp, tp + fn))
+    scores["mean_image_specificity"] = _mean(_ratio(tn, tn + fp))
+    filled = [np.nan_to_num(count) for count in (tp, fp, fn)]
+    scores["pooled_dice"] = lambda w: _ratio(2 * (w @ filled[0]), w @ (2 * filled[0] + filled[1] + filled[2]))
+    return scores
+
+
+def _diagnosis_scores(target: NDArray[np.int64], p: Floats, classes: Sequence[str]) -> dict[str, Score]:
+    known, k = target >= 0, p.shape[1]
+    guess = p.argmax(1)
+    places = np.where(known, target * k + guess, 0)
+    onehot = np.eye(k * k)[places] * known[:, None]  # (N, K*K)
+    own = p[np.arange(len(p)), np.clip(target, 0, None)]
+    truth = np.eye(k)[np.clip(target, 0, None)]
+    missing = np.where(known, 0.0, np.nan)
+
+    def confusion(w: Floats) -> Floats:
+        return (w @ onehot).reshape(-1, k, k)
+
+    present = sorted(set(target[known].tolist()))
+    against = [_auroc(np.where(known, target == i, np.nan), p[:, i]) for i in present]
+    precision = [_average_precision(np.where(known, target == i, np.nan), p[:, i]) for i in present]
+    scores = {
+        "balanced_accuracy": lambda w: _balanced_accuracy(confusion(w), present),
+        "accuracy": lambda w: _ratio(np.trace(c := confusion(w), axis1=1, axis2=2), c.sum((1, 2))),
+        "macro_auroc": lambda w: np.mean([score(w) for score in against], axis=0),
+        "macro_average_precision": lambda w: np.mean([score(w) for score in precision], axis=0),
+        "macro_f1": lambda w: _macro_f1(confusion(w), present),
+        "mcc": lambda w: _mcc(confusion(w)),
+        "nll": _mean(-np.log(np.clip(own, 1e-15, 1)) + missing),
+        "brier": _mean(((p - truth) ** 2).sum(1) + missing),
+        "ece": _ece(p.max(1), (guess == target).astype(float), known),
+    }
+    if set(MALIGNANT) <= set(classes):
+        risk = [classes.index(name) for name in MALIGNANT]
+        ill = np.where(known, np.isin(target, risk), np.nan)
+        scores["malignant_auroc"] = _auroc(ill, p[:, risk].sum(1))
+    return scores
+
+
+def _balanced_accuracy(confusion: Floats, present: Sequence[int]) -> Floats:
+    """(D,) mean recall over the classes that occur in the sample; undefined in a draw that lacks one."""
+    recall = _ratio(np.diagonal(confusion, axis1=1, axis2=2), confusion.sum(2))
+    return recall[:, list(present)].mean(1) if present else np.full(len(confusion), np.nan)
+
+
+def _macro_f1(confusion: Floats, present: Sequence[int]) -> Floats:
+    """(D,) mean F1 over the classes that occur; a class never guessed right has F1 zero."""
+    hits = np.diagonal(confusion, axis1=1, axis2=2)
+    f1 = _ratio(2 * hits, confusion.sum(1) + confusion.sum(2))
+    return f1[:, list(present)].mean(1) if present else np.full(len(confusion), np.nan)
+
+
+def _mcc(confusion: Floats) -> Floats:
+    """(D,) multi-class correlation of Gorodkin 2004; zero, as scikit-learn has it, when all guesses are one class."""
+    n, hits = confusion.sum((1, 2)), np.trace(confusion, axis1=1, axis2=2)
+    true, guessed = confusion.sum(2), confusion.sum(1)
+    cover = hits * n - (true * guessed).sum(1)
+    spread = np.sqrt((n**2 - (guessed**2).sum(1)) * (n**2 - (true**2).sum(1)))
+    return np.where(n > 0, np.divide(cover, spread, out=np.zeros_like(cover), where=spread > 0), np.nan)
+
+
+def _ranked(positive: Floats, score: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
+    """Rows with a target by falling score, where each run of equal scores ends, and which rows are positive."""
+    rows = np.flatnonzero(np.isfinite(positive))
+    rows = rows[np.argsort(-score[rows], kind="stable")]
+    ends = np.flatnonzero(np.append(np.diff(score[rows]) != 0, True)) if len(rows) else rows
+    return rows, ends, positive[rows]
+
+
+def _auroc(positive: Floats, score: Floats) -> Score:
+    """Area under the ROC curve, ties counted half; `positive` is 1, 0 or not a number where unknown."""
+    rows, ends, is_positive = _ranked(positive, score)
+
+    def area(w: Floats) -> Floats:
+        tp = np.cumsum(w[:, rows] * is_positive, axis=1)[:, ends]
+        fp = np.cumsum(w[:, rows] * (1 - is_positive), axis=1)[:, ends]
+        zero = np.zeros((len(w), 1))
+        steps, heights = np.diff(fp, prepend=zero), np.concatenate([zero, tp], axis=1)
+        return _ratio((steps * (heights[:, 1:] + heights[:, :-1]) / 2).sum(1), tp[:, -1] * fp[:, -1])
+
+    return area if len(rows) else lambda w: np.full(len(w), np.nan)
+
+
+def _average_precision(positive: Floats, score: Floats) -> Score:
+    """sum_n (R_n - R_{n-1}) P_n over the distinct scores, without interpolation."""
+    rows, ends, is_positive = _ranked(positive, score)
+
+    def area(w: Floats) -> Floats:
+        tp = np.cumsum(w[:, rows] * is_positive, axis=1)[:, ends]
+        n = np.cumsum(w[:, rows], axis=1)[:, ends]
+        precision = np.divide(tp, n, out=np.zeros_like(tp), where=n > 0)
+        return _ratio((np.diff(tp, prepend=np.zeros((len(w), 1))) * precision).sum(1), tp[:, -1])
+
+    return area if len(rows) else lambda w: np.full(len(w), np.nan)
+
+
+def _ece(confidence: Floats, right: Floats, known: NDArray[np.bool_]) -> Score:
+    """Expected calibration error of the largest probability, over bins of equal mass fixed on the sample."""
+    rank = np.empty(len(confidence), dtype=np.int64)
+    rank[np.argsort(confidence, kind="stable")] = np.arange(len(confidence))
+    bins = rank * ECE_BINS // max(1, len(confidence))
+    gap = np.eye(ECE_BINS)[bins] * ((confidence - right) * known)[:, None]  # (N, bins)
+    return lambda w: _ratio(np.abs(w @ gap).sum(1), w @ known.astype(float))
+
+
+def _one_against_rest(
+    target: NDArray[np.int64], guess: NDArray[np.int64], score: Floats, one: int
+) -> dict[str, Score]:
+    known = target >= 0
+    true, guessed = (target == one).astype(float), ((guess == one) & known).astype(float)
+    rest, other = known - true, known - guessed
+    return {
+        "sensitivity": lambda w: _ratio(w @ (true * guessed), w @ true),
+        "specificity": lambda w: _ratio(w @ (rest * other), w @ rest),
+        "ppv": lambda w: _ratio(w @ (true * guessed), w @ guessed),
+        "npv": lambda w: _ratio(w @ (rest * other), w @ other),
+        "auroc": _auroc(np.where(known, true, np.nan), score),
+    }
