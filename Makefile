@@ -64,11 +64,11 @@ endif
 	fi; \
 	echo "skinmtl: building .venv with $$("$$found" -V) ($$found); PyTorch with CUDA takes about 6 GB of disk"; \
 	"$$found" -m venv --clear .venv
-	@echo "skinmtl: 1 of 3: uv, which installs the rest"
-	@set -o pipefail; sed -n '/^uv==/,/[^\]$$/p' requirements.lock \
+	@echo "skinmtl: 1 of 3: uv, which installs the rest, and setuptools, which builds what comes as source"
+	@set -o pipefail; sed -n -e '/^uv==/,/[^\]$$/p' -e '/^setuptools==/,/[^\]$$/p' requirements.lock \
 	  | $(python) -m pip install --quiet --disable-pip-version-check --require-hashes -r /dev/stdin
 	@echo "skinmtl: 2 of 3: the packages of requirements.lock, each checked against its hash"
-	@set -o pipefail; $(install) --require-hashes -r requirements.lock 2>&1 | { grep -v '^ [+-] ' || true; }
+	@set -o pipefail; $(install) --require-hashes --no-build-isolation -r requirements.lock 2>&1 | { grep -v -e '^ [+-] ' -e '^ Downloaded' || true; }
 	@touch $@
 
 .venv/ready: .venv/packages pyproject.toml
