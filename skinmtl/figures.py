@@ -162,7 +162,7 @@ def dice_histogram(dice: NDArray[np.float64]) -> Figure:
 def reliability(target: NDArray[np.int64], probabilities: NDArray[np.float64], bins: int = 10) -> Figure:
     """How often the predicted class is right, against the probability it was given; below, how many images.
 
-    The legend gives the expected calibration error over these equally wide bins: mean |right - probability| by image.
+    No calibration error is written here: scores have one, over bins of equal mass.
 
     Args:
         target: (N,) class index; -1 where missing, which is left out.
@@ -177,11 +177,9 @@ def reliability(target: NDArray[np.int64], probabilities: NDArray[np.float64], b
         accuracy = np.bincount(which, weights=right, minlength=bins) / n
         mean = np.bincount(which, weights=confidence, minlength=bins) / n
     used = n > 0
-    error = float((n[used] * np.abs(accuracy[used] - mean[used])).sum() / max(n.sum(), 1))
     figure, (axes, below) = _panels(2, WIDTH * 1.15, sharex=True, height_ratios=[3, 1])
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="perfect")
-    label = f"network (calibration error {error:.3f})"
-    axes.plot(mean[used], accuracy[used], color=BLUE, marker="o", label=label)
+    axes.plot(mean[used], accuracy[used], color=BLUE, marker="o", label="network")
     axes.set(ylabel="share right", ylim=(-0.02, 1.02))
     _legend_above(axes)
     below.bar((np.arange(bins) + 0.5) / bins, n, width=0.9 / bins, color=SKY)

@@ -1,0 +1,86 @@
+"""Facts of runs as words: find them in nested files, name scores, say values. Never fails on what is missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+NOT_RECORDED = "not recorded"
+HEADLINES = {
+    "mean_image_dice": "Dice, mean over images",
+    "balanced_accuracy": "Balanced accuracy",
+    "macro_auroc": "AUROC, mean over classes",
+    "mean_image_iou": "IoU, mean over images",
+}
+WORDS = {
+    "mean_image_dice_input": "Dice at the network's size",
+    "mean_image_hd95": "HD95, pixels of the photograph",
+    "mean_image_assd": "ASSD, pixels of the photograph",
+    "median_image_dice": "Dice, median",
+    "p5_image_dice": "Dice, 5th percentile",
+    "thresholded_jaccard": "IoU, zero below 0.65",
+    "failure_rate": "share of images with IoU below 0.65",
+    "macro_f1": "F1, mean over classes",
+    "macro_average_precision": "average precision, mean over classes",
+    "mcc": "MCC",
+    "nll": "negative log likelihood",
+    "ece": "expected calibration error",
+    "malignant_auroc": "AUROC, malignant or precancerous against the rest",
+}
+
+
+def read_scores(folder: Path) -> dict[str, Any]:
+    """What scores.json in a run's folder holds; empty when there is none."""
+    path = folder / "scores.json"
+    scores: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return scores
+
+
+def dig(tree: object, *keys: str, default: Any = None) -> Any:
+    """The value under nested keys; the default where one is missing or holds None."""
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return default if tree is None else tree
+
+
+def flat(tree: Mapping[Any, Any], above: str = "") -> dict[str, object]:
+    """Dotted keys of a nested mapping, in its order."""
+    leaves: dict[str, object] = {}
+    for key, value in tree.items():
+        inner = isinstance(value, Mapping) and value
+        leaves |= flat(value, f"{above}{key}.") if inner else {f"{above}{key}": value}
+    return leaves
+
+
+def without_folders(value: object) -> str:
+    """A value as text; of an absolute path only the end, for a folder's name could name a person or a place."""
+    text = str(value)
+    return f".../{Path(text).name}" if text.startswith(("/", "~")) else text
+
+
+def words(name: str) -> str:
+    """A score's name for people."""
+    return HEADLINES.get(name, WORDS.get(name, name.replace("_", " ")))
+
+
+def score_words(score: Mapping[str, Any] | None) -> tuple[str, str]:
+    """A score as "0.812" and its interval as "(0.790 to 0.834)"; said in words where there is none."""
+    if score is None:
+        return NOT_RECORDED, ""
+    if score.get("value") is None:
+        return "undefined", ""
+    places = 1 if abs(score["value"]) >= 10 else 3
+    if score.get("low") is None:
+        return f"{score['value']:.{places}f}", ""
+    return f"{score['value']:.{places}f}", f"({score['low']:.{places}f} to {score['high']:.{places}f})"
+
+
+def said(value: object) -> str:
+    """A value as text; "not recorded" for None, words joined by commas for a list."""
+    if value is None:
+        return NOT_RECORDED
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(map(str, value)) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

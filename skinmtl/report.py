@@ -1,0 +1,258 @@
+"""A run's page: report.html, which stands alone, from the files of a run folder. Without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from skinmtl import page
+from skinmtl.answer import study_report
+from skinmtl.errors import InputError
+from skinmtl.facts import HEADLINES, NOT_RECORDED, dig, flat, read_scores, said, score_words, without_folders, words
+from skinmtl.runs import Run, write_text
+from skinmtl.scores import Sample, dx_classes
+
+__all__ = ["study_report", "write_run_report"]
+
+TOO_FEW = 20  # lesions; below, a subgroup's score is mostly chance
+SUSPICIOUS = {"balanced_accuracy": 0.85, "mean_image_dice": 0.96}
+CAPTIONS = {
+    "confusion": "Confusion matrix. {n} Rows are the true class with its number of images, columns the predicted class; "
+    "darker is a larger share of the row.",
+    "roc": "ROC curves, each class against all others. {n} The legend gives the area and the images of the class.",
+    "reliability": "Reliability. {n} Images in ten steps of the predicted class's probability: how often it is right. "
+    "On the dotted line a probability means what it says.",
+    "dice_histogram": "Dice per image at the photograph's own size. {n} The mean hides the tail on the left: "
+    "outlines that failed.",
+    "curves": "Losses and validation scores while training. The dotted line marks the best validation score: "
+    "the weights of that epoch are scored here.",
+    "gallery_best": "Highest Dice. {n} Chosen by the score, so they show nothing but the best case.",
+    "gallery_typical": "Dice nearest the median. {n} What an ordinary outline looks like.",
+    "gallery_worst": "Lowest Dice. {n} Failures, and sometimes doubtful true masks.",
+}
+NOT_PROVIDED = (
+    "External validation: no photograph of another clinic, camera or country was tested.",
+    "Skin tone: HAM10000 does not record it; nearly all photographs show light skin.",
+    "A human reader: nobody looked at these test photographs for comparison.",
+    "Decision thresholds and prevalence of any practice: classes are taken by the largest probability.",
+    "The official ISIC 2018 test scores: their masks and labels are another set, drawn in another way.",
+    "Variation between trainings: the intervals speak of the lesions sampled, not of other seeds or folds.",
+    "Photographs that show no lesion, or a lesion of a class that is not in the list.",
+)
+MASKS = (
+    "The lesion masks of HAM10000 were started by a network and corrected by one dermatologist. A network agrees with "
+    "them more easily than with the masks of the official ISIC test sets, so Dice here is not comparable with Dice there."
+)
+
+
+def write_run_report(folder: Path) -> Path:
+    """Write report.html into a run's folder and give its path; what the folder lacks is "not recorded".
+
+    Raises:
+        InputError: the folder is no run.
+    """
+    run = Run.open(folder)
+    info = run.info()
+    scores = read_scores(run.path)
+    table = run.predictions() if run.predictions_file.is_file() else pd.DataFrame()
+    title = f"{info.get('name', NOT_RECORDED)} · {info.get('run_id', run.path.name)}"
+    parts = [
+        *_head(info, scores),
+        *_scores(scores),
+        _classes(info, scores),
+        _figures(run, scores),
+        _subgroups(table),
+        _split(info),
+        _training(info),
+        _config(run),
+        page.section("How the masks were made", page.paragraph(MASKS)),
+        page.section("Not provided", page.bullets(NOT_PROVIDED)),
+    ]
+    write_text(out := run.path / "report.html", page.page(title, parts))
+    return out
+
+
+def _head(info: Mapping[str, Any], scores: Mapping[str, Any]) -> Iterator[str]:
+    yield f"<h1>{escape(said(info.get('name')))}</h1>"
+    words = (f"run {said(info.get('run_id'))}", f"started {said(info.get('started'))}", said(info.get("status")))
+    yield page.paragraph(" · ".join(words), soft=True)
+    yield page.paragraph("Research use only: not a medical device.")
+    yield from _stamps(info, scores)
+    test = dig(scores, "parts", "test")
+    if test is None:
+        reason = f" The run ended with: {info['error']}" if info.get("error") else ""
+        yield page.stamp("NO TEST SCORES", f"scores.json holds none.{reason}")
+        return
+    values = {name: value for task in dig(test, "scores", default={}).values() for name, value in task.items()}
+    headlines = ((label, *score_words(values[name])) for name, label in HEADLINES.items() if name in values)
+    yield page.cards((label, value, interval) for label, value, interval in headlines)
+    yield page.paragraph(f"{_size(test)} Interval: {said(scores.get('interval'))}.", soft=True)
+
+
+def _stamps(info: Mapping[str, Any], scores: Mapping[str, Any]) -> Iterator[str]:
+    if info.get("synthetic"):
+        yield page.stamp(
+            "SYNTHETIC", "The photographs are made up. These scores say nothing about patients.", made=True
+        )
+    if info.get("leaky") or scores.get("stamp") == "LEAKY":
+        text = "The data name no lesions: photographs of one lesion may stand in training and test. "
+        yield page.stamp("LEAKY", text + "These scores are too good and may not be compared.")
+    for name, limit in SUSPICIOUS.items():
+        task = "cls" if name == "balanced_accuracy" else "seg"
+        value = dig(scores, "parts", "test", "scores", task, name, "value")
+        if value is not None and value > limit and not info.get("synthetic"):
+            text = f"Check for leakage: {HEADLINES[name].lower()} is {value:.3f}, above the {limit} that is plausible here."
+            yield page.stamp("SUSPICIOUS", text)
+
+
+def _scores(scores: Mapping[str, Any]) -> Iterator[str]:
+    parts = {part: dig(scores, "parts", part) for part in ("test", "val")}
+    parts = {part: content for part, content in parts.items() if content}
+    for task, title in {"seg": "Outlines: all scores", "cls": "Diagnoses: all scores"}.items():
+        tasks = {part: dig(content, "scores", task, default={}) for part, content in parts.items()}
+        names = list(dict.fromkeys(name for values in tasks.values() for name in values))
+        if not names:
+            continue
+        rows = [[words(name), *(" ".join(score_words(tasks[part].get(name))) for part in tasks)] for name in names]
+        reasons = [v["reason"] for values in tasks.values() for v in values.values() if v.get("reason")]
+        below = page.paragraph("Undefined: " + "; ".join(dict.fromkeys(reasons)) + ".", soft=True) if reasons else ""
+        head = ["score", *(_part_name(part, content) for part, content in parts.items())]
+        yield page.section(title, page.table(head, rows), below)
+
+
+def _classes(info: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
+    classes = dig(scores, "parts", "test", "classes", default={})
+    if not classes:
+        return ""
+    names = ("sensitivity", "specificity", "ppv", "auroc")
+    rows = [
+        [
+            name,
+            said(dig(info, "split", "train", "classes", name)),
+            said(content.get("n_images")),
+            said(content.get("n_lesions")),
+            *(" ".join(score_words(content.get(score))) for score in names),
+        ]
+        for name, content in classes.items()
+    ]
+    head = ["class", "training images", "test images", "test lesions", "sensitivity", "specificity", "PPV", "AUROC"]
+    note = "Each class against all others. PPV depends on how common the class is in this test part."
+    return page.section("By class", page.table(head, rows), page.paragraph(note, soft=True))
+
+
+def _figures(run: Run, scores: Mapping[str, Any]) -> str:
+    n = _size(dig(scores, "parts", "test"))
+    pictures = []
+    for name, caption in CAPTIONS.items():
+        files = [run.figures / f"{name}{suffix}" for suffix in page.MEDIA]
+        if file := next((file for file in files if file.is_file()), None):
+            pictures.append(page.picture(file, caption.format(n=n)))
+    content = f'<div class="figures">{"".join(pictures)}</div>' if pictures else page.paragraph(NOT_RECORDED, soft=True)
+    return page.section("Figures", content)
+
+
+def _subgroups(table: pd.DataFrame) -> str:
+    if "split" not in table or not (table["split"] == "test").any():
+        return page.section("Subgroups", page.paragraph(NOT_RECORDED, soft=True))
+    test = table[table["split"] == "test"]
+    columns = {
+        "sex": "sex",
+        "age": "age",
+        "localization": "place on the body",
+        "dx_type": "how the diagnosis was confirmed",
+    }
+    tables = []
+    for column, label in columns.items():
+        if column in test:
+            groups = _age_bands(test[column]) if column == "age" else test[column].fillna("unknown").astype(str)
+            rows = [_subgroup(str(name), rows) for name, rows in test.groupby(groups, observed=True)]
+            tables.append(page.table([label, "images", "lesions", "Dice", "accuracy", "balanced accuracy"], rows))
+    note = (
+        f"Test part. Fewer than {TOO_FEW} lesions: too few to say anything. Balanced accuracy is over the classes that "
+        "occur in a group, so groups of other classes differ by that alone."
+    )
+    return page.section("Subgroups", page.paragraph(note, soft=True), *tables)
+
+
+def _subgroup(name: str, rows: pd.DataFrame) -> list[str]:
+    lesions = int(rows["lesion_id"].fillna(rows["image_id"]).nunique())
+    start = [name, str(len(rows)), str(lesions)]
+    if lesions < TOO_FEW:
+        return [*start, "too few", "too few", "too few"]
+    sample = Sample.of(rows.reset_index(drop=True), dx_classes(rows), draws=2000, seed=0)
+    known = {name: score for task in sample.scores(("lesion",)).values() for name, score in task.items()}
+    wanted = ("mean_image_dice", "accuracy", "balanced_accuracy")
+    return [*start, *(" ".join(score_words(sample.value(known[name]) if name in known else None)) for name in wanted)]
+
+
+def _age_bands(age: pd.Series) -> pd.Series:
+    names = ["below 30", "30 to 44", "45 to 59", "60 to 74", "75 and above"]
+    bands = pd.cut(pd.to_numeric(age, errors="coerce"), [-np.inf, 30, 45, 60, 75, np.inf], right=False, labels=names)
+    return bands.cat.add_categories("unknown").fillna("unknown")
+
+
+def _split(info: Mapping[str, Any]) -> str:
+    split = info.get("split") or {}
+    rows = [
+        ("split, sha256", said(split.get("hash"))),
+        ("fold", f"{said(split.get('fold'))} of {said(split.get('folds'))}, counted from 0"),
+        ("photographs, sha256", said(dig(info, "data", "hash"))),
+        ("layout", said(dig(info, "data", "layout"))),
+        ("images in all", said(dig(info, "data", "images"))),
+    ]
+    classes = info.get("dx_classes") or list(dig(split, "train", "classes", default={}))
+    parts = [
+        [part, *(said(dig(split, part, key)) for key in ("images", "lesions")),
+         *(said(dig(split, part, "classes", name)) for name in classes)]
+        for part in ("train", "val", "test")
+    ]  # fmt: skip
+    note = "No lesion stands in two parts." if info.get("leaky") is False else ""
+    counts = page.table(["part", "images", "lesions", *classes], parts, "Images by part and class")
+    return page.section("Split certificate", page.facts(rows), counts, page.paragraph(note) if note else "")
+
+
+def _training(info: Mapping[str, Any]) -> str:
+    rate, seconds = info.get("images_per_second"), info.get("seconds") or {}
+    rows = [
+        ("command", said(info.get("command"))),
+        ("commit", said(info.get("commit"))),
+        ("tasks", said(info.get("tasks"))),
+        ("seed", said(info.get("seed"))),
+        ("size, height × width", " × ".join(map(str, info.get("size") or [NOT_RECORDED]))),
+        ("parameters", f"{info['parameters']:,}" if info.get("parameters") else NOT_RECORDED),
+        ("best epoch", said(info.get("best_epoch"))),
+        ("validation score", said(info.get("score"))),
+        *((f"seconds, {key}", said(value)) for key, value in (seconds or {"total": None}).items()),
+        ("training images per second", NOT_RECORDED if rate is None else f"{rate:.1f}"),
+        ("device", said(info.get("device"))),
+        ("vector instructions", said(info.get("capability"))),
+        ("precision", said(info.get("precision"))),
+        ("threads of cores", f"{said(info.get('threads'))} of {said(info.get('cores'))}"),
+        ("exit code", said(info.get("exit_code"))),
+    ]
+    versions = [(name, said(value)) for name, value in (info.get("versions") or {"versions": None}).items()]
+    return page.section("Training", page.facts(rows)) + "\n" + page.section("Versions", page.facts(versions))
+
+
+def _config(run: Run) -> str:
+    try:
+        rows = [(key, without_folders(value)) for key, value in flat(run.config()).items()]
+    except InputError:
+        rows = [("config", NOT_RECORDED)]
+    return page.section("Configuration", page.facts(rows))
+
+
+def _size(part: Mapping[str, Any] | None) -> str:
+    if part is None:
+        return ""
+    return f"{said(part.get('n_images'))} test images of {said(part.get('n_lesions'))} lesions."
+
+
+def _part_name(part: str, content: Mapping[str, Any]) -> str:
+    name = {"val": "validation"}.get(part, part)
+    return f"{name} ({said(content.get('n_images'))} images, {said(content.get('n_lesions'))} lesions)"
