@@ -104,7 +104,7 @@ class EpochLines(ProgressBar):
         words = [f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}"]
         words += [f"{label} {seen[key]:.3f}" for key, label in _labels(seen).items()]
         words.append(f"{time.perf_counter() - self._start:.0f} s")
-        self._console.print("  ".join(words))
+        self._console.print("  ".join(words), soft_wrap=True)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._close()

@@ -9,6 +9,7 @@ import re
 import secrets
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -59,7 +60,7 @@ def main(conf: Path, argv: Sequence[str]) -> int:
 
     def task(cfg: DictConfig) -> float | None:
         try:
-            return _job(cfg, sweeps)
+            return _job(cfg, sweeps, Path(argv[0]).resolve())
         except (SkinmtlError, KeyboardInterrupt) as error:
             failed.append(error)
             if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -80,18 +81,18 @@ def main(conf: Path, argv: Sequence[str]) -> int:
     return _answer(failed, conf)
 
 
-def _job(cfg: DictConfig, sweeps: set[Path]) -> float:
+def _job(cfg: DictConfig, sweeps: set[Path], script: Path) -> float:
     running = HydraConfig.get()
     if running.mode == RunMode.MULTIRUN:
         from skinmtl.study import job
 
         sweeps.add(Path(running.sweep.dir))
-        return job(cfg)
+        return job(cfg, script)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    _quiet()
     from skinmtl import config
     from skinmtl.train import run
 
+    _quiet()
     OmegaConf.resolve(cfg)
     config.check(cfg, run)
     folder = Path(running.runtime.output_dir)
@@ -101,10 +102,13 @@ def _job(cfg: DictConfig, sweeps: set[Path]) -> float:
 
 def _quiet() -> None:
     """Leave to Lightning's and its neighbours' logs what a person has to act on."""
-    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "httpx", "httpcore", "matplotlib", "PIL"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for name in ("httpx", "httpcore", "matplotlib", "PIL", "fsspec"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    # Lightning 2.6 uses a class that torch 2.15 renames; and a short look at few batches is no mistake.
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
+    # How many worker processes suit a machine is said in conf/data; Lightning advises one per core, whatever else runs.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 
 
 def _run_id() -> str:
