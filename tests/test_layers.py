@@ -137,7 +137,11 @@ def test_a_house_in_order_has_no_faults(small: Path) -> None:
         ("scores.py", "from skinmtl import report", "scores imports report, which is not below it"),
         ("scores.py", "from . import report", "scores imports report, which is not below it"),
         ("scores.py", "from .report import write", "scores imports report, which is not below it"),
-        ("scores.py", "def late():\n    from skinmtl.report import write", "scores imports report, which is not below it"),
+        (
+            "scores.py",
+            "def late():\n    from skinmtl.report import write",
+            "scores imports report, which is not below it",
+        ),
         ("scores.py", "from skinmtl.data import splits", "scores imports data.splits, which is not below it"),
         ("scores.py", "from skinmtl import load_run", "scores imports __init__, which is not below it"),
         ("data/splits.py", "from skinmtl.scores import dice", "data.splits imports scores, which is not below it"),
