@@ -16,19 +16,8 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
-TOP = [
-    "conf",
-    "skinmtl",
-    "experiments",
-    "tests",
-    "outputs",
-    "train.py",
-    "pyproject.toml",
-    "requirements.lock",
-    "Makefile",
-    "README.md",
-    "LICENSE",
-]
+TOP = {"conf", "skinmtl", "experiments", "tests", "outputs", "train.py"}
+TOP |= {"pyproject.toml", "requirements.lock", "Makefile", "README.md", "LICENSE"}
 DATA_ENDINGS = ".jpg .jpeg .tif .ckpt .pt .pth .safetensors .onnx .npy .npz .pkl .zip .gz .tar .whl .log .wandb .db"
 LARGEST = 1_000_000  # bytes
 PYTHONS = ("3.11", "3.12", "3.13")
@@ -48,7 +37,7 @@ def tracked() -> list[str]:
 def misplaced(names: list[str]) -> set[str]:
     """Top-level names that are not the house's, and the house's that are missing; dot files are free."""
     tops = {name.partition("/")[0] for name in names}
-    return {name for name in tops ^ set(TOP) if not name.startswith(".")}
+    return {name for name in tops ^ TOP if not name.startswith(".")}
 
 
 def heavy(names: list[str], root: Path) -> list[str]:
@@ -187,9 +176,7 @@ EVERYTHING = ["venv", "pip", "packages", "project"]
 
 
 @pytest.mark.parametrize(("target", "command"), [("demo", "train.py experiment=demo"), ("test", "-m pytest")])
-def test_a_first_command_builds_everything_and_a_second_one_nothing(
-    machine: Machine, target: str, command: str
-) -> None:
+def test_the_first_command_builds_everything_and_the_next_nothing(machine: Machine, target: str, command: str) -> None:
     first = machine.make(target)
     assert (first.returncode, machine.steps) == (0, EVERYTHING), first.stderr
     assert first.stdout.count("skinmtl: ") == 4

@@ -160,7 +160,7 @@ def test_a_planted_fault_is_found(small: Path, name: str, text: str, fault: str)
 
 
 def first_to_load_torch(*rooms: str) -> str:
-    """The first of some rooms, imported one after the other in a process of its own, that loads torch; empty if none."""
+    """The first of some rooms, imported in this order in a process of its own, that loads torch; empty if none."""
     code = f"""
 import importlib, sys
 for room in {rooms}:
