@@ -42,15 +42,19 @@ class Job:
     info: dict[str, Any]
 
     @property
-    def seed(self) -> Any:
+    def seed(self) -> object:
+        """Its seed, or None where nothing says."""
         return self.info.get("seed", self.overrides.get("seed"))
 
     @property
-    def fold(self) -> Any:
-        return dig(self.info, "split", "fold", default=self.overrides.get("data.fold"))
+    def fold(self) -> object:
+        """Its fold, or None where nothing says."""
+        fold: object = dig(self.info, "split", "fold", default=self.overrides.get("data.fold"))
+        return fold
 
     @property
     def status(self) -> str:
+        """How it ended, such as "finished" or "failed"."""
         return str(self.ended.get("status") or self.info.get("status") or "never started")
 
 
@@ -106,7 +110,8 @@ def study_report(folder: Path, out: Path) -> Path:
 def read_jobs(folder: Path) -> list[Job]:
     """The jobs of a sweep in the order of their numbers, those that failed too."""
     table = pd.read_csv(folder / "sweep.csv", dtype=str) if (folder / "sweep.csv").is_file() else pd.DataFrame()
-    ended = {int(row["job"]): {k: v for k, v in row.items() if pd.notna(v)} for _, row in table.iterrows()}
+    rows = table.to_dict("records")
+    ended = {int(row["job"]): {str(k): v for k, v in row.items() if pd.notna(v)} for row in rows}
     numbers = {int(path.name) for path in folder.iterdir() if path.is_dir() and path.name.isdigit()}
     jobs = []
     for number in sorted(numbers | ended.keys()):
@@ -220,8 +225,7 @@ def _draw(settings: Sequence[Setting], varied: Sequence[str], folder: Path) -> l
     points = [s for s in settings if all(score in s.values for score in both)]
     if len(points) < 2 or not any(key.startswith("weighting") for key in varied):
         return ["scores"]
-    table = pd.DataFrame([{"setting": s.name} | {f"{score}{end}": value for score in both
-                          for end, value in zip(("", "_low", "_high"), _mean(s, score).values(), strict=True)} for s in points])  # fmt: skip
+    table = pd.DataFrame([{"setting": s.name, **_ends(s, both[0]), **_ends(s, both[1])} for s in points])
     figures.save(figures.tradeoff(table), folder / "tradeoff.png")
     return ["scores", "tradeoff"]
 
@@ -229,6 +233,11 @@ def _draw(settings: Sequence[Setting], varied: Sequence[str], folder: Path) -> l
 def _mean(setting: Setting, score: str) -> dict[str, float]:
     low, high = setting.interval(score)
     return {"value": float(setting.values[score].mean()), "low": low, "high": high}
+
+
+def _ends(setting: Setting, score: str) -> dict[str, float]:
+    low, high = setting.interval(score)
+    return {score: float(setting.values[score].mean()), f"{score}_low": low, f"{score}_high": high}
 
 
 def _answer(jobs: Sequence[Job], settings: Sequence[Setting], drawn: Sequence[str]) -> list[str]:
@@ -244,8 +253,8 @@ def _answer(jobs: Sequence[Job], settings: Sequence[Setting], drawn: Sequence[st
                       *(_cell(s, score) for score in shown)] for s in settings])  # fmt: skip
     lines += [
         "",
-        "Test part. Each cell: mean over the n replicates ± their standard deviation, and in brackets the 95% interval of "
-        f"that mean (percentile bootstrap over lesions, {DRAWS} draws, seed 0), which leaves the trainings as they are. "
+        "Test part. Each cell: mean over the n replicates ± their standard deviation; in brackets the 95% interval of "
+        f"that mean (percentile bootstrap over lesions, {DRAWS} draws, seed 0), which takes the trainings as given. "
         "No interval where replicates were tested on different photographs.",
         *_differences(settings, shown),
     ]

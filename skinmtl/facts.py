@@ -21,12 +21,17 @@ WORDS = {
     "median_image_dice": "Dice, median",
     "p5_image_dice": "Dice, 5th percentile",
     "thresholded_jaccard": "IoU, zero below 0.65",
-    "failure_rate": "share of images with IoU below 0.65",
+    "failure_rate": "Share of images with IoU below 0.65",
+    "mean_image_sensitivity": "Sensitivity of pixels, mean over images",
+    "mean_image_specificity": "Specificity of pixels, mean over images",
+    "pooled_dice": "Dice, pixels of all images pooled",
+    "accuracy": "Accuracy",
+    "brier": "Brier score",
     "macro_f1": "F1, mean over classes",
-    "macro_average_precision": "average precision, mean over classes",
+    "macro_average_precision": "Average precision, mean over classes",
     "mcc": "MCC",
-    "nll": "negative log likelihood",
-    "ece": "expected calibration error",
+    "nll": "Negative log likelihood",
+    "ece": "Expected calibration error",
     "malignant_auroc": "AUROC, malignant or precancerous against the rest",
 }
 
@@ -38,7 +43,7 @@ def read_scores(folder: Path) -> dict[str, Any]:
     return scores
 
 
-def dig(tree: object, *keys: str, default: Any = None) -> Any:
+def dig(tree: object, *keys: str, default: Any = None) -> Any:  # noqa: ANN401 -- JSON
     """The value under nested keys; the default where one is missing or holds None."""
     for key in keys:
         tree = tree.get(key) if isinstance(tree, Mapping) else None

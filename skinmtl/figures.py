@@ -49,7 +49,9 @@ def save(figure: Figure, path: Path) -> Path:
         with matplotlib.rc_context({"svg.hashsalt": "skinmtl"}):
             figure.savefig(content, format="svg", metadata={"Date": None})
     else:
-        options: dict[str, Any] = {"pil_kwargs": {"quality": 82}} if kind == "jpg" else {}
+        options: dict[str, Any] = (
+            {"pil_kwargs": {"quality": 82}, "bbox_inches": "tight", "pad_inches": 0.05} if kind == "jpg" else {}
+        )
         figure.savefig(content, format=kind, dpi=180, **options)
     temp = path.with_name(f".{path.name}.tmp")
     temp.write_bytes(content.getvalue())
@@ -199,13 +201,16 @@ def overlay(
     """
     drawn = np.ascontiguousarray(image).copy()
     width = max(1, round(min(image.shape[:2]) / 150))
-    for mask, colour in ((target, TRUE_CONTOUR), (prediction, PREDICTED_CONTOUR)):
-        if mask is None:
-            continue
-        lines, _ = cv2.findContours((mask > 0).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        # A dark line under the bright one keeps it visible on pale skin and on dark lesions alike.
-        cv2.drawContours(drawn, lines, -1, (0, 0, 0), width + 2)
-        cv2.drawContours(drawn, lines, -1, _rgb(colour), width)
+    lines = [
+        (cv2.findContours((mask > 0).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)[0], _rgb(colour))
+        for mask, colour in ((target, TRUE_CONTOUR), (prediction, PREDICTED_CONTOUR))
+        if mask is not None
+    ]
+    # Dark lines under all bright ones keep these visible on pale skin and on dark lesions alike.
+    for line, _ in lines:
+        cv2.drawContours(drawn, line, -1, (0, 0, 0), width + 2)
+    for line, colour in lines:
+        cv2.drawContours(drawn, line, -1, colour, width)
     return drawn
 
 

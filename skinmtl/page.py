@@ -23,19 +23,24 @@ li { margin: .3rem 0; }
 .stamp b { display: block; font-size: 1.35rem; letter-spacing: .06em; color: #8c1a10; }
 .stamp.made { border-color: #8a5a00; background: #fff5dc; }
 .stamp.made b { color: #6b4500; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .75rem; margin: 1.25rem 0 .75rem; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .75rem;
+  margin: 1.25rem 0 .75rem; }
 .card { padding: .8rem 1rem; border: 1px solid var(--line); border-radius: .5rem; background: var(--tint); }
 .card span { display: block; color: var(--soft); font-size: .8125rem; line-height: 1.3; }
-.card strong { display: block; font-size: 1.7rem; line-height: 1.25; color: var(--blue); font-variant-numeric: tabular-nums; }
+.card strong { display: block; font-size: 1.7rem; line-height: 1.25; color: var(--blue); }
+.card, table { font-variant-numeric: tabular-nums; }
 .scroll { overflow-x: auto; margin: .75rem 0; }
-table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; font-size: .875rem; line-height: 1.4; }
 caption { text-align: left; padding-bottom: .35rem; caption-side: top; }
-th, td { text-align: left; vertical-align: top; padding: .35rem .75rem .35rem 0; border-bottom: 1px solid var(--line); }
-th { font-weight: 600; }
-thead th { color: var(--soft); vertical-align: bottom; }
-.numbers td, .numbers thead th + th { text-align: right; white-space: nowrap; }
+th, td { text-align: left; vertical-align: top; padding: .35rem 1rem .35rem 0; border-bottom: 1px solid var(--line); }
+th { font-weight: 400; }
+thead th { color: var(--soft); vertical-align: bottom; border-bottom-color: var(--soft); }
+.numbers td, .numbers thead th + th { text-align: right; }
+.numbers td, .numbers small { white-space: nowrap; }
+.numbers tbody th { min-width: 5.5rem; }
+small { display: block; color: var(--soft); font-size: .75rem; }
 .facts td { overflow-wrap: anywhere; }
-.facts th { white-space: nowrap; font-weight: 400; color: var(--soft); }
+.facts th { min-width: 7rem; color: var(--soft); }
 code { font: .8125rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
 .figures { display: grid; grid-template-columns: 1fr; gap: 1.5rem 2rem; margin-top: 1rem; align-items: start; }
 figure { margin: 0; break-inside: avoid; }
@@ -51,6 +56,8 @@ figcaption { margin-top: .4rem; max-width: 30rem; }
   tr { break-inside: avoid; }
 }
 """
+
+Cell = str | tuple[str, str]  # a text, or a text and what stands below it, smaller
 
 MEDIA = {".svg": "image/svg+xml", ".png": "image/png", ".jpg": "image/jpeg"}
 
@@ -89,24 +96,38 @@ def stamp(word: str, text: str, made: bool = False) -> str:
 def cards(items: Iterable[tuple[str, str, str]]) -> str:
     """Large numbers, each with what it is above and its interval below."""
     inner = (
-        f'<div class="card"><span>{escape(name)}</span><strong>{escape(value)}</strong><span>{escape(below)}</span></div>'
+        f'<div class="card"><span>{escape(name)}</span><strong>{escape(value)}</strong>'
+        f"<span>{escape(below)}</span></div>"
         for name, value, below in items
     )
     return f'<div class="cards">{"".join(inner)}</div>'
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
-    """Numbers under a heading; the first column names the row. Too wide a table scrolls within itself."""
-    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+def table(head: Sequence[Cell], rows: Iterable[tuple[str, Sequence[Cell]]], caption: str = "") -> str:
+    """Numbers under a heading, in named rows. Too wide a table scrolls within itself.
+
+    Args:
+        head: what the rows are, then the columns.
+        rows: a name and its cells.
+        caption: stands above.
+    """
+    top = "".join(f'<th scope="col">{_cell(name)}</th>' for name in head)
     body = "".join(
-        f'<tr><th scope="row">{escape(first)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in rest) + "</tr>"
-        for first, *rest in rows
+        f'<tr><th scope="row">{escape(name)}</th>' + "".join(f"<td>{_cell(cell)}</td>" for cell in cells) + "</tr>"
+        for name, cells in rows
     )
     named = f"<caption>{escape(caption)}</caption>" if caption else ""
     return (
         f'<div class="scroll" tabindex="0"><table class="numbers">{named}<thead><tr>{top}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def _cell(cell: Cell) -> str:
+    if isinstance(cell, str):
+        return escape(cell)
+    large, small = cell
+    return f"{escape(large)}<small>{escape(small)}</small>" if small else escape(large)
 
 
 def facts(rows: Iterable[tuple[str, str]]) -> str:

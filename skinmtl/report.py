@@ -15,15 +15,21 @@ from skinmtl.answer import study_report
 from skinmtl.errors import InputError
 from skinmtl.facts import HEADLINES, NOT_RECORDED, dig, flat, read_scores, said, score_words, without_folders, words
 from skinmtl.runs import Run, write_text
-from skinmtl.scores import Sample, dx_classes
+from skinmtl.scores import DRAWS, Sample, dx_classes
 
 __all__ = ["study_report", "write_run_report"]
 
 TOO_FEW = 20  # lesions; below, a subgroup's score is mostly chance
 SUSPICIOUS = {"balanced_accuracy": 0.85, "mean_image_dice": 0.96}
+SUBGROUPS = {
+    "sex": "sex",
+    "age": "age",
+    "localization": "place on the body",
+    "dx_type": "how the diagnosis was confirmed",
+}
 CAPTIONS = {
-    "confusion": "Confusion matrix. {n} Rows are the true class with its number of images, columns the predicted class; "
-    "darker is a larger share of the row.",
+    "confusion": "Confusion matrix. {n} Rows are the true class with its number of images, columns the "
+    "predicted class; darker is a larger share of the row.",
     "roc": "ROC curves, each class against all others. {n} The legend gives the area and the images of the class.",
     "reliability": "Reliability. {n} Images in ten steps of the predicted class's probability: how often it is right. "
     "On the dotted line a probability means what it says.",
@@ -46,7 +52,7 @@ NOT_PROVIDED = (
 )
 MASKS = (
     "The lesion masks of HAM10000 were started by a network and corrected by one dermatologist. A network agrees with "
-    "them more easily than with the masks of the official ISIC test sets, so Dice here is not comparable with Dice there."
+    "them more easily than with the masks of the official ISIC test sets: Dice here is not comparable with Dice there."
 )
 
 
@@ -63,14 +69,13 @@ def write_run_report(folder: Path) -> Path:
     title = f"{info.get('name', NOT_RECORDED)} · {info.get('run_id', run.path.name)}"
     parts = [
         *_head(info, scores),
-        *_scores(scores),
+        *_scores(info, scores),
         _classes(info, scores),
         _figures(run, scores),
         _subgroups(table),
         _split(info),
         _training(info),
         _config(run),
-        page.section("How the masks were made", page.paragraph(MASKS)),
         page.section("Not provided", page.bullets(NOT_PROVIDED)),
     ]
     write_text(out := run.path / "report.html", page.page(title, parts))
@@ -79,7 +84,8 @@ def write_run_report(folder: Path) -> Path:
 
 def _head(info: Mapping[str, Any], scores: Mapping[str, Any]) -> Iterator[str]:
     yield f"<h1>{escape(said(info.get('name')))}</h1>"
-    words = (f"run {said(info.get('run_id'))}", f"started {said(info.get('started'))}", said(info.get("status")))
+    started = said(info.get("started")).replace("T", " ").replace("+00:00", " UTC")
+    words = (f"run {said(info.get('run_id'))}", f"started {started}", said(info.get("status")))
     yield page.paragraph(" · ".join(words), soft=True)
     yield page.paragraph("Research use only: not a medical device.")
     yield from _stamps(info, scores)
@@ -106,42 +112,42 @@ def _stamps(info: Mapping[str, Any], scores: Mapping[str, Any]) -> Iterator[str]
         task = "cls" if name == "balanced_accuracy" else "seg"
         value = dig(scores, "parts", "test", "scores", task, name, "value")
         if value is not None and value > limit and not info.get("synthetic"):
-            text = f"Check for leakage: {HEADLINES[name].lower()} is {value:.3f}, above the {limit} that is plausible here."
+            text = f"Check for leakage. {HEADLINES[name]} is {value:.3f}; above {limit} is hardly plausible here."
             yield page.stamp("SUSPICIOUS", text)
 
 
-def _scores(scores: Mapping[str, Any]) -> Iterator[str]:
-    parts = {part: dig(scores, "parts", part) for part in ("test", "val")}
-    parts = {part: content for part, content in parts.items() if content}
+def _scores(info: Mapping[str, Any], scores: Mapping[str, Any]) -> Iterator[str]:
+    parts = {part: content for part in ("test", "val") if (content := dig(scores, "parts", part))}
     for task, title in {"seg": "Outlines: all scores", "cls": "Diagnoses: all scores"}.items():
         tasks = {part: dig(content, "scores", task, default={}) for part, content in parts.items()}
         names = list(dict.fromkeys(name for values in tasks.values() for name in values))
         if not names:
             continue
-        rows = [[words(name), *(" ".join(score_words(tasks[part].get(name))) for part in tasks)] for name in names]
+        rows = [(words(name), [score_words(tasks[part].get(name)) for part in tasks]) for name in names]
         reasons = [v["reason"] for values in tasks.values() for v in values.values() if v.get("reason")]
         below = page.paragraph("Undefined: " + "; ".join(dict.fromkeys(reasons)) + ".", soft=True) if reasons else ""
         head = ["score", *(_part_name(part, content) for part, content in parts.items())]
-        yield page.section(title, page.table(head, rows), below)
+        masks = page.paragraph(MASKS, soft=True) if task == "seg" and not info.get("synthetic") else ""
+        yield page.section(title, page.table(head, rows), below, masks)
 
 
 def _classes(info: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
     classes = dig(scores, "parts", "test", "classes", default={})
     if not classes:
         return ""
-    names = ("sensitivity", "specificity", "ppv", "auroc")
-    rows = [
-        [
+    rows: list[tuple[str, list[page.Cell]]] = [
+        (
             name,
-            said(dig(info, "split", "train", "classes", name)),
-            said(content.get("n_images")),
-            said(content.get("n_lesions")),
-            *(" ".join(score_words(content.get(score))) for score in names),
-        ]
+            [
+                said(dig(info, "split", "train", "classes", name)),
+                (said(content.get("n_images")), f"{said(content.get('n_lesions'))} lesions"),
+                *(score_words(content.get(score)) for score in ("sensitivity", "specificity", "ppv", "auroc")),
+            ],
+        )
         for name, content in classes.items()
     ]
-    head = ["class", "training images", "test images", "test lesions", "sensitivity", "specificity", "PPV", "AUROC"]
-    note = "Each class against all others. PPV depends on how common the class is in this test part."
+    head = ["class", "training images", "test images", "sensitivity", "specificity", "PPV", "AUROC"]
+    note = "Test part, each class against all others. PPV depends on how common the class is in this test part."
     return page.section("By class", page.table(head, rows), page.paragraph(note, soft=True))
 
 
@@ -160,18 +166,12 @@ def _subgroups(table: pd.DataFrame) -> str:
     if "split" not in table or not (table["split"] == "test").any():
         return page.section("Subgroups", page.paragraph(NOT_RECORDED, soft=True))
     test = table[table["split"] == "test"]
-    columns = {
-        "sex": "sex",
-        "age": "age",
-        "localization": "place on the body",
-        "dx_type": "how the diagnosis was confirmed",
-    }
     tables = []
-    for column, label in columns.items():
+    for column, label in SUBGROUPS.items():
         if column in test:
             groups = _age_bands(test[column]) if column == "age" else test[column].fillna("unknown").astype(str)
             rows = [_subgroup(str(name), rows) for name, rows in test.groupby(groups, observed=True)]
-            tables.append(page.table([label, "images", "lesions", "Dice", "accuracy", "balanced accuracy"], rows))
+            tables.append(page.table([label, "images", "Dice", "accuracy", "balanced accuracy"], rows))
     note = (
         f"Test part. Fewer than {TOO_FEW} lesions: too few to say anything. Balanced accuracy is over the classes that "
         "occur in a group, so groups of other classes differ by that alone."
@@ -179,15 +179,15 @@ def _subgroups(table: pd.DataFrame) -> str:
     return page.section("Subgroups", page.paragraph(note, soft=True), *tables)
 
 
-def _subgroup(name: str, rows: pd.DataFrame) -> list[str]:
+def _subgroup(name: str, rows: pd.DataFrame) -> tuple[str, list[page.Cell]]:
     lesions = int(rows["lesion_id"].fillna(rows["image_id"]).nunique())
-    start = [name, str(len(rows)), str(lesions)]
+    size = (str(len(rows)), f"{lesions} lesions")
     if lesions < TOO_FEW:
-        return [*start, "too few", "too few", "too few"]
-    sample = Sample.of(rows.reset_index(drop=True), dx_classes(rows), draws=2000, seed=0)
+        return name, [size, "too few", "too few", "too few"]
+    sample = Sample.of(rows.reset_index(drop=True), dx_classes(rows), DRAWS, seed=0)
     known = {name: score for task in sample.scores(("lesion",)).values() for name, score in task.items()}
     wanted = ("mean_image_dice", "accuracy", "balanced_accuracy")
-    return [*start, *(" ".join(score_words(sample.value(known[name]) if name in known else None)) for name in wanted)]
+    return name, [size, *(score_words(sample.value(known[name]) if name in known else None) for name in wanted)]
 
 
 def _age_bands(age: pd.Series) -> pd.Series:
@@ -206,14 +206,11 @@ def _split(info: Mapping[str, Any]) -> str:
         ("images in all", said(dig(info, "data", "images"))),
     ]
     classes = info.get("dx_classes") or list(dig(split, "train", "classes", default={}))
-    parts = [
-        [part, *(said(dig(split, part, key)) for key in ("images", "lesions")),
-         *(said(dig(split, part, "classes", name)) for name in classes)]
-        for part in ("train", "val", "test")
-    ]  # fmt: skip
-    note = "No lesion stands in two parts." if info.get("leaky") is False else ""
+    keys = [("images",), ("lesions",), *(("classes", name) for name in classes)]
+    parts = [(part, [said(dig(split, part, *key)) for key in keys]) for part in ("train", "val", "test")]
+    note = page.paragraph("No lesion stands in two parts.") if info.get("leaky") is False else ""
     counts = page.table(["part", "images", "lesions", *classes], parts, "Images by part and class")
-    return page.section("Split certificate", page.facts(rows), counts, page.paragraph(note) if note else "")
+    return page.section("Split certificate", page.facts(rows), counts, note)
 
 
 def _training(info: Mapping[str, Any]) -> str:
@@ -253,6 +250,6 @@ def _size(part: Mapping[str, Any] | None) -> str:
     return f"{said(part.get('n_images'))} test images of {said(part.get('n_lesions'))} lesions."
 
 
-def _part_name(part: str, content: Mapping[str, Any]) -> str:
+def _part_name(part: str, content: Mapping[str, Any]) -> page.Cell:
     name = {"val": "validation"}.get(part, part)
-    return f"{name} ({said(content.get('n_images'))} images, {said(content.get('n_lesions'))} lesions)"
+    return name, f"{said(content.get('n_images'))} images, {said(content.get('n_lesions'))} lesions"

@@ -27,7 +27,7 @@ def predictions(seed: int = 0, images: int = 400, skill: float = 1.0, fold: int 
     tp = ground.integers(2000, 40000, images)
     fp, fn = (network.exponential(0.09 * tp).astype(int) for _ in range(2))
     dice = 2 * tp / (2 * tp + fp + fn)
-    table = pd.DataFrame(
+    return pd.DataFrame(
         {
             "image_id": [f"SYN_{fold}{i:05d}" for i in range(images)],
             "lesion_id": [f"SYN_L{fold}{i // 2 * 2 if i % 5 else i:05d}" for i in range(images)],
@@ -36,8 +36,12 @@ def predictions(seed: int = 0, images: int = 400, skill: float = 1.0, fold: int 
             "fold": fold,
             "age": np.where(ground.random(images) < 0.02, np.nan, ground.integers(1, 18, images) * 5.0),
             "sex": ground.choice(["male", "female", "unknown"], images, p=[0.5, 0.48, 0.02]),
-            "localization": ground.choice(["back", "trunk", "lower extremity", "face", "ear"], images, p=[0.4, 0.3, 0.2, 0.08, 0.02]),
-            "dx_type": ground.choice(["histo", "follow_up", "consensus", "confocal"], images, p=[0.5, 0.36, 0.12, 0.02]),
+            "localization": ground.choice(
+                ["back", "trunk", "lower extremity", "face", "ear"], images, p=[0.4, 0.3, 0.2, 0.08, 0.02]
+            ),
+            "dx_type": ground.choice(
+                ["histo", "follow_up", "consensus", "confocal"], images, p=[0.5, 0.36, 0.12, 0.02]
+            ),
             "dx": np.array(DX)[dx],
             "predicted_dx": np.array(DX)[p.argmax(1)],
             **{f"prob_{name}": p[:, i] for i, name in enumerate(DX)},
@@ -54,7 +58,6 @@ def predictions(seed: int = 0, images: int = 400, skill: float = 1.0, fold: int 
             "dice_input": np.clip(dice + 0.002, 0, 1),
         }
     )
-    return table
 
 
 def metrics(epochs: int = 12) -> pd.DataFrame:
@@ -65,7 +68,9 @@ def metrics(epochs: int = 12) -> pd.DataFrame:
         rows.append(start | {"train/loss": 2 * 0.85**epoch, "train/score": 0.5 + epoch / 40})
         score = 0.6 + 0.04 * epoch - 0.002 * epoch**2
         names = ("val/score", "val/seg/mean_image_dice", "val/cls/balanced_accuracy", "val/cls/accuracy")
-        rows.append(start | {"val/loss": 2 * 0.9**epoch} | dict(zip(names, score + np.array([0, 0.2, -0.2, 0]), strict=True)))
+        rows.append(
+            start | {"val/loss": 2 * 0.9**epoch} | dict(zip(names, score + np.array([0, 0.2, -0.2, 0]), strict=True))
+        )
     return pd.DataFrame(rows)
 
 
@@ -78,7 +83,11 @@ def write_run(folder: Path, seed: int = 0, fold: int = 0, skill: float = 1.0, **
     result = {"stamp": "LEAKY" if changes.get("leaky") else None, "split": {"hash": "5" * 64, "fold": fold}}
     result |= scores.evaluate(table, DX, ("skin", "lesion"), draws=200)
     (folder / "scores.json").write_text(json.dumps(result))
-    counts = {"images": 1000, "lesions": 800, "classes": {name: int(1000 * s) for name, s in zip(DX, SHARES, strict=True)}}
+    counts = {
+        "images": 1000,
+        "lesions": 800,
+        "classes": {name: int(1000 * s) for name, s in zip(DX, SHARES, strict=True)},
+    }
     info = {
         "run_id": folder.name,
         "name": "resnet18_unet",
@@ -109,7 +118,12 @@ def write_run(folder: Path, seed: int = 0, fold: int = 0, skill: float = 1.0, **
         "images_per_second": 41.3,
     }
     (folder / "run.json").write_text(json.dumps(info | changes))
-    config = {"name": "resnet18_unet", "seed": seed, "data": {"root": "/home/somebody/ham10000", "size": [192, 256]}, "loss": {"seg": None}}
+    config = {
+        "name": "resnet18_unet",
+        "seed": seed,
+        "data": {"root": "/home/somebody/ham10000", "size": [192, 256]},
+        "loss": {"seg": None},
+    }
     (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
     return folder
 
@@ -121,8 +135,15 @@ def write_sweep(folder: Path, weights: tuple[str, ...] = ("0.25", "1", "4"), see
     for number, (weight, seed, fold) in enumerate(jobs):
         skill = 1 - 0.15 * weights.index(weight)
         run = write_run(folder / str(number), seed=seed, fold=fold, skill=skill)
-        overrides = [f"weighting.seg={weight}", f"seed={seed}", f"data.fold={fold}", "data.root=/home/somebody/ham10000"]
+        overrides = [
+            f"weighting.seg={weight}",
+            f"seed={seed}",
+            f"data.fold={fold}",
+            "data.root=/home/somebody/ham10000",
+        ]
         (run / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(overrides))
-        rows.append({"job": number, "overrides": " ".join(overrides), "status": "finished", "exit_code": 0, "score": 0.8})
+        rows.append(
+            {"job": number, "overrides": " ".join(overrides), "status": "finished", "exit_code": 0, "score": 0.8}
+        )
     pd.DataFrame(rows).assign(seconds=912.4, folder="").to_csv(folder / "sweep.csv", index=False)
     return folder
