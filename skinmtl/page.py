@@ -36,7 +36,7 @@ th, td { text-align: left; vertical-align: top; padding: .35rem 1rem .35rem 0; b
 th { font-weight: 400; }
 thead th { color: var(--soft); vertical-align: bottom; border-bottom-color: var(--soft); }
 .numbers td, .numbers thead th + th { text-align: right; }
-.numbers td, .numbers small { white-space: nowrap; }
+.numbers td { white-space: nowrap; }
 .numbers tbody th { min-width: 5.5rem; }
 small { display: block; color: var(--soft); font-size: .75rem; }
 .facts td { overflow-wrap: anywhere; }

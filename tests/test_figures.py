@@ -1,0 +1,212 @@
+"""Figures say what their arrays say, fit a phone, and keep nothing global."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from fakes import DX, metrics, predictions
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.metrics import confusion_matrix, roc_auc_score
+
+from skinmtl import figures
+
+INDEX = {name: i for i, name in enumerate(DX)}
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    rows = predictions()
+    return rows[rows["split"] == "test"]
+
+
+@pytest.fixture(scope="module")
+def target(table: pd.DataFrame) -> NDArray[np.int64]:
+    return table["dx"].map(INDEX).to_numpy(dtype=np.int64)
+
+
+@pytest.fixture(scope="module")
+def probabilities(table: pd.DataFrame) -> NDArray[np.float64]:
+    return table[[f"prob_{name}" for name in DX]].to_numpy()
+
+
+def example(seed: int = 0) -> figures.Example:
+    """A noisy photograph of 450 x 600 pixels with a dark ellipse, its mask, and a mask a little beside it."""
+    y, x = np.mgrid[:450, :600]
+    true, beside = (((x - c) / 150) ** 2 + ((y - 225) / 110) ** 2 < 1 for c in (300, 320))
+    skin = np.where(true[..., None], (110, 70, 50), (222, 180, 160))
+    image = np.clip(skin + np.random.default_rng(seed).normal(0, 12, skin.shape), 0, 255).astype(np.uint8)
+    return figures.Example(image, true.astype(np.uint8), beside.astype(np.uint8), f"Dice 0.9{seed}")
+
+
+def words(figure: Figure) -> str:
+    """All text of the legends, the ones of the figure and of its axes."""
+    legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes)]
+    return "\n".join(text.get_text() for legend in legends if legend is not None for text in legend.get_texts())
+
+
+def settings_table() -> pd.DataFrame:
+    rows = [("weighting.seg=1", 0.90, 0.70), ("weighting.seg=4", 0.92, 0.66)]
+    return pd.DataFrame(rows, columns=["setting", "mean_image_dice", "balanced_accuracy"])
+
+
+def test_confusion_shows_the_counts_and_colours_them_by_the_share_of_the_true_class(
+    target: NDArray[np.int64], probabilities: NDArray[np.float64]
+) -> None:
+    counts = confusion_matrix(target, probabilities.argmax(1), labels=range(len(DX)))
+    axes = figures.confusion(counts, DX).axes[0]
+    assert [text.get_text() for text in axes.texts] == [str(count) for count in counts.ravel()]
+    np.testing.assert_allclose(axes.images[0].get_array(), counts / counts.sum(1, keepdims=True))
+    assert axes.get_yticklabels()[5].get_text() == f"nv ({(target == 5).sum()})"
+
+
+def test_confusion_of_a_class_without_images_is_drawn() -> None:
+    axes = figures.confusion(np.array([[3, 1], [0, 0]]), ("a", "b")).axes[0]
+    assert np.asarray(axes.images[0].get_array())[1].tolist() == [0, 0]
+
+
+def test_roc_names_each_area_as_scikit_learn_has_it_and_its_images(
+    target: NDArray[np.int64], probabilities: NDArray[np.float64]
+) -> None:
+    legend = words(figures.roc(target, probabilities, DX))
+    for i, name in enumerate(DX):
+        area = roc_auc_score(target == i, probabilities[:, i])
+        assert f"{name}: {area:.3f} (n = {(target == i).sum()})" in legend
+
+
+def test_roc_leaves_out_missing_targets_and_says_which_class_has_no_curve(
+    target: NDArray[np.int64], probabilities: NDArray[np.float64]
+) -> None:
+    without = np.where(target == INDEX["df"], -1, target)
+    legend = words(figures.roc(without, probabilities, DX))
+    assert "df: undefined (n = 0)" in legend
+    known = without >= 0
+    assert f"nv: {roc_auc_score(without[known] == 5, probabilities[known, 5]):.3f}" in legend
+
+
+def test_curves_skip_empty_cells_and_mark_the_best_epoch() -> None:
+    log = metrics(12)
+    losses, scores = figures.curves(log).axes
+    lines = {str(line.get_label()): line for line in losses.lines}
+    np.testing.assert_allclose(lines["training loss"].get_ydata(), log["train/loss"].dropna())
+    np.testing.assert_allclose(lines["validation loss"].get_xdata(), np.arange(1, 13))
+    best = int(log["val/score"].dropna().to_numpy().argmax()) + 1
+    assert all(list(axes.lines[-1].get_xdata()) == [best, best] for axes in (losses, scores))
+
+
+def test_curves_of_one_task_and_of_no_epoch_are_drawn() -> None:
+    one = figures.curves(metrics(3).drop(columns=["val/cls/balanced_accuracy", "val/cls/accuracy"]))
+    assert "accuracy" not in words(one)
+    assert figures.curves(pd.DataFrame(columns=["step", "epoch"])).axes
+
+
+def test_dice_histogram_counts_every_dice_and_no_missing_one() -> None:
+    axes = figures.dice_histogram(np.array([0.0, 0.5, 0.92, 1.0, np.nan])).axes[0]
+    assert sum(bar.get_height() for bar in axes.patches) == 4
+    assert "n = 4" in axes.get_xlabel()
+    assert "median 0.710" in words(axes.figure)
+    assert "n = 0" in figures.dice_histogram(np.array([np.nan])).axes[0].get_xlabel()
+
+
+def test_reliability_is_the_share_right_among_images_of_like_probability() -> None:
+    p = np.array([[0.62, 0.38], [0.66, 0.34], [0.08, 0.92], [0.05, 0.95], [0.97, 0.03]])
+    axes, below = figures.reliability(np.array([0, 1, 1, 1, -1]), p).axes
+    line = axes.lines[1]
+    np.testing.assert_allclose(line.get_xdata(), [0.64, 0.935])
+    np.testing.assert_allclose(line.get_ydata(), [0.5, 1.0])
+    assert [bar.get_height() for bar in below.patches] == [0, 0, 0, 0, 0, 0, 2, 0, 0, 2]
+
+
+def test_overlay_draws_both_contours_near_their_edges_on_a_copy() -> None:
+    image, true, predicted, _ = example()
+    assert true is not None
+    before = image.copy()
+    drawn = figures.overlay(image, predicted, true)
+    assert np.array_equal(image, before)
+    changed = (drawn != image).any(axis=2)
+    assert not changed[225, 300]
+    assert not changed[:100].any()
+    for colour in (figures.TRUE_CONTOUR, figures.PREDICTED_CONTOUR):
+        rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+        assert (drawn == rgb).all(axis=2).sum() > 300
+
+
+def test_overlay_of_an_empty_mask_changes_nothing() -> None:
+    image, *_ = example()
+    assert np.array_equal(figures.overlay(image, np.zeros((450, 600), np.uint8)), image)
+    assert np.array_equal(figures.overlay(image, None), image)
+
+
+def test_gallery_has_one_legend_that_names_what_is_drawn() -> None:
+    image, true, predicted, title = example()
+    figure = figures.gallery([(image, true, predicted, title), (image, None, predicted, title)])
+    assert words(figure).split("\n") == ["true contour", "predicted contour"]
+    assert words(figures.gallery([(image, None, predicted, title)])) == "predicted contour"
+    assert figures.gallery([]).axes
+
+
+def test_intervals_of_settings_run_from_low_to_high() -> None:
+    rows = pd.DataFrame(
+        {"setting": ["a", "b"], "score": "Dice", "value": [0.8, 0.9], "low": [0.7, np.nan], "high": [0.85, np.nan]}
+    )
+    axes = figures.scores_by_setting(rows).axes[0]
+    assert list(axes.lines[0].get_xdata()) == [0.7, 0.85]
+    assert list(axes.lines[1].get_xdata()) == [0.8]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+
+
+def test_tradeoff_names_every_setting_with_and_without_intervals() -> None:
+    bare = settings_table()
+    assert words(figures.tradeoff(bare)).split("\n") == bare["setting"].tolist()
+    bounds = {
+        f"{name}_{end}": bare[name] + step
+        for name in bare.columns[1:]
+        for end, step in (("low", -0.01), ("high", 0.01))
+    }
+    assert len(figures.tradeoff(bare.assign(**bounds)).axes[0].collections) == 4
+
+
+def test_a_class_has_one_colour_wherever_it_is_drawn() -> None:
+    chosen = figures.colours(DX)
+    assert len(set(chosen.values())) == len(DX)
+    assert figures.colours(list(DX)) == chosen
+
+
+def test_every_figure_is_small_and_a_phone_wide(
+    tmp_path: Path, target: NDArray[np.int64], probabilities: NDArray[np.float64], table: pd.DataFrame
+) -> None:
+    rows = pd.DataFrame({"setting": list("ab"), "score": "Dice", "value": [0.8, 0.9], "low": 0.7, "high": 0.95})
+    made = {
+        "confusion.png": figures.confusion(np.diag(np.arange(7)), DX),
+        "roc.svg": figures.roc(target, probabilities, DX),
+        "curves.png": figures.curves(metrics()),
+        "dice_histogram.png": figures.dice_histogram(table["dice"].to_numpy()),
+        "reliability.svg": figures.reliability(target, probabilities),
+        "gallery.jpg": figures.gallery([example(seed) for seed in range(5)]),
+        "scores.png": figures.scores_by_setting(rows),
+        "tradeoff.png": figures.tradeoff(settings_table()),
+    }
+    for name, figure in made.items():
+        path = figures.save(figure, tmp_path / name)
+        assert path.stat().st_size < 300_000, name
+        assert figure.get_figwidth() == pytest.approx(5)
+    with Image.open(tmp_path / "confusion.png") as image:
+        assert image.width == 900
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("kind", ["svg", "png", "jpg"])
+def test_the_same_figure_is_the_same_bytes(tmp_path: Path, kind: str) -> None:
+    paths = [figures.save(figures.curves(metrics()), tmp_path / f"{name}.{kind}") for name in "ab"]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_figures_leave_pyplot_alone() -> None:
+    code = "import sys, skinmtl.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
