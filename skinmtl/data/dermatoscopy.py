@@ -54,13 +54,13 @@ def _clutter(image: Floats, pose: Generator) -> Floats:
     if pose.random() < 0.5:
         ink = np.array(BLACK, np.float32) * pose.uniform(0.5, 2.5)
         towards = pose.uniform(0, np.pi)
-        for _ in range(int(pose.integers(2, 11))):
-            image = lay_over(image, ink, 0.85 * _hair(pose, towards, size))
+        hairs = [_hair(pose, towards, size) for _ in range(int(pose.integers(2, 11)))]
+        image = lay_over(image, ink, 0.85 * np.maximum.reduce(hairs))
     if pose.random() < 0.3:
         image = lay_over(image, np.array(BLACK, np.float32), 0.8 * _ruler(pose, size))
     if pose.random() < 0.35:
-        for _ in range(int(pose.integers(1, 6))):
-            image = lay_over(image, np.ones(3, np.float32), 0.4 * _bubble(pose, size))
+        bubbles = [_bubble(pose, size) for _ in range(int(pose.integers(1, 6)))]
+        image = lay_over(image, np.ones(3, np.float32), 0.4 * np.maximum.reduce(bubbles))
     return image
 
 

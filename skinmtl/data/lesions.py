@@ -181,25 +181,27 @@ def _bcc(lesion: Lesion, traits: Generator) -> None:
     nests = lesion.dots(_ring(traits, count, 0.35, 0.75), traits.uniform(0.12, 0.24, count), 0.4)
     lesion.paint(_mixed(traits, BLUE_GREY, BLACK), 0.65 * nests)
     around = traits.uniform(0, 2 * np.pi)
+    trees: list[Floats] = []
     for _ in range(int(traits.integers(2, 4))):
         root = 0.95 * np.array([np.cos(around), np.sin(around)])
-        _vessel(lesion, traits, root, around + np.pi + traits.normal(0, 0.35), 0.09, 1.3)
+        trees += _vessels(lesion, traits, root, around + np.pi + traits.normal(0, 0.35), 0.09, 1.3)
         around += traits.uniform(1.5, 2.5)
+    lesion.paint(RED, 0.8 * np.maximum.reduce(trees))
 
 
-def _vessel(
+def _vessels(
     lesion: Lesion, traits: Generator, root: NDArray[np.float64], heading: float, thick: float, length: float
-) -> None:
-    """A bent vessel from `root`, and thinner ones from its middle and its end."""
+) -> list[Floats]:
+    """A bent vessel from `root`, and thinner ones from its middle and its end, each (H, W) in [0, 1]."""
     headings = heading + np.cumsum(traits.normal(0, 0.25, 6))
     steps = length / 6 * np.stack([np.cos(headings), np.sin(headings)], axis=1)
     path = np.vstack([root, root + np.cumsum(steps, axis=0)])
-    lesion.paint(RED, 0.8 * lesion.line(path, thick))
-    if thick < 0.04:
-        return
-    for at, side in ((3, 1), (5, -1)):
-        turned = headings[at] + side * traits.uniform(0.5, 0.9)
-        _vessel(lesion, traits, path[at], turned, thick * 0.6, length * 0.55)
+    vessels = [lesion.line(path, thick)]
+    if thick > 0.04:
+        for at, side in ((3, 1), (5, -1)):
+            turned = headings[at] + side * traits.uniform(0.5, 0.9)
+            vessels += _vessels(lesion, traits, path[at], turned, thick * 0.6, length * 0.55)
+    return vessels
 
 
 def _akiec(lesion: Lesion, traits: Generator) -> None:
