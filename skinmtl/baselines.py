@@ -127,8 +127,7 @@ def colours(table: pd.DataFrame, size: Size) -> tuple[str, pd.DataFrame]:
     rest = table["split"].ne("train").to_numpy()
     p = pd.DataFrame(model.predict_proba(features[space][rest]), columns=model.classes_)
     p = p.reindex(columns=table["dx"].cat.categories, fill_value=0.0).add_prefix("prob_")
-    known = table.loc[rest, ["image_id", "lesion_id", "split", "dx"]].reset_index(drop=True)
-    return f"{space}, {BINS} x {BINS} x {BINS} bins, C {strength:g}", pd.concat([known, p], axis=1)
+    return f"{space}, {BINS} x {BINS} x {BINS} bins, C {strength:g}", pd.concat([_known(table[rest]), p], axis=1)
 
 
 def histogram(image: NDArray[np.uint8], space: str) -> NDArray[np.float64]:
@@ -170,7 +169,7 @@ def otsu(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     best = max(settings, key=lambda setting: float(tables[setting].loc[val, "dice"].mean()))
     channel, blur, only = best
     words = f"{channel}{', blurred' if blur else ''}{', largest piece' if only else ''}"
-    return words, pd.concat([rest[["image_id", "lesion_id", "split", "dx"]], tables[best]], axis=1)
+    return words, pd.concat([_known(rest), tables[best]], axis=1)
 
 
 def dark_side(image: NDArray[np.uint8], channel: str, blur: bool, largest: bool) -> NDArray[np.uint8]:
@@ -200,6 +199,12 @@ def _overlap(mask: NDArray[np.uint8], target: NDArray[np.uint8]) -> dict[str, fl
     counts = scores.mask_counts(mask, target)
     columns = {f"{count}_{sources.MASK_CLASSES[1]}": float(number) for count, number in counts.items()}
     return columns | {"dice": scores.dice(counts), "iou": scores.iou(counts)}
+
+
+def _known(table: pd.DataFrame) -> pd.DataFrame:
+    """What a predictions table says of its photographs, `dx` as it stands in a file."""
+    columns = table[["image_id", "lesion_id", "split", "dx"]]
+    return columns.astype({"dx": "object"}).reset_index(drop=True)
 
 
 def _watched(items: Iterable[Item], words: str) -> Iterable[Item]:
