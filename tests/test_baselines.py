@@ -95,7 +95,7 @@ def test_nothing_is_learned_from_test_photographs(planted: pd.DataFrame) -> None
 
 
 def test_the_threshold_is_set_on_validation(planted: pd.DataFrame, tmp_path: Path) -> None:
-    """Validation lesions are dark in blue, test lesions bright in it; half of each is dark. Blue is taken, and fails."""
+    """Validation lesions are dark in blue, test lesions bright in it; half of each is dark. Blue is taken and fails."""
     table = planted.copy()
     for row in table[table["split"] != "train"].itertuples():
         mask = cv2.imread(row.mask, cv2.IMREAD_GRAYSCALE) > 0
