@@ -26,8 +26,9 @@ SCORES = (*HEADLINES, "accuracy", "macro_f1", "mcc")
 REPEATS = ("seed", "data.fold")  # what repeats a setting and does not make another one
 MARKS = ("<!-- results -->", "<!-- /results -->")
 FIGURES = {
-    "scores": "Scores of each setting: mean and interval.",
-    "tradeoff": "Outlines against diagnoses: each setting's Dice and balanced accuracy, with intervals.",
+    "scores": "Test scores of each setting: the dot is the mean over replicates, the bar its 95% interval over lesions.",
+    "tradeoff": "Outlines against diagnoses on the test part: each setting's mean Dice and balanced accuracy with 95% "
+    "intervals over lesions. Up and to the right is better at both.",
 }
 
 
@@ -101,9 +102,10 @@ def study_report(folder: Path, out: Path) -> Path:
     ]
     (out / "figures").mkdir(parents=True, exist_ok=True)
     drawn = _draw([setting for setting in settings if setting.n], varied, out / "figures")
+    readme = _between_marks(out / "README.md", "\n".join(_answer(jobs, settings, drawn)))
     write_text(out / "results.csv", results.to_csv(index=False))
     write_text(out / "study.yaml", yaml.safe_dump(_frozen(jobs, folder, out.name), sort_keys=False, allow_unicode=True))
-    write_text(out / "README.md", _between_marks(out / "README.md", "\n".join(_answer(jobs, settings, drawn))))
+    write_text(out / "README.md", readme)
     return out
 
 
@@ -262,7 +264,7 @@ def _answer(jobs: Sequence[Job], settings: Sequence[Setting], drawn: Sequence[st
     lines += ["", f"{len(jobs) - len(failed)} of {len(jobs)} runs finished."]
     lines += [f"- job {job.number} ({_told(job)}): {job.status}, exit code {_exit(job)}" for job in failed]
     for name in drawn:
-        lines += ["", f"![{FIGURES[name]}](figures/{name}.png)", "", FIGURES[name]]
+        lines += ["", f"![{name}](figures/{name}.png)", "", FIGURES[name]]
     return lines
 
 

@@ -1,0 +1,313 @@
+"""A run's page stands alone and says what its files say; a study's answer is made of its runs and nothing else."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from fakes import DX, metrics, predictions, write_run, write_sweep
+from sklearn.metrics import balanced_accuracy_score
+
+from skinmtl import figures, scores
+from skinmtl.errors import InputError
+from skinmtl.report import study_report, write_run_report
+
+VOID = {"meta", "img", "br"}
+
+
+class Reader(HTMLParser):
+    """The text of a page, what it would fetch, and tags that do not close."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.sources: list[str] = []
+        self.words: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"]:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_run(tmp_path_factory.mktemp("outputs") / "2026-01-02_03-04-05_abcd")
+    (folder / "figures").mkdir()
+    figures.save(figures.curves(metrics()), folder / "figures" / "curves.svg")
+    figures.save(figures.dice_histogram(predictions()["dice"].to_numpy()), folder / "figures" / "dice_histogram.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sweep(tmp_path_factory.mktemp("sweep") / "2026-01-02_03-04-05_abcd", weights=("1", "4"), folds=2)
+
+
+def read(run: Path) -> Reader:
+    return Reader(write_run_report(run).read_text(encoding="utf-8"))
+
+
+def stored_scores(run: Path) -> dict[str, Any]:
+    stored: dict[str, Any] = json.loads((run / "scores.json").read_text())
+    return stored
+
+
+# --- a run's page -----------------------------------------------------------------------------------------------------
+
+
+def test_page_stands_alone_and_every_tag_closes(run: Path) -> None:
+    page = read(run)
+    assert page.open == []
+    assert len(page.sources) == 2
+    assert all(source.startswith(("data:image/png;base64,", "data:image/svg+xml;base64,")) for source in page.sources)
+    assert not page.tags & {"script", "link", "iframe"}
+    assert "url(" not in (run / "report.html").read_text()
+
+
+def test_page_gives_headline_scores_with_intervals_images_and_lesions(run: Path) -> None:
+    text, test = read(run).text, stored_scores(run)["parts"]["test"]
+    for task, name in (("seg", "mean_image_dice"), ("cls", "balanced_accuracy")):
+        score = test["scores"][task][name]
+        assert f"{score['value']:.3f} ({score['low']:.3f} to {score['high']:.3f})" in text
+    assert f"{test['n_images']} test images of {test['n_lesions']} lesions." in text
+    assert "percentile bootstrap over lesions" in text
+    assert "Research use only: not a medical device." in text
+
+
+def test_page_holds_split_certificate_settings_and_what_is_not_provided(run: Path) -> None:
+    text = read(run).text
+    for words in (
+        "5" * 64,
+        "d" * 64,
+        "AVX512",
+        "0123456789ab",
+        "data.size [192, 256]",
+        "corrected by one dermatologist",
+    ):
+        assert words in text
+    for words in ("External validation", "Skin tone", "human reader", "No lesion stands in two parts."):
+        assert words in text
+
+
+def test_page_names_no_folder_of_its_owner(run: Path) -> None:
+    read(run)
+    assert "somebody" not in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "skill", "stamps"),
+    [
+        ({}, 1.0, set()),
+        ({"leaky": True}, 1.0, {"LEAKY"}),
+        ({"synthetic": True}, 1.0, {"SYNTHETIC"}),
+        ({}, 6.0, {"SUSPICIOUS"}),
+        ({"synthetic": True}, 6.0, {"SYNTHETIC"}),
+    ],
+)
+def test_page_is_stamped_when_and_only_when_it_must_be(
+    tmp_path: Path, changes: dict[str, bool], skill: float, stamps: set[str]
+) -> None:
+    words = read(write_run(tmp_path / "run", skill=skill, **changes)).words
+    assert {"LEAKY", "SYNTHETIC", "SUSPICIOUS"} & set(words) == stamps
+
+
+def test_subgroups_are_scored_apart_and_small_ones_are_not_scored(run: Path) -> None:
+    text, table = read(run).text, predictions()
+    test = table[table["split"] == "test"]
+    women = test[test["sex"] == "female"]
+    lesions = women["lesion_id"].nunique()
+    accuracy = (women["dx"] == women["predicted_dx"]).mean()
+    row = text[text.index(f"female {len(women)} {lesions} lesions {women['dice'].mean():.3f}") :]
+    assert f" {accuracy:.3f} (" in row[:120]
+    assert f" {balanced_accuracy_score(women['dx'], women['predicted_dx']):.3f} (" in row[:120]
+    few = test[test["sex"] == "unknown"]
+    assert f"unknown {len(few)} {few['lesion_id'].nunique()} lesions too few too few too few" in text
+
+
+def test_page_of_a_run_that_recorded_nothing_says_so(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    text = read(tmp_path).text
+    assert text.count("not recorded") > 20
+    assert "NO TEST SCORES" in text
+
+
+def test_page_of_a_failed_run_says_why(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(
+        json.dumps({"status": "failed", "error": "step 3: the loss is not finite", "seconds": None})
+    )
+    assert "step 3: the loss is not finite" in read(tmp_path).text
+
+
+def test_undefined_score_is_said_with_its_reason(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    stored = stored_scores(run)
+    stored["parts"]["test"]["scores"]["cls"]["macro_auroc"] = {"value": None, "reason": "one class only"}
+    (run / "scores.json").write_text(json.dumps(stored))
+    text = read(run).text
+    assert "AUROC, mean over classes undefined" in text
+    assert "Undefined: one class only." in text
+
+
+def test_page_of_a_run_with_one_task_has_only_its_scores(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", tasks=["cls"])
+    table = predictions().drop(columns=["dice", "iou", "hd95", "assd", "dice_input"])
+    table.to_csv(run / "predictions.csv", index=False)
+    (run / "scores.json").write_text(json.dumps(scores.evaluate(table, DX, ("skin", "lesion"), draws=50)))
+    text = read(run).text
+    assert "Dice, mean over images" not in text
+    assert "Balanced accuracy" in text
+
+
+def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", name="<script>alert(1)</script>")
+    page = read(run)
+    assert "script" not in page.tags
+    assert "<script>alert(1)</script>" in page.text
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no run.json"):
+        write_run_report(tmp_path)
+
+
+# --- a study's answer -------------------------------------------------------------------------------------------------
+
+
+def test_results_have_a_row_per_run_with_the_scores_of_its_files(sweep: Path, tmp_path: Path) -> None:
+    results = pd.read_csv(study_report(sweep, tmp_path / "weights") / "results.csv")
+    assert results[["weighting.seg", "seed", "fold"]].to_numpy().tolist() == [
+        [w, s, f] for w in (1, 4) for s in (0, 1) for f in (0, 1)
+    ]
+    assert set(results["study"]) == {"weights"}
+    assert set(results["status"]) == {"finished"}
+    for job, row in results.iterrows():
+        test = stored_scores(sweep / str(job))["parts"]["test"]
+        assert row["n_lesions"] == test["n_lesions"]
+        for task, name in (("seg", "mean_image_dice"), ("cls", "balanced_accuracy")):
+            ends = [row[name], row[f"{name}_low"], row[f"{name}_high"]]
+            assert ends == pytest.approx(list(test["scores"][task][name].values()))
+
+
+def test_folds_of_a_seed_are_pooled_and_scored_as_one_table(sweep: Path, tmp_path: Path) -> None:
+    text = (study_report(sweep, tmp_path / "weights") / "README.md").read_text()
+    pooled = []
+    for seed in (0, 1):
+        table = pd.concat([predictions(seed, skill=1.0, fold=fold) for fold in (0, 1)])
+        test = scores.evaluate(table[table["split"] == "test"], DX, ("skin", "lesion"), draws=20)["parts"]["test"]
+        pooled.append(test["scores"]["cls"]["balanced_accuracy"]["value"])
+    row = next(line for line in text.splitlines() if line.startswith("| weighting.seg=1 | 2 |"))
+    assert "seed, 2 folds pooled" in row
+    assert f"{np.mean(pooled):.3f} ± {np.std(pooled, ddof=1):.3f} (" in row
+    assert f"| {test['n_images']} | {test['n_lesions']} |" in row
+
+
+def test_folds_are_not_pooled_where_one_is_missing(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path / "sweep", weights=("1",), seeds=1, folds=2)
+    (sweep / "1" / "predictions.csv").unlink()
+    text = (study_report(sweep, tmp_path / "out") / "README.md").read_text()
+    assert "| 1 | run (seed and fold) |" in text
+    assert "pooled" not in text
+
+
+def test_interval_of_one_run_is_that_of_its_own_scores(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path / "sweep", weights=("1",), seeds=1)
+    text = (study_report(sweep, tmp_path / "out") / "README.md").read_text()
+    table = predictions().sort_values("image_id")
+    dice = scores.evaluate(table, DX, ("skin", "lesion"))["parts"]["test"]["scores"]["seg"]["mean_image_dice"]
+    assert f"| {dice['value']:.3f} ({dice['low']:.3f} to {dice['high']:.3f}) |" in text
+
+
+def test_settings_are_compared_on_the_same_lesions(sweep: Path, tmp_path: Path) -> None:
+    text = (study_report(sweep, tmp_path / "out") / "README.md").read_text()
+    assert "Difference to weighting.seg=1" in text
+    # The two settings' outlines are the same, so their difference is zero in every resampling.
+    row = next(line for line in text.splitlines() if line.startswith("| weighting.seg=4 | +"))
+    assert "+0.000 (+0.000 to +0.000)" in row
+
+
+def test_only_what_stands_between_the_marks_is_replaced(sweep: Path, tmp_path: Path) -> None:
+    out = tmp_path / "weights"
+    out.mkdir()
+    (out / "README.md").write_text(
+        "# Question\n\nmine\n\n<!-- results -->\nformer answer\n<!-- /results -->\n\nverdict\n"
+    )
+    once = (study_report(sweep, out) / "README.md").read_text()
+    assert once.startswith("# Question\n\nmine\n\n<!-- results -->\n| setting")
+    assert once.endswith("<!-- /results -->\n\nverdict\n")
+    assert "former answer" not in once
+    assert (study_report(sweep, out) / "README.md").read_text() == once
+
+
+def test_a_lone_mark_is_refused_and_the_file_stays(sweep: Path, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("mine\n<!-- results -->\n")
+    with pytest.raises(InputError, match="mend these two lines"):
+        study_report(sweep, tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine\n<!-- results -->\n"
+
+
+def test_a_failed_job_stays_in_the_table_with_its_exit_code(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path / "sweep", weights=("1",), seeds=1)
+    table = pd.read_csv(sweep / "sweep.csv")
+    lost = {"job": 1, "overrides": "weighting.seg=4 seed=0", "status": "failed", "exit_code": 3}
+    pd.concat([table, pd.DataFrame([lost])]).to_csv(sweep / "sweep.csv", index=False)
+    out = study_report(sweep, tmp_path / "out")
+    results = pd.read_csv(out / "results.csv")
+    assert results["status"].tolist() == ["finished", "failed"]
+    assert results["weighting.seg"].tolist() == [1, 4]
+    text = (out / "README.md").read_text()
+    assert "1 of 2 runs finished." in text
+    assert "- job 1 (weighting.seg=4 seed=0): failed, exit code 3" in text
+
+
+def test_study_file_holds_hashes_and_overrides_and_no_folder_of_its_owner(sweep: Path, tmp_path: Path) -> None:
+    out = study_report(sweep, tmp_path / "weights")
+    study = yaml.safe_load((out / "study.yaml").read_text())
+    assert study["data_sha256"] == ["d" * 64]
+    assert study["commit"] == ["0123456789ab"]
+    assert study["jobs"][7]["overrides"]["weighting.seg"] == "4"
+    assert not any(b"somebody" in path.read_bytes() for path in out.rglob("*") if path.is_file())
+
+
+def test_tradeoff_is_drawn_for_weights_of_losses_and_for_nothing_else(sweep: Path, tmp_path: Path) -> None:
+    weights = study_report(sweep, tmp_path / "weights") / "figures"
+    assert {path.name for path in weights.iterdir()} == {"scores.png", "tradeoff.png"}
+    for path in sweep.glob("*/.hydra/overrides.yaml"):
+        path.write_text(path.read_text().replace("weighting.seg", "optim.lr"))
+    rates = study_report(sweep, tmp_path / "rates") / "figures"
+    assert {path.name for path in rates.iterdir()} == {"scores.png"}
+
+
+def test_synthetic_runs_are_stamped_in_the_answer(tmp_path: Path) -> None:
+    for number, made in enumerate((True, False)):
+        sweep = tmp_path / str(made)
+        write_run(sweep / str(number), synthetic=made)
+        text = (study_report(sweep, tmp_path / f"out{made}") / "README.md").read_text()
+        assert ("**SYNTHETIC" in text) is made
+
+
+def test_a_folder_without_jobs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no job"):
+        study_report(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
