@@ -54,7 +54,7 @@ endif
 	  if "$$name" -c "$$fits" 2>/dev/null; then found=$$name; break; fi; \
 	done; \
 	if [ -z "$$found" ]; then \
-	  name=$(firstword $(pythons)); version=$$("$$name" -V 2>&1 | tail -1); \
+	  name=$(firstword $(pythons)); version=$$("$$name" -V 2>&1 | head -1); \
 	  echo "skinmtl: error: environment: no Python 3.11, 3.12 or 3.13 here ($$name: $$version);" \
 	    "fix: install one, or say where it is: make setup PYTHON=<python>" >&2; exit 2; \
 	fi; \

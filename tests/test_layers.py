@@ -29,6 +29,7 @@ FLOORS = """
 """
 DATA = """
     data.__init__
+    data.lesions
     data.dermatoscopy
     data.synthetic data.sources
     data.splits data.images
