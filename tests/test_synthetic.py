@@ -10,7 +10,7 @@ import pytest
 
 from skinmtl.data import sources, synthetic
 from skinmtl.data.synthetic import Synthetic
-from skinmtl.errors import InputError
+from skinmtl.errors import InputError, ResourceError
 
 SIZE = (48, 64)
 COLUMNS = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset"]  # the Dataverse's own
@@ -120,13 +120,27 @@ def test_one_that_stops_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pyt
         write(path, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(synthetic, "_write", breaks)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(ResourceError, match="No space"):
         Synthetic(lesions=14, size=SIZE).write(tmp_path / "drawn")
     assert list(tmp_path.iterdir()) == []
 
     monkeypatch.undo()
     Synthetic(lesions=14, size=SIZE).write(tmp_path / "drawn")
     assert len(sources.read(tmp_path / "drawn")) == 21
+
+
+def test_one_that_is_killed_half_way_leaves_nothing_that_reads_as_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synthetic.os, "rename", lambda *_: pytest.fail("killed before"))
+    monkeypatch.setattr(synthetic.shutil, "rmtree", lambda *_, **__: None)  # nobody tidies up after a kill
+    with pytest.raises(pytest.fail.Exception):
+        Synthetic(lesions=7, size=SIZE).write(tmp_path / "drawn")
+    assert not (tmp_path / "drawn").exists()
+
+    monkeypatch.undo()
+    Synthetic(lesions=7, size=SIZE).write(tmp_path / "drawn")
+    assert len(sources.read(tmp_path / "drawn")) == 10
 
 
 def test_what_is_there_is_left_alone(root: Path) -> None:

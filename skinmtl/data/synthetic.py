@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,9 +23,9 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from skinmtl.data import dermatoscopy
-from skinmtl.errors import InputError
+from skinmtl.errors import InputError, ResourceError
 
-VERSION = 1  # raise when the same arguments give other photographs
+VERSION = 2  # raise when the same arguments give other photographs
 SHARES = {"akiec": 0.12, "bcc": 0.13, "bkl": 0.16, "df": 0.10, "mel": 0.16, "nv": 0.23, "vasc": 0.10}
 PHOTOGRAPHS = (2, 1, 1, 1, 3, 1, 1, 2)  # of successive lesions: 1.5 on average, as in HAM10000 mostly one
 AGES = {"akiec": 67, "bcc": 67, "bkl": 64, "df": 50, "mel": 61, "nv": 46, "vasc": 51}  # around which they are drawn
@@ -66,6 +67,7 @@ class Synthetic:
 
         Raises:
             InputError: something else lies at `root`.
+            ResourceError: it cannot be written.
         """
         root = Path(root).absolute()
         if self._lies_at(root):
@@ -76,9 +78,11 @@ class Synthetic:
             beside.chmod(0o755)
             self._draw_all(beside)
             os.rename(beside, root)  # over an empty folder at most
-        except OSError:
-            if not self._lies_at(root):  # else another process was faster
-                raise
+        except OSError as error:
+            if self._lies_at(root):  # another process was faster
+                return
+            fix = "free some space, or point data.root at another folder"
+            raise ResourceError(str(root), f"cannot be written ({error})", fix) from error
         finally:
             shutil.rmtree(beside, ignore_errors=True)
 
@@ -109,7 +113,8 @@ class Synthetic:
         half = (len(cases) + 1) // 2
         parts = [root / f"HAM10000_images_part_{1 if n < half else 2}" for n in range(len(cases))]
         columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-        with ThreadPoolExecutor(2) as pool, Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+        with ThreadPoolExecutor(2) as pool, bar:
             for _ in bar.track(pool.map(self._draw, cases, parts), total=len(cases), description="drawing photographs"):
                 pass
 
