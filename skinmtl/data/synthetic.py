@@ -72,17 +72,21 @@ class Synthetic:
         root = Path(root).absolute()
         if self._lies_at(root):
             return
-        root.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
         try:
-            beside.chmod(0o755)
-            self._draw_all(beside)
-            os.rename(beside, root)  # over an empty folder at most
+            root.parent.mkdir(parents=True, exist_ok=True)
+            self._draw_beside(root)
         except OSError as error:
             if self._lies_at(root):  # another process was faster
                 return
             fix = "free some space, or point data.root at another folder"
             raise ResourceError(str(root), f"cannot be written ({error})", fix) from error
+
+    def _draw_beside(self, root: Path) -> None:
+        beside = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+        try:
+            beside.chmod(0o755)  # mkdtemp's folders are for their owner alone
+            self._draw_all(beside)
+            os.rename(beside, root)  # over an empty folder at most
         finally:
             shutil.rmtree(beside, ignore_errors=True)
 
