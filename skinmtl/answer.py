@@ -26,7 +26,7 @@ SCORES = (*HEADLINES, "accuracy", "macro_f1", "mcc")
 REPEATS = ("seed", "data.fold")  # what repeats a setting and does not make another one
 MARKS = ("<!-- results -->", "<!-- /results -->")
 FIGURES = {
-    "scores": "Test scores of each setting: the dot is the mean over replicates, the bar its 95% interval over lesions.",
+    "scores": "Test scores of each setting: dots are means over replicates, bars their 95% intervals over lesions.",
     "tradeoff": "Outlines against diagnoses on the test part: each setting's mean Dice and balanced accuracy with 95% "
     "intervals over lesions. Up and to the right is better at both.",
 }
@@ -162,7 +162,7 @@ def _row(job: Job, study: str, varied: Sequence[str]) -> dict[str, Any]:
 
 def _reached(name: str, jobs: Sequence[Job]) -> Setting:
     """Score a setting's replicates on the same resampled lesions."""
-    tables, unit = _replicates([job for job in jobs if job.run.predictions_file.is_file()])
+    tables, unit = _replicates([job for job in jobs if job.status == "finished" and job.run.predictions_file.is_file()])
     scored = [_scored(table) for table in tables]
     common = [score for score in SCORES if scored and all(score in each for each in scored)]
     images = [table["image_id"].tolist() for table in tables]
@@ -180,6 +180,8 @@ def _reached(name: str, jobs: Sequence[Job]) -> Setting:
 
 def _replicates(jobs: Sequence[Job]) -> tuple[list[pd.DataFrame], str]:
     """One table of test photographs per replicate, in the order of image ids, and what a replicate is."""
+    if not jobs:
+        return [], "none finished"
     tables = [(job, _test(job)) for job in jobs]
     pooled = []
     for seed in dict.fromkeys(job.seed for job in jobs):
@@ -189,7 +191,7 @@ def _replicates(jobs: Sequence[Job]) -> tuple[list[pd.DataFrame], str]:
         if folds != whole or len(folds) < 2 or together["image_id"].duplicated().any():
             return [table for _, table in tables], "run (seed and fold)"
         pooled.append(together.sort_values("image_id", ignore_index=True))
-    return pooled, f"seed, {len(tables) // max(1, len(pooled))} folds pooled"
+    return pooled, f"seed, {len(tables) // len(pooled)} folds pooled"
 
 
 def _test(job: Job) -> pd.DataFrame:
@@ -250,9 +252,8 @@ def _answer(jobs: Sequence[Job], settings: Sequence[Setting], drawn: Sequence[st
     if any(job.info.get("leaky") for job in jobs):
         lines += ["**LEAKY: photographs of one lesion may stand in training and test. Compare with nothing.**", ""]
     shown = [score for score in SCORES if any(score in s.values for s in settings)]
-    lines += _table(["setting", "n", "unit of replication", "images", "lesions", *map(words, shown)],
-                    [[s.name, str(s.n), s.unit, str(len(s.images) or "differ"), str(s.lesions or "differ"),
-                      *(_cell(s, score) for score in shown)] for s in settings])  # fmt: skip
+    rows = [[s.name, str(s.n), s.unit, *_size(s), *(_cell(s, score) for score in shown)] for s in settings]
+    lines += _table(["setting", "n", "unit of replication", "images", "lesions", *map(words, shown)], rows)
     lines += [
         "",
         "Test part. Each cell: mean over the n replicates ± their standard deviation; in brackets the 95% interval of "
@@ -286,6 +287,12 @@ def _differences(settings: Sequence[Setting], shown: Sequence[str]) -> list[str]
         rows.append([other.name, *cells])
     note = f"Difference to {first.name}, on the same photographs and the same resampled lesions, 95% interval:"
     return ["", note, "", *_table(["setting", *map(words, shown)], rows)]
+
+
+def _size(setting: Setting) -> tuple[str, str]:
+    """Images and lesions of a replicate, or that replicates differ in them."""
+    same = setting.images or not setting.n
+    return (str(len(setting.images)), str(setting.lesions)) if same else ("differ", "differ")
 
 
 def _cell(setting: Setting, score: str) -> str:

@@ -50,9 +50,9 @@ def save(figure: Figure, path: Path) -> Path:
             figure.savefig(content, format="svg", metadata={"Date": None})
     else:
         options: dict[str, Any] = (
-            {"pil_kwargs": {"quality": 82}, "bbox_inches": "tight", "pad_inches": 0.05} if kind == "jpg" else {}
+            {"pil_kwargs": {"quality": 75}, "bbox_inches": "tight", "pad_inches": 0.05} if kind == "jpg" else {}
         )
-        figure.savefig(content, format=kind, dpi=180, **options)
+        figure.savefig(content, format=kind, dpi=150 if kind == "jpg" else 180, **options)
     temp = path.with_name(f".{path.name}.tmp")
     temp.write_bytes(content.getvalue())
     temp.replace(path)
@@ -139,7 +139,7 @@ def curves(metrics: pd.DataFrame) -> Figure:
         for axes in panels:
             axes.axvline(best, color=GREY, linestyle=":", linewidth=1)
     panels[1].set_xlabel("epoch")
-    panels[1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure
 
 
@@ -224,10 +224,10 @@ def gallery(rows: Sequence[Example | tuple[Any, Any, Any, str]]) -> Figure:
     for axes in grid.flat:
         axes.set_axis_off()
     for (left, right), example in zip(grid, examples, strict=False):
-        left.imshow(_shrunk(example.image))
+        left.imshow(_fitted(example.image))
         left.set_title(example.title, fontsize=10, loc="left")
-        masks = [None if mask is None else _shrunk(mask) for mask in (example.prediction, example.target)]
-        right.imshow(overlay(_shrunk(example.image), *masks))
+        masks = [None if mask is None else _fitted(mask) for mask in (example.prediction, example.target)]
+        right.imshow(overlay(_fitted(example.image), *masks))
     given = {"true contour": TRUE_CONTOUR} if any(e.target is not None for e in examples) else {}
     given |= {"predicted contour": PREDICTED_CONTOUR} if any(e.prediction is not None for e in examples) else {}
     if given:
@@ -277,7 +277,8 @@ def tradeoff(table: pd.DataFrame, x: str = "mean_image_dice", y: str = "balanced
         axes.plot(
             [row[x]], [row[y]], color=colour, marker=marker, linestyle="", label=_wrapped(str(row["setting"]), 46)
         )
-    axes.set(xlabel=x.replace("_", " "), ylabel=y.replace("_", " "))
+    axes.set(xlabel=x.replace("_", " ").replace("dice", "Dice"), ylabel=y.replace("_", " "))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.grid(color="#dddddd", linewidth=0.6)
     figure.legend(loc="outside lower center", ncols=1, frameon=False)
     return figure
@@ -307,12 +308,11 @@ def _by_epoch(metrics: pd.DataFrame, column: str) -> pd.Series:
     return metrics.dropna(subset=["epoch", column]).groupby("epoch")[column].mean()
 
 
-def _shrunk(image: NDArray[np.uint8], width: int = 400) -> NDArray[np.uint8]:
-    """At most `width` pixels wide: a gallery holds many photographs."""
-    if image.shape[1] <= width:
-        return image
+def _fitted(image: NDArray[np.uint8], width: int = 400) -> NDArray[np.uint8]:
+    """A photograph or a mask at one width, so that contours are equally thick and a gallery stays small."""
     size = (width, round(image.shape[0] * width / image.shape[1]))
-    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA if image.ndim == 3 else cv2.INTER_NEAREST))
+    smooth = cv2.INTER_AREA if image.shape[1] > width else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, size, interpolation=smooth if image.ndim == 3 else cv2.INTER_NEAREST))
 
 
 def _rgb(colour: str) -> tuple[int, int, int]:

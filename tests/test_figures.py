@@ -188,7 +188,7 @@ def test_every_figure_is_small_and_a_phone_wide(
         "curves.png": figures.curves(metrics()),
         "dice_histogram.png": figures.dice_histogram(table["dice"].to_numpy()),
         "reliability.svg": figures.reliability(target, probabilities),
-        "gallery.jpg": figures.gallery([example(seed) for seed in range(5)]),
+        "gallery.jpg": figures.gallery([example(seed) for seed in range(6)]),
         "scores.png": figures.scores_by_setting(rows),
         "tradeoff.png": figures.tradeoff(settings_table()),
     }

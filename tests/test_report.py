@@ -281,6 +281,15 @@ def test_a_failed_job_stays_in_the_table_with_its_exit_code(tmp_path: Path) -> N
     assert "- job 1 (weighting.seg=4 seed=0): failed, exit code 3" in text
 
 
+def test_predictions_of_a_run_that_did_not_finish_are_not_counted(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path / "sweep", weights=("1", "4"), seeds=1)
+    table = pd.read_csv(sweep / "sweep.csv")
+    table.assign(status=["finished", "failed"]).to_csv(sweep / "sweep.csv", index=False)
+    text = (study_report(sweep, tmp_path / "out") / "README.md").read_text()
+    assert "| weighting.seg=1 | 1 |" in text
+    assert "| weighting.seg=4 | 0 | none finished | 0 | 0 | none |" in text
+
+
 def test_study_file_holds_hashes_and_overrides_and_no_folder_of_its_owner(sweep: Path, tmp_path: Path) -> None:
     out = study_report(sweep, tmp_path / "weights")
     study = yaml.safe_load((out / "study.yaml").read_text())
