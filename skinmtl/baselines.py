@@ -39,6 +39,7 @@ CHANNELS = ("grey", "blue", "saturation")
 BLUR = 1 / 60  # of the photograph's height: fine hair and grain go, the outline stays
 
 Item = TypeVar("Item")
+Features = NDArray[np.float64]
 
 
 def compare_run(run: Run, data_root: Path | None = None) -> pd.DataFrame:
@@ -106,8 +107,13 @@ def colours(table: pd.DataFrame, size: Size) -> tuple[str, pd.DataFrame]:
     Fitted on the training rows with balanced class weights. Colour space and regularisation are those of the best
     balanced accuracy on the validation rows. The table has the validation and test rows.
     """
-    images = [fit_image(read_image(Path(path)), size) for path in _watched(table["image"], "counting colours")]
-    features = {space: np.stack([histogram(image, space) for image in images]) for space in SPACES}
+    counted: dict[str, list[Features]] = {space: [] for space in SPACES}
+    for path in _watched(table["image"], "counting colours"):
+        image = fit_image(read_image(Path(path)), size)
+        for space in SPACES:
+            counted[space].append(histogram(image, space))
+    features = {space: np.stack(histograms) for space, histograms in counted.items()}  # (N, BINS ** 3) each
+
     train = (table["split"].eq("train") & table["dx"].notna()).to_numpy()
     val = (table["split"].eq("val") & table["dx"].notna()).to_numpy()
     dx = table["dx"].astype("str").to_numpy()
@@ -130,15 +136,16 @@ def colours(table: pd.DataFrame, size: Size) -> tuple[str, pd.DataFrame]:
     return f"{space}, {BINS} x {BINS} x {BINS} bins, C {strength:g}", pd.concat([_known(table[rest]), p], axis=1)
 
 
-def histogram(image: NDArray[np.uint8], space: str) -> NDArray[np.float64]:
+def histogram(image: NDArray[np.uint8], space: str) -> Features:
     """Square roots of the shares of BINS ** 3 colours among the pixels of an RGB image: (BINS ** 3,), of length one."""
     code = SPACES[space]
     pixels = image if code is None else cv2.cvtColor(image, code)
     cells = (pixels.reshape(-1, 3) // (256 // BINS)).astype(np.int64) @ [BINS * BINS, BINS, 1]
-    return np.sqrt(np.bincount(cells, minlength=BINS**3) / len(cells))
+    shares: Features = np.bincount(cells, minlength=BINS**3) / len(cells)
+    return np.sqrt(shares)
 
 
-def _fit(features: NDArray[np.float64], dx: NDArray[np.object_], strength: float) -> Pipeline:
+def _fit(features: Features, dx: NDArray[np.object_], strength: float) -> Pipeline:
     model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, class_weight="balanced", max_iter=300))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # stopping early regularises; validation judges it too
