@@ -9,7 +9,6 @@ import re
 import secrets
 import sys
 import traceback
-import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -92,23 +91,11 @@ def _job(cfg: DictConfig, sweeps: set[Path], script: Path) -> float:
     from skinmtl import config
     from skinmtl.train import run
 
-    _quiet()
     OmegaConf.resolve(cfg)
     config.check(cfg, run)
     folder = Path(running.runtime.output_dir)
     OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
     return run(**{str(key): value for key, value in cfg.items()}, folder=folder)
-
-
-def _quiet() -> None:
-    """Leave to Lightning's and its neighbours' logs what a person has to act on."""
-    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "httpx", "httpcore", "matplotlib", "PIL"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # Lightning 2.6 uses a class that torch 2.15 renames; and a short look at few batches is no mistake.
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*", category=FutureWarning)
-    warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
-    # How many worker processes suit a machine is said in conf/data; Lightning advises one per core, whatever else runs.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 
 
 def _run_id() -> str:

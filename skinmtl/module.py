@@ -81,6 +81,10 @@ class MultiTaskModule(pl.LightningModule):
         means = {f"{stage}/loss": loss} | {f"{stage}/{name}/loss": value for name, value in losses.items()}
         values = {key: value.detach() for key, value in means.items()}
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=count, sync_dist=stage != "train")
+        if stage == "train":
+            steps = {key.replace("train/", "step/", 1): value for key, value in values.items()}
+            steps["step/lr"] = torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"])
+            self.log_dict(steps, on_step=True, on_epoch=False)
 
     def _log_scores(self, stage: str) -> Tensor:
         scores = []

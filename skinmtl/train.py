@@ -8,7 +8,9 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -79,7 +81,8 @@ def run(
     here = _home(Run(folder), resume, _plain(nodes))
     here.path.mkdir(parents=True, exist_ok=True)
     try:
-        return _run(nodes, here, init_from, start)
+        with _calm():
+            return _run(nodes, here, init_from, start)
     except BaseException as error:
         code = error.exit_code if isinstance(error, SkinmtlError) else 75 if isinstance(error, KeyboardInterrupt) else 1
         here.update({"status": "interrupted" if code == 75 else "failed", "exit_code": code, "error": str(error)})
@@ -115,6 +118,24 @@ def _run(nodes: Mapping[str, Any], here: Run, init_from: str | None, start: floa
     here.update({"status": "finished", "exit_code": 0, "seconds": {key: round(v, 1) for key, v in seconds.items()}})
     log.info("report: %s", write_run_report(here.path))
     return score
+
+
+@contextmanager
+def _calm() -> Iterator[None]:
+    """Leave to Lightning's log and warnings what a person has to act on."""
+    logger = logging.getLogger("pytorch_lightning")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        # torch 2.15 renames a class that Lightning 2.6 uses.
+        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*", category=FutureWarning)
+        # A short look at a few batches is no mistake, and how many workers suit a machine is said in conf/data.
+        warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging")
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        try:
+            yield
+        finally:
+            logger.setLevel(before)
 
 
 def _home(fresh: Run, resume: str | None, config: Mapping[str, Any]) -> Run:
