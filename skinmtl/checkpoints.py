@@ -13,11 +13,6 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from skinmtl.errors import InputError, ResourceError
 
 
-def load(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Load plain types only; there is no switch to turn that off."""
-        return load_checkpoint(Path(path))
-
-
 def load(path: Path) -> dict[str, Any]:
     """A checkpoint on the CPU, tensors and plain types only. InputError names a file that is not one."""
     try:
@@ -47,3 +42,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
             raise ResourceError(str(target), f"cannot be written ({error})", fix) from error
         finally:
             temp.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load plain types only; there is no switch to turn that off."""
+        return load(Path(path))

@@ -89,10 +89,11 @@ def _job(cfg: DictConfig, sweeps: set[Path], script: Path) -> float:
         return job(cfg, script)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     from skinmtl import config
-    from skinmtl.train import run
+    from skinmtl.train import calm, run
 
     OmegaConf.resolve(cfg)
-    config.check(cfg, run)
+    with calm():
+        config.check(cfg, run)
     folder = Path(running.runtime.output_dir)
     OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
     return run(**{str(key): value for key, value in cfg.items()}, folder=folder)

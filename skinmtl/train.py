@@ -81,7 +81,7 @@ def run(
     here = _home(Run(folder), resume, _plain(nodes))
     here.path.mkdir(parents=True, exist_ok=True)
     try:
-        with _calm():
+        with calm():
             return _run(nodes, here, init_from, start)
     except BaseException as error:
         code = error.exit_code if isinstance(error, SkinmtlError) else 75 if isinstance(error, KeyboardInterrupt) else 1
@@ -121,7 +121,7 @@ def _run(nodes: Mapping[str, Any], here: Run, init_from: str | None, start: floa
 
 
 @contextmanager
-def _calm() -> Iterator[None]:
+def calm() -> Iterator[None]:
     """Leave to Lightning's log and warnings what a person has to act on."""
     logger = logging.getLogger("pytorch_lightning")
     before = logger.level
