@@ -20,14 +20,15 @@ def photograph(
     structures, rough, long, edge = KINDS[dx]
     tone = traits.beta(1.2, 2.5)
     density = traits.uniform(0.25, 1.0)
-    redness = traits.uniform(0.0, 0.55)
+    redness, deep = traits.uniform(0.0, 0.55), traits.uniform(0, 1)
     lesion = Lesion(traits, pose, size, rough * traits.uniform(0.7, 1.3), long * traits.normal())
     any_patch(lesion, traits)
     structures(lesion, traits)
 
     mottle = 0.15 * lesion.noise(traits, 3) + 0.08 * lesion.noise(traits, 8)
     pigment = density * (1 + mottle + 0.25 * traits.normal() * lesion.y)
-    image = lesion.on(_skin(tone, pose, size), pigment.astype(np.float32), redness, edge * traits.uniform(0.8, 1.3))
+    edge *= traits.uniform(0.8, 1.3)
+    image = lesion.on(_skin(tone, pose, size), pigment.astype(np.float32), redness, deep, edge)
     image = _light(_clutter(image, pose), pose)
     return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8), (lesion.depth < 1).astype(np.uint8)
 
@@ -37,8 +38,8 @@ def _skin(tone: float, pose: Generator, size: tuple[int, int]) -> Floats:
     pale, dark = np.array([0.90, 0.72, 0.64]), np.array([0.52, 0.35, 0.26])
     base = (pale + (dark - pale) * tone).astype(np.float32)
     mottle = 0.035 * _cloud(pose, size, 5) + 0.02 * _cloud(pose, size, 22) + 0.015 * _cloud(pose, size, 48)
-    flush = 0.04 * _cloud(pose, size, 3)
-    skin: Floats = base * (1 + mottle[..., None]) * np.exp(-np.abs(flush)[..., None] * BLOOD)
+    flush = pose.uniform(0.04, 0.25) * np.abs(_cloud(pose, size, 3))
+    skin: Floats = base * (1 + mottle[..., None]) * np.exp(-flush[..., None] * BLOOD)
     return skin
 
 

@@ -26,6 +26,7 @@ BROWN: Colour = (0.34, 0.19, 0.13)
 SCAR: Colour = (0.94, 0.80, 0.73)
 BLACK: Colour = (0.10, 0.06, 0.05)
 MELANIN = np.array([0.55, 1.0, 1.35], np.float32)  # absorption, red to blue
+SLATE = np.array([0.95, 1.0, 1.05], np.float32)  # of pigment deep in the skin, which looks grey
 BLOOD = np.array([0.10, 0.85, 0.75], np.float32)
 TILE = 32  # cells of a noise tile, which repeats
 
@@ -83,11 +84,15 @@ class Lesion:
         """Lay a colour over what is there, opaque where `cover` (H, W) is 1."""
         self._paints.append((colour, cover))
 
-    def on(self, skin: Floats, pigment: Floats, redness: float, edge: float) -> Floats:
-        """The skin (H, W, 3) with the lesion on it; `edge` is how far its border blurs, as a share of the radius."""
+    def on(self, skin: Floats, pigment: Floats, redness: float, deep: float, edge: float) -> Floats:
+        """The skin (H, W, 3) with the lesion on it.
+
+        `deep` is the share of its pigment that lies deep, `edge` how far its border blurs, as a share of the radius.
+        """
         inside = smooth_step((1 - self.depth) / edge)
         density = (np.maximum(pigment + self.pigment, 0) * inside)[..., None]
-        image: Floats = skin * np.exp(-density * MELANIN - redness * inside[..., None] * BLOOD)
+        absorption = MELANIN + deep * (SLATE - MELANIN)
+        image: Floats = skin * np.exp(-density * absorption - redness * inside[..., None] * BLOOD)
         light = 1.25 * skin.mean()  # paint on dark skin is as dark
         for colour, cover in self._paints:
             image = lay_over(image, light * np.array(colour, np.float32), cover * inside)

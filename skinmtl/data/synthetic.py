@@ -25,7 +25,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from skinmtl.data import dermatoscopy
 from skinmtl.errors import InputError, ResourceError
 
-VERSION = 2  # raise when the same arguments give other photographs
+VERSION = 3  # raise when the same arguments give other photographs
 SHARES = {"akiec": 0.12, "bcc": 0.13, "bkl": 0.16, "df": 0.10, "mel": 0.16, "nv": 0.23, "vasc": 0.10}
 PHOTOGRAPHS = (2, 1, 1, 1, 3, 1, 1, 2)  # of successive lesions: 1.5 on average, as in HAM10000 mostly one
 AGES = {"akiec": 67, "bcc": 67, "bkl": 64, "df": 50, "mel": 61, "nv": 46, "vasc": 51}  # around which they are drawn
