@@ -1,4 +1,4 @@
-"""What happens around the steps: the metrics file, the lines on the terminal, the clock, the best and last checkpoint."""
+"""What happens around the steps: metrics file, lines on the terminal, clock, best and last checkpoint."""
 
 from __future__ import annotations
 

@@ -100,7 +100,10 @@ def predict(arguments: argparse.Namespace) -> int:
     failed = write_predictions(arguments.run, photographs, out, arguments.device)
     print(f"{out}: {len(photographs) - failed} photographs predicted. {RESEARCH}")
     if failed:
-        print(f"skinmtl: error: {out / 'errors.csv'}: {failed} photographs could not be read; fix: see the file", file=sys.stderr)
+        print(
+            f"skinmtl: error: {out / 'errors.csv'}: {failed} photographs could not be read; fix: see the file",
+            file=sys.stderr,
+        )
     return 2 if failed else 0
 
 
@@ -114,7 +117,9 @@ def report(arguments: argparse.Namespace) -> int:
     elif next(folder.glob("*/run.json"), None):
         print(study_report(folder, arguments.out or Path("experiments") / folder.resolve().parent.name))
     else:
-        raise InputError(str(folder), "neither a run nor a study", "give a folder with run.json, or one of such folders")
+        raise InputError(
+            str(folder), "neither a run nor a study", "give a folder with run.json, or one of such folders"
+        )
     return 0
 
 

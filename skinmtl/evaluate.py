@@ -1,9 +1,9 @@
-"""A run and a split: one row per image of validation and test, then scores and figures that are functions of the rows."""
+"""A run and a split: one row per photograph of validation and test; scores and figures are functions of the rows."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def run_data(run: Run, data_root: Path | None = None) -> DataModule:
     for key, now in (("split_hash", data.split_hash), ("data_hash", data.data_hash)):
         if facts[key] != now:
             where = str(run.split_file) if key == "split_hash" else str(data.root)
-            what = f"{key} is {now[:12]}, but the checkpoint was trained under {facts[key][:12]}: lesions may have been seen"
+            what = f"{key} is {now[:12]}, the checkpoint's is {facts[key][:12]}: it may have seen these lesions"
             raise InputError(where, what, "give the data and the split that the run was trained with")
     return data
 
@@ -148,10 +148,11 @@ def draw(run: Run, table: pd.DataFrame, predictor: Predictor, data: DataModule) 
 
 def _pictures(rows: pd.DataFrame, predictor: Predictor, data: DataModule) -> Iterator[figures.Example]:
     """Photograph, true mask, predicted mask and title of a few rows, predicted again."""
-    places = data.table.set_index("image_id")
+    files = data.table.set_index("image_id")[["image", "mask"]].to_dict("index")
     for row in rows.itertuples():
-        image = read_image(Path(places.image[row.image_id]))
-        target = read_mask(Path(places["mask"][row.image_id]), image.shape[:2])
+        place = files[row.image_id]
+        image = read_image(Path(place["image"]))
+        target = read_mask(Path(place["mask"]), image.shape[:2])
         prediction = predictor.predict(image)
         assert prediction.mask is not None
         words = [f"Dice {row.dice:.2f}", str(row.dx)]

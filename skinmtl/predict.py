@@ -1,4 +1,4 @@
-"""A run and photographs: probabilities, masks, overlays. The one inference loop, for evaluation and for new photographs."""
+"""A run and photographs: probabilities, masks, overlays. One inference loop, for evaluation and new photographs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Predictor:
     def __init__(
         self, network: nn.Module, tasks: Sequence[str], dx_classes: Sequence[str], size: tuple[int, int], device: str
     ) -> None:
-        self.network = network.eval().to(device=device, memory_format=torch.channels_last)
+        self.network = network.eval().to(device).to(memory_format=torch.channels_last)
         self.tasks, self.dx_classes, self.size, self.device = tuple(tasks), tuple(dx_classes), size, device
 
     def predict(self, image: NDArray[np.uint8] | Path | str) -> Prediction:
@@ -147,7 +147,9 @@ def write_predictions(run: Path, photographs: Sequence[Path], out: Path, device:
     """
     stems = [path.stem for path in photographs]
     if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
-        raise InputError(twice[0], "two photographs have this name", "predict their folders one at a time, each with --out")
+        raise InputError(
+            twice[0], "two photographs have this name", "predict their folders one at a time, each with --out"
+        )
     predictor = load_run(run, device=device)
     for name in ("masks", "overlays"):
         (out / name).mkdir(parents=True, exist_ok=True)

@@ -169,7 +169,11 @@ def _subgroups(table: pd.DataFrame) -> str:
     tables = []
     for column, label in SUBGROUPS.items():
         if column in test:
-            groups = _age_bands(test[column]) if column == "age" else test[column].fillna("unknown").astype(str)
+            groups = (
+                _age_bands(test[column])
+                if column == "age"
+                else test[column].astype("object").fillna("unknown").astype(str)
+            )
             rows = [_subgroup(str(name), rows) for name, rows in test.groupby(groups, observed=True)]
             tables.append(page.table([label, "images", "Dice", "accuracy", "balanced accuracy"], rows))
     note = (

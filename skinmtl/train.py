@@ -16,7 +16,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
-import pandas as pd
 import pytorch_lightning as pl
 import torch
 from annotated_types import Ge
@@ -27,8 +26,9 @@ from skinmtl.callbacks import Clock, EpochLines, Finite, MetricsFile, best_and_l
 from skinmtl.checkpoints import SafeCheckpointIO
 from skinmtl.checkpoints import load as load_checkpoint
 from skinmtl.data.datamodule import DataModule
-from skinmtl.errors import ConfigError, SkinmtlError
+from skinmtl.errors import ConfigError, Interrupted, SkinmtlError
 from skinmtl.evaluate import evaluate
+from skinmtl.facts import flat
 from skinmtl.module import MultiTaskModule
 from skinmtl.predict import network_state
 from skinmtl.report import write_run_report
@@ -37,8 +37,21 @@ from skinmtl.tasks import TASKS
 
 log = logging.getLogger(__name__)
 
-PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "segmentation-models-pytorch", "timm")
-PACKAGES += ("albumentations", "torchmetrics", "numpy", "pandas", "scikit-learn", "opencv-python-headless", "pillow")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "pytorch-lightning",
+    "hydra-core",
+    "segmentation-models-pytorch",
+    "timm",
+    "albumentations",
+    "torchmetrics",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+    "opencv-python-headless",
+    "pillow",
+)
 
 
 def run(
@@ -104,7 +117,11 @@ def _run(nodes: Mapping[str, Any], here: Run, init_from: str | None, start: floa
     write_text(here.split_file, data.split_file.read_text(encoding="utf-8"))
 
     fit_start = time.perf_counter()
-    trainer.fit(module, data, ckpt_path=str(here.checkpoint("last")) if resumed else None)
+    try:
+        trainer.fit(module, data, ckpt_path=str(here.checkpoint("last")) if resumed else None)
+    except (SystemExit, KeyboardInterrupt):  # Lightning makes the first of the second
+        fix = f"the same command with resume={os.path.relpath(here.path)} goes on from the last epoch"
+        raise Interrupted(here.path.name, "stopped from outside", fix) from None
     fitted = time.perf_counter()
     if keep.best_model_score is None:
         raise ConfigError("trainer", "no epoch ended with a validation, so nothing was kept", "train for longer")
@@ -150,7 +167,9 @@ def _home(fresh: Run, resume: str | None, config: Mapping[str, Any]) -> Run:
     run = Run.open(resume)
     if different := _differences(run, config):
         keys = ", ".join(different)
-        raise ConfigError("resume", f"{run.path.name} was started with other values of {keys}", "give the same overrides")
+        raise ConfigError(
+            "resume", f"{run.path.name} was started with other values of {keys}", "give the same overrides"
+        )
     if run.info()["status"] == "finished":
         raise ConfigError("resume", f"{run.path.name} is finished", "start from its weights with init_from=")
     run.checkpoint("last")
@@ -165,7 +184,7 @@ def _differences(run: Run, config: Mapping[str, Any]) -> list[str]:
     """Dotted keys whose values differ between a run's saved config and this one."""
     saved = OmegaConf.to_container(run.config(), resolve=True)
     assert isinstance(saved, dict)
-    before, now = (pd.json_normalize(dict(node)).iloc[0].to_dict() for node in (saved, config))
+    before, now = (flat(dict(node)) for node in (saved, config))
     keys = sorted((before.keys() | now.keys()) - {"resume", "init_from"})
     return [key for key in keys if key not in before or key not in now or repr(before[key]) != repr(now[key])]
 

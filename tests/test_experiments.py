@@ -1,45 +1,13 @@
-"""Every shipped choice composes, passes the check and trains; what does not is refused in one line."""
+"""Every shipped experiment composes, passes the check, trains and reports."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-import hydra
 import pytest
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, OmegaConf
+from training import CONF, train
 
-from skinmtl import config
-from skinmtl.errors import Faults, SkinmtlError
-from skinmtl.runs import Run
-from skinmtl.train import run
-
-CONF = Path(__file__).parent.parent / "conf"
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
-SHORT = ["data.size=32", "data.batch_size=4", "data.workers=0", "trainer.max_epochs=1", "trainer.accelerator=cpu"]
-SHORT += ["trainer.limit_train_batches=2", "trainer.limit_val_batches=1", "model.weights=null"]
-
-
-def compose(overrides: Sequence[str], experiment: str = "resnet18_unet") -> DictConfig:
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = hydra.compose("config", [f"experiment={experiment}", *overrides])
-    cfg.name = experiment
-    OmegaConf.resolve(cfg)
-    return cfg
-
-
-def train(folder: Path, root: Path, overrides: Sequence[str], experiment: str = "resnet18_unet") -> Run:
-    """Train as the door does; the caches go to the test's folder."""
-    places = [f"data.root={root}", "data.synthetic=null"]
-    places += [f"data.{key}={folder.parent / key}" for key in ("cache_dir", "split_dir")]
-    cfg = compose([*SHORT, *places, *overrides], experiment)
-    config.check(cfg, run)
-    (folder / ".hydra").mkdir(parents=True)
-    OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
-    run(**{str(key): value for key, value in cfg.items()}, folder=folder)
-    return Run.open(folder)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -1,8 +1,8 @@
-"""A plain PyTorch loop for HAM10000, as a researcher writes it in an afternoon: the opponent of `experiment=resnet18_unet`.
+"""A plain PyTorch loop for HAM10000, as written in an afternoon: what `experiment=resnet18_unet` is compared with.
 
 ResNet-18 U-Net from segmentation-models-pytorch with its own classification head, PIL decoding, Adam 1e-3, batch 16,
-binary cross-entropy + cross-entropy, no augmentation, bf16 + channels_last, no validation. It imports nothing of skinmtl,
-reads the Dataverse layout by itself and writes the same predictions table, so that the two can be compared lesion by lesion.
+binary cross-entropy + cross-entropy, no augmentation, bf16 + channels_last, no validation. It imports nothing of
+skinmtl, reads the Dataverse layout by itself and writes the same predictions table, for a comparison by lesion.
 
     python tests/bench/plain_loop.py --root <HAM10000> --split <run>/split.csv --fold 0 --out outputs/plain_loop
 """
@@ -73,7 +73,7 @@ def train_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, loader: Data
 
 @torch.inference_mode()
 def predict(model: nn.Module, data: Photographs, rows: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
-    """One row per photograph: probabilities, pixel counts at the photograph's own size, Dice there and at input size."""
+    """One row per photograph: probabilities, pixel counts at its own size, Dice there and at input size."""
     model.eval()
     table = []
     for i, (image, target, _) in enumerate(data):

@@ -1,0 +1,149 @@
+"""What a run promises: it repeats, it can learn, it learns nothing from noise, it goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from training import train
+
+from skinmtl import checkpoints
+from skinmtl.errors import ConfigError, Diverged, InputError, Interrupted
+from skinmtl.runs import Run
+
+TINY = ["trainer.precision=32-true", "callbacks.early_stopping=null"]
+
+
+def weights(run: Run, which: str = "last") -> str:
+    """One hash of all tensors of a checkpoint."""
+    state = checkpoints.load(run.checkpoint(which))["state_dict"]
+    return hashlib.sha256(b"".join(state[name].numpy().tobytes() for name in sorted(state))).hexdigest()
+
+
+def test_one_seed_gives_the_same_bits_and_another_seed_does_not(synthetic_root: Path, tmp_path: Path) -> None:
+    runs = [
+        train(tmp_path / name / "run", synthetic_root, [*TINY, f"seed={seed}", f"data.workers={workers}"])
+        for name, seed, workers in (("a", 0, 0), ("b", 0, 2), ("c", 1, 0))
+    ]
+    assert weights(runs[0]) == weights(runs[1])
+    assert weights(runs[0]) != weights(runs[2])
+    tables = [run.predictions() for run in runs]
+    pd.testing.assert_frame_equal(tables[0], tables[1])
+
+
+def test_one_batch_can_be_learned_by_heart(synthetic_root: Path, tmp_path: Path) -> None:
+    root, few = tmp_path / "few", 12
+    copy_of_lesions(synthetic_root, root, few)
+    split = pd.DataFrame({"image_id": ids(root), "group": ids(root), "fold_0": "train"})
+    split.loc[: few // 3, "fold_0"] = "val"
+    split.loc[few - 2 :, "fold_0"] = "test"
+    split.to_csv(tmp_path / "split.csv", index=False)
+    long = [*TINY, f"data.split={tmp_path / 'split.csv'}", "augment=none", "trainer.limit_train_batches=1.0"]
+    long += ["trainer.max_epochs=60", "model.dropout=0", "schedule=constant", "trainer.check_val_every_n_epoch=60"]
+    run = train(tmp_path / "run", root, long)
+    metrics = pd.read_csv(run.path / "metrics.csv")
+    last = metrics.dropna(subset=["train/score"]).iloc[-1]
+    assert last["train/cls/balanced_accuracy"] == 1.0
+    assert last["train/seg/mean_image_dice"] > 0.9
+
+
+def test_shuffled_diagnoses_are_scored_at_chance(synthetic_root: Path, tmp_path: Path) -> None:
+    root = tmp_path / "shuffled"
+    shutil.copytree(synthetic_root, root)
+    (root / "synthetic.json").unlink(missing_ok=True)
+    table = pd.read_csv(root / "HAM10000_metadata.csv")
+    lesions = table.groupby("lesion_id")["dx"].first()
+    mixed = dict(zip(lesions.index, np.random.default_rng(0).permutation(lesions.to_numpy()), strict=True))
+    table.assign(dx=table["lesion_id"].map(mixed)).to_csv(root / "HAM10000_metadata.csv", index=False)
+    long = [*TINY, "trainer.limit_train_batches=1.0", "trainer.max_epochs=8", "tasks=[cls]", "loss/seg=none"]
+    run = train(tmp_path / "run", root, [*long, "data.folds=2"])
+    test = run.predictions().query("split == 'test'")
+    recall = (test["dx"] == test["predicted_dx"]).groupby(test["dx"]).mean().mean()
+    chance = 1 / test["dx"].nunique()
+    assert recall < chance + 0.2  # 4 standard errors of a mean of recalls over about 32 photographs
+
+
+def test_an_unfinished_run_goes_on_to_the_same_bits(synthetic_root: Path, tmp_path: Path) -> None:
+    long = [*TINY, "trainer.max_epochs=3", "callbacks=ema"]
+    whole = train(tmp_path / "whole" / "run", synthetic_root, long)
+
+    broken = tmp_path / "broken" / "run"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted, match="resume="):
+        from skinmtl.module import MultiTaskModule
+
+        patch.setattr(MultiTaskModule, "on_train_epoch_start", stop_at_epoch(2), raising=False)
+        train(broken, synthetic_root, long)
+    assert Run.open(broken).info()["status"] == "interrupted"
+    train(tmp_path / "broken" / "fresh", synthetic_root, [*long, f"resume={broken}"])
+    done = Run.open(broken)
+    assert done.info()["status"] == "finished"
+    assert weights(done) == weights(whole)
+    with pytest.raises(ConfigError, match="finished"):
+        train(tmp_path / "broken" / "again", synthetic_root, [*long, f"resume={broken}"])
+    with pytest.raises(ConfigError, match=r"optim\.lr"):
+        train(tmp_path / "broken" / "other", synthetic_root, [*long, f"resume={broken}", "optim.lr=0.1"])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_rows(synthetic_root: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Diverged, match="rows"):
+        patch.setattr("skinmtl.weighting.Fixed.forward", lambda self, losses: sum(losses.values()) * float("nan"))
+        train(tmp_path / "run", synthetic_root, TINY)
+    assert Run.open(tmp_path / "run").info()["exit_code"] == 3
+
+
+def test_leaky_photographs_are_refused_and_then_stamped(synthetic_root: Path, tmp_path: Path) -> None:
+    root = tmp_path / "mirror"
+    mirror(synthetic_root, root)
+    with pytest.raises(InputError, match=r"data\.allow_leak"):
+        train(tmp_path / "refused", root, TINY)
+    run = train(tmp_path / "run", root, [*TINY, "data.allow_leak=true"])
+    assert run.info()["leaky"]
+    assert "LEAKY" in (run.path / "scores.json").read_text()
+    assert "LEAKY" in (run.path / "report.html").read_text()
+
+
+def test_a_run_starts_from_the_weights_of_another(synthetic_root: Path, tmp_path: Path) -> None:
+    first = train(tmp_path / "a" / "run", synthetic_root, TINY)
+    still = [*TINY, f"init_from={first.path}", "optim.lr=0.0", "optim.weight_decay=0.0"]
+    second = train(tmp_path / "b" / "run", synthetic_root, still)
+    states = [checkpoints.load(run.checkpoint())["state_dict"] for run in (first, second)]
+    name = "network.encoder.conv1.weight"
+    assert torch.equal(states[0][name], states[1][name])
+
+
+def stop_at_epoch(epoch: int):  # noqa: ANN201
+    def hook(self) -> None:  # noqa: ANN001
+        if self.trainer.current_epoch == epoch:
+            raise KeyboardInterrupt
+
+    return hook
+
+
+def ids(root: Path) -> list[str]:
+    return sorted(pd.read_csv(root / "HAM10000_metadata.csv")["image_id"])
+
+
+def copy_of_lesions(source: Path, root: Path, count: int) -> None:
+    """A copy of a Dataverse folder with the first photographs of `count` lesions."""
+    shutil.copytree(source, root)
+    (root / "synthetic.json").unlink(missing_ok=True)
+    table = pd.read_csv(root / "HAM10000_metadata.csv").drop_duplicates("lesion_id").head(count)
+    table.assign(lesion_id=table["image_id"]).to_csv(root / "HAM10000_metadata.csv", index=False)
+
+
+def mirror(source: Path, root: Path) -> None:
+    """The same photographs as images/ masks/ GroundTruth.csv."""
+    for name in ("images", "masks"):
+        (root / name).mkdir(parents=True)
+    for file in source.glob("HAM10000_images_part_*/*.jpg"):
+        shutil.copy(file, root / "images" / file.name)
+    for file in source.glob("*segmentations*/*.png"):
+        shutil.copy(file, root / "masks" / file.name)
+    table = pd.read_csv(source / "HAM10000_metadata.csv")
+    onehot = pd.get_dummies(table["dx"].str.upper()).astype(float)
+    pd.concat([table["image_id"].rename("image"), onehot], axis=1).to_csv(root / "GroundTruth.csv", index=False)
