@@ -149,6 +149,8 @@ def calm() -> Iterator[None]:
         # A short look at a few batches is no mistake, and how many workers suit a machine is said in conf/data.
         warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging")
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        # A run that goes on finds its own checkpoints.
+        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         try:
             yield
         finally:

@@ -36,4 +36,4 @@ def train(folder: Path, root: Path, overrides: Sequence[str], experiment: str = 
     (folder / ".hydra").mkdir(parents=True)
     OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
     run(**{str(key): value for key, value in cfg.items()}, folder=folder)
-    return Run.open(folder)
+    return Run(folder)
