@@ -34,6 +34,7 @@ from skinmtl.predict import network_state
 from skinmtl.report import write_run_report
 from skinmtl.runs import Run, find, write_text
 from skinmtl.tasks import TASKS
+from skinmtl.tracking import WandB
 
 log = logging.getLogger(__name__)
 
@@ -93,16 +94,19 @@ def run(
     start = time.perf_counter()
     here = _home(Run(folder), resume, _plain(nodes))
     here.path.mkdir(parents=True, exist_ok=True)
+    board = None if logger is None else config.build(logger, folder=here.path, run_id=here.path.name)
     try:
         with calm():
-            return _run(nodes, here, init_from, start)
+            return _run(nodes, here, init_from, start, board)
     except BaseException as error:
         code = error.exit_code if isinstance(error, SkinmtlError) else 75 if isinstance(error, KeyboardInterrupt) else 1
         here.update({"status": "interrupted" if code == 75 else "failed", "exit_code": code, "error": str(error)})
+        if board is not None:
+            board.finish(code)
         raise
 
 
-def _run(nodes: Mapping[str, Any], here: Run, init_from: str | None, start: float) -> float:
+def _run(nodes: Mapping[str, Any], here: Run, init_from: str | None, start: float, board: WandB | None) -> float:
     pl.seed_everything(nodes["seed"], verbose=False)
     resumed = here.info_file.exists()
     here.update(_origin(nodes, here.path))
@@ -112,10 +116,12 @@ def _run(nodes: Mapping[str, Any], here: Run, init_from: str | None, start: floa
     if init_from is not None:
         module.network.load_state_dict(network_state(load_checkpoint(Run.open(init_from).checkpoint())["state_dict"]))
     clock, keep = Clock(), best_and_last(here.path / "checkpoints")
-    trainer = _trainer(nodes, here, [clock, keep])
+    trainer = _trainer(nodes, here, [clock, keep], board)
     here.update({"parameters": sum(p.numel() for p in module.network.parameters()), "precision": trainer.precision})
     write_text(here.split_file, data.split_file.read_text(encoding="utf-8"))
 
+    if board is not None:
+        board.start(_plain(nodes))
     fit_start = time.perf_counter()
     try:
         trainer.fit(module, data, ckpt_path=str(here.checkpoint("last")) if resumed else None)
@@ -133,7 +139,11 @@ def _run(nodes: Mapping[str, Any], here: Run, init_from: str | None, start: floa
     end = time.perf_counter()
     seconds = {"fit": fitted - fit_start, "evaluate": end - fitted, "total": end - start}
     here.update({"status": "finished", "exit_code": 0, "seconds": {key: round(v, 1) for key, v in seconds.items()}})
-    log.info("report: %s", write_run_report(here.path))
+    page = write_run_report(here.path)
+    if board is not None:
+        board.log_run(here)
+        board.finish(0)
+    log.info("report: %s", page)
     return score
 
 
@@ -240,11 +250,9 @@ def _steps_per_epoch(trainer: DictConfig, batches: int) -> int:
     return max(1, batches // (trainer.get("accumulate_grad_batches") or 1))
 
 
-def _trainer(nodes: Mapping[str, Any], here: Run, callbacks: list[pl.Callback]) -> pl.Trainer:
+def _trainer(nodes: Mapping[str, Any], here: Run, callbacks: list[pl.Callback], board: WandB | None) -> pl.Trainer:
     chosen = [config.build(node) for node in nodes["callbacks"].values() if node is not None]
-    loggers: list[Any] = [MetricsFile(here.path / "metrics.csv")]
-    if nodes["logger"] is not None:
-        loggers.append(config.build(nodes["logger"], folder=here.path, run_id=here.path.name))
+    loggers: list[Any] = [MetricsFile(here.path / "metrics.csv")] + ([board] if board is not None else [])
     node = nodes["trainer"]
     trainer: pl.Trainer = config.build(
         {**node, "precision": config.resolve_precision(node.precision, node.accelerator)},

@@ -1,0 +1,185 @@
+"""Weights & Biases beside metrics.csv: online with a key, offline without; it never stops a training.
+
+No photograph leaves the machine unasked, nor do host, user, folders, code or the machine's load.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import netrc
+import os
+import re
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from pytorch_lightning.loggers.logger import Logger
+
+from skinmtl.facts import flat, without_folders
+from skinmtl.runs import Run
+
+log = logging.getLogger(__name__)
+
+SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)
+PATIENCE = 10  # seconds that a server has to answer before the run goes on offline
+
+
+class WandB(Logger):
+    """A run on W&B under the run's own id, or a folder `wandb/` in the run folder that `wandb sync` uploads later.
+
+    `mode` auto is online where there is a key (WANDB_API_KEY or netrc) and a server that answers, else offline.
+    Overlays are uploaded for drawn photographs only, for others with `photographs` true. `group` is null or a word that
+    puts runs together; jobs of one sweep are put together anyway.
+    """
+
+    def __init__(
+        self,
+        project: str = "skinmtl",
+        entity: str | None = None,
+        mode: Literal["auto", "online", "offline"] = "auto",
+        photographs: bool = False,
+        group: str | None = None,
+        tags: list[str] | None = None,
+        *,
+        folder: Path,
+        run_id: str,
+    ) -> None:
+        super().__init__()
+        self._place = {"project": project, "entity": entity, "tags": tags}
+        self._mode, self._photographs = mode, photographs
+        self._folder = folder
+        # A job of a sweep is a numbered folder: its sweep is the group, and its id needs the sweep's.
+        job = run_id.isdigit()
+        self._group = group or (folder.parent.name if job else None)
+        self._id = f"{folder.parent.name}-{run_id}" if job else run_id
+        self._run: Any = None
+
+    @property
+    def name(self) -> str:
+        """What Lightning calls this logger."""
+        return "wandb"
+
+    @property
+    def version(self) -> str:
+        """The run's id on W&B."""
+        return self._id
+
+    def start(self, config: Mapping[str, Any]) -> None:
+        """Open the run with a config: words under keys like `token` are struck out, folders are cut to their names."""
+        try:
+            import wandb
+        except ImportError:
+            log.warning("wandb is not installed: metrics.csv has everything; pip install wandb adds the dashboard")
+            return
+        clean = {key: _clean(key, value) for key, value in flat(config).items()}
+        mode = self._mode
+        if mode == "auto":
+            mode = "online" if _has_key() else "offline"
+        if mode == "online" and not _answers():
+            log.warning("W&B does not answer: this run is kept offline; upload it later with `wandb sync`")
+            mode = "offline"
+        self._run = self._safely(lambda: self._init(wandb, mode, clean))
+
+    def _init(self, wandb: Any, mode: str, config: Mapping[str, Any]) -> Any:
+        settings = wandb.Settings(
+            silent=True,
+            console="off",
+            init_timeout=PATIENCE,
+            disable_git=True,
+            save_code=False,
+            x_disable_meta=True,
+            x_disable_stats=True,
+            x_disable_machine_info=True,
+            host="",
+            username="",
+        )
+        resume = {"resume": "allow"} if mode == "online" else {}
+        return wandb.init(
+            **self._place, **resume, mode=mode, id=self._id, name=self._id, group=self._group, dir=self._folder,
+            config=dict(config), settings=settings,
+        )  # fmt: skip
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """The config was given at the start; nothing to do."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """The values of one row of metrics.csv, under the same names."""
+        if self._run is not None:
+            self._safely(lambda: self._run.log(dict(metrics) | {"trainer/step": step}))
+
+    def log_run(self, run: Run) -> None:
+        """What the run ended with: test scores as the summary, the confusion matrix as a table, figures."""
+        if self._run is not None:
+            self._safely(lambda: self._log_run(run))
+
+    def _log_run(self, run: Run) -> None:
+        import wandb
+
+        scores = json.loads((run.path / "scores.json").read_text(encoding="utf-8"))
+        test = scores["parts"]["test"]
+        for task, values in test["scores"].items():
+            for name, score in values.items():
+                if score["value"] is not None:
+                    self._run.summary[f"test/{task}/{name}"] = score["value"]
+                    self._run.summary[f"test/{task}/{name}_low"] = score["low"]
+                    self._run.summary[f"test/{task}/{name}_high"] = score["high"]
+        if "confusion" in test:
+            names = list(test["classes"])
+            table = pd.DataFrame(np.array(test["confusion"]), columns=names).assign(true=names)
+            self._run.log({"test/confusion": wandb.Table(dataframe=table[["true", *names]])})
+        overlays = self._photographs or bool(run.info()["synthetic"])
+        for file in sorted(run.figures.iterdir()):
+            if overlays or not file.name.startswith("gallery"):
+                self._run.log({f"figures/{file.stem}": wandb.Image(str(file))})
+
+    def finish(self, exit_code: int) -> None:
+        """Close the run, as failed where the exit code is not zero."""
+        if self._run is not None:
+            self._safely(lambda: self._run.finish(exit_code=exit_code))
+            self._run = None
+
+    def _safely(self, act: Callable[[], Any]) -> Any:
+        """Do it; after the first failure say so once and leave W&B alone."""
+        try:
+            return act()
+        except Exception as error:  # whatever a dashboard does, the training goes on
+            log.warning("W&B failed (%s: %s): the run goes on without it", type(error).__name__, error)
+            self._run = None
+            return None
+
+
+def _clean(key: str, value: object) -> object:
+    if SECRET.search(key):
+        return "..."
+    return without_folders(value) if isinstance(value, str) else value
+
+
+def _server() -> str:
+    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        hosts = netrc.netrc(os.environ.get("NETRC")).hosts
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return urllib.parse.urlparse(_server()).hostname in hosts
+
+
+def _answers() -> bool:
+    """Whether the server says anything at all within `PATIENCE` seconds; W&B itself would wait for minutes."""
+    try:
+        urllib.request.urlopen(_server(), timeout=PATIENCE).close()
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True

@@ -1,0 +1,127 @@
+"""Weights & Biases gets scores and no photograph, and never stops a training."""
+
+from __future__ import annotations
+
+import http.server
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from training import train
+from wandb.proto.wandb_internal_pb2 import Record
+
+from skinmtl import tracking
+
+BLOCK = 32768
+
+
+def records(folder: Path) -> Iterator[Record]:
+    """What an offline run holds: LevelDB log blocks of protobuf records behind a header of 7 bytes."""
+    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    data, place, whole = file.read_bytes(), 7, b""
+    while place + 7 <= len(data):
+        if BLOCK - place % BLOCK < 7:
+            place += BLOCK - place % BLOCK
+            continue
+        size, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
+        if kind == 0:
+            break
+        whole += data[place + 7 : place + 7 + size]
+        place += 7 + size
+        if kind in (1, 4):  # a whole record, or the last piece of one
+            record = Record()
+            record.ParseFromString(whole)
+            yield record
+            whole = b""
+
+
+def written(folder: Path) -> str:
+    """All records in words, once the service, a process of its own, has written the last."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        found = list(records(folder))
+        if any(record.WhichOneof("record_type") == "exit" for record in found):
+            return "\n".join(str(record) for record in found)
+        time.sleep(0.1)
+    raise AssertionError("no record of the end")
+
+
+def test_an_offline_run_holds_config_history_scores_and_confusion(synthetic_root: Path, tmp_path: Path) -> None:
+    run = train(tmp_path / "run", synthetic_root, ["logger=wandb"])
+    said = written(run.path)
+    for name in ("val/seg/mean_image_dice", "train/loss", "test/cls/balanced_accuracy", "test/confusion", "optim.lr"):
+        assert name in said
+    assert "figures/confusion" in said
+    # data.synthetic is null in the tests, so these count as somebody's photographs.
+    assert not run.info()["synthetic"]
+    assert "figures/gallery" not in said
+    assert str(synthetic_root) not in said
+
+
+def test_photographs_go_along_only_when_asked(synthetic_root: Path, tmp_path: Path) -> None:
+    run = train(tmp_path / "run", synthetic_root, ["logger=wandb", "logger.photographs=true"])
+    assert "figures/gallery" in written(run.path)
+
+
+def test_a_secret_in_the_config_is_struck_out(tmp_path: Path) -> None:
+    board = tracking.WandB(folder=tmp_path, run_id="x", mode="offline")
+    board.start({"model": {"api_token": "canary-5e1f", "arch": "unet"}})
+    board.finish(0)
+    said = written(tmp_path)
+    assert "unet" in said
+    assert "canary-5e1f" not in said
+
+
+def test_an_error_of_the_dashboard_is_said_once_and_training_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken:
+        def log(self, values: object) -> None:
+            raise RuntimeError("server on fire")
+
+    board = tracking.WandB(folder=tmp_path, run_id="x", mode="offline")
+    board._run = Broken()
+    board.log_metrics({"a": 1.0}, 1)
+    board.log_metrics({"a": 2.0}, 2)
+    board.finish(0)
+    assert caplog.text.count("server on fire") == 1
+
+
+def test_a_server_that_refuses_is_found_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{free.getsockname()[1]}")
+    assert not tracking._answers()
+
+
+def test_a_server_that_hangs_is_left_after_the_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(tracking, "PATIENCE", 0.5)
+        assert not tracking._answers()
+
+
+def test_a_server_that_answers_anything_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+        assert tracking._answers()
+
+
+def test_a_key_is_found_in_the_environment_or_in_netrc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert not tracking._has_key()
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password canary\n")
+    (tmp_path / "netrc").chmod(0o600)
+    assert tracking._has_key()
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("WANDB_API_KEY", "canary")
+    assert tracking._has_key()
+
+
+def test_a_job_of_a_sweep_is_grouped_by_the_sweep(tmp_path: Path) -> None:
+    board = tracking.WandB(folder=tmp_path / "2026_study" / "3", run_id="3", mode="offline")
+    assert (board._id, board._group) == ("2026_study-3", "2026_study")
