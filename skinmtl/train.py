@@ -112,7 +112,7 @@ def _run(nodes: Mapping[str, Any], here: Run, init_from: str | None, start: floa
     here.update(_origin(nodes, here.path))
     data = _data(nodes)
     here.update(_facts(data))
-    module = _module(nodes, data)
+    module = make_module(nodes, data)
     if init_from is not None:
         module.network.load_state_dict(network_state(load_checkpoint(Run.open(init_from).checkpoint())["state_dict"]))
     clock, keep = Clock(), best_and_last(here.path / "checkpoints")
@@ -209,7 +209,8 @@ def _data(nodes: Mapping[str, Any]) -> DataModule:
     return data
 
 
-def _module(nodes: Mapping[str, Any], data: DataModule) -> MultiTaskModule:
+def make_module(nodes: Mapping[str, Any], data: DataModule) -> MultiTaskModule:
+    """Network, tasks, losses and optimiser of a checked config, sized from the data."""
     tasks: list[str] = list(nodes["tasks"])
     classes = {"seg": data.mask_classes, "cls": data.dx_classes}
     counts = {"seg": {}, "cls": {"class_counts": data.class_counts("train")}}
