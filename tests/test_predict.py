@@ -1,0 +1,150 @@
+"""New photographs through a trained run: from Python and from the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from training import train
+
+import skinmtl
+from skinmtl import cli
+from skinmtl.errors import InputError
+from skinmtl.runs import Run
+
+
+@pytest.fixture(scope="module")
+def run(synthetic_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(tmp_path_factory.mktemp("predict") / "run", synthetic_root, ["trainer.precision=32-true"])
+
+
+@pytest.fixture
+def photograph(tmp_path: Path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 256, (75, 101, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "new.png")
+    return tmp_path / "new.png"
+
+
+def test_three_lines_of_python_give_mask_and_probabilities(run: Run, photograph: Path) -> None:
+    prediction = skinmtl.load_run(run.path).predict(photograph)
+    assert prediction.mask is not None and prediction.probabilities is not None
+    assert prediction.mask.shape == (75, 101)
+    assert prediction.mask.dtype == np.uint8 and set(np.unique(prediction.mask)) <= {0, 1}
+    assert sum(prediction.probabilities.values()) == pytest.approx(1)
+    assert prediction.dx == max(prediction.probabilities, key=lambda name: prediction.probabilities[name])
+
+
+def test_probabilities_are_resized_and_then_thresholded(run: Run, photograph: Path) -> None:
+    prediction = skinmtl.load_run(run.path).predict(photograph)
+    assert prediction.mask_probability is not None
+    np.testing.assert_array_equal(prediction.mask, prediction.mask_probability > 0.5)
+
+
+def test_a_photograph_is_predicted_alike_alone_and_in_a_batch(run: Run) -> None:
+    images = [np.random.default_rng(i).integers(0, 256, (40 + i, 60, 3), dtype=np.uint8) for i in range(5)]
+    predictor = skinmtl.load_run(run.path)
+    for alone, together in zip(map(predictor.predict, images), predictor.predict_each(images, 5), strict=True):
+        np.testing.assert_allclose(alone.mask_probability, together.mask_probability, atol=1e-5)
+        assert alone.probabilities == pytest.approx(together.probabilities, abs=1e-5)
+
+
+def test_evaluation_predicts_what_prediction_predicts(run: Run, synthetic_root: Path) -> None:
+    row = run.predictions().query("split == 'test'").iloc[0]
+    (file,) = synthetic_root.glob(f"HAM10000_images_part_*/{row['image_id']}.jpg")
+    prediction = skinmtl.load_run(run.path).predict(file)
+    assert prediction.probabilities is not None and prediction.mask is not None
+    for name, p in prediction.probabilities.items():
+        assert p == pytest.approx(row[f"prob_{name}"], abs=1e-5)
+    assert int((prediction.mask > 0).sum()) == pytest.approx(row["tp_lesion"] + row["fp_lesion"], abs=2)
+
+
+def test_predict_writes_masks_overlays_and_a_table(run: Run, photograph: Path, tmp_path: Path) -> None:
+    assert cli.main(["predict", str(run.path), str(photograph), "--out", str(tmp_path / "out")]) == 0
+    with Image.open(tmp_path / "out" / "masks" / "new.png") as file:
+        mask = np.array(file)
+    assert mask.shape == (75, 101) and set(np.unique(mask)) <= {0, 255}
+    with Image.open(tmp_path / "out" / "overlays" / "new.png") as overlay:
+        assert overlay.size == (101, 75)
+    table = pd.read_csv(tmp_path / "out" / "predictions.csv")
+    assert table.filter(like="prob_").sum(axis=1).iloc[0] == pytest.approx(1)
+    assert "not a medical device" in (tmp_path / "out" / "README.txt").read_text()
+
+
+def test_a_folder_with_a_broken_photograph_is_predicted_but_for_that(
+    run: Run, photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photograph.parent / "broken.jpg").write_bytes(b"<html>not a photograph</html>")
+    assert cli.main(["predict", str(run.path), str(photograph.parent), "--out", str(tmp_path / "out")]) == 2
+    assert list(pd.read_csv(tmp_path / "out" / "errors.csv")["file"]) == ["broken.jpg"]
+    assert list(pd.read_csv(tmp_path / "out" / "predictions.csv")["file"]) == ["new.png"]
+    assert "errors.csv" in capsys.readouterr().err
+
+
+def test_two_photographs_of_one_name_are_refused_before_anything_is_written(
+    run: Run, photograph: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    shutil.copy(photograph, tmp_path / "other" / "new.png")
+    both = [str(photograph), str(tmp_path / "other" / "new.png")]
+    assert cli.main(["predict", str(run.path), *both, "--out", str(tmp_path / "out")]) == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluate_repeats_the_scores_when_the_data_moved(run: Run, synthetic_root: Path, tmp_path: Path) -> None:
+    copy, moved = tmp_path / "copy", tmp_path / "moved"
+    shutil.copytree(run.path, copy)
+    shutil.copytree(synthetic_root, moved)
+    before = json.loads((copy / "scores.json").read_text())
+    (copy / "scores.json").unlink()
+    assert cli.main(["evaluate", str(copy), f"data.root={moved}"]) == 0
+    again = json.loads((copy / "scores.json").read_text())
+    for part in ("val", "test"):
+        for task in ("seg", "cls"):
+            for name, score in before["parts"][part]["scores"][task].items():
+                assert again["parts"][part]["scores"][task][name] == pytest.approx(score, abs=1e-5), name
+
+
+def test_evaluate_refuses_a_split_that_the_checkpoint_was_not_trained_under(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run.path, copy)
+    split = pd.read_csv(copy / "split.csv")
+    swapped = split["fold_0"].map({"train": "test", "test": "train", "val": "val"})
+    split.assign(fold_0=swapped).to_csv(copy / "split.csv", index=False)
+    before = (copy / "predictions.csv").read_bytes()
+    assert cli.main(["evaluate", str(copy)]) == 2
+    assert "split_hash" in capsys.readouterr().err
+    assert (copy / "predictions.csv").read_bytes() == before
+
+
+def test_a_folder_that_is_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError, match=r"run\.json"):
+        skinmtl.load_run(tmp_path)
+    assert cli.main(["evaluate", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("skinmtl: error: ") and "; fix: " in line
+
+
+def test_a_run_and_itself_do_not_differ(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["compare", str(run.path), str(run.path)]) == 0
+    assert "+0.0000" in capsys.readouterr().out
+
+
+def test_a_finished_table_is_scored_without_torch(run: Run) -> None:
+    code = "import sys; from skinmtl import cli; cli.main(['score', sys.argv[1]]); assert 'torch' not in sys.modules"
+    command = [sys.executable, "-c", code, str(run.predictions_file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["parts"]["test"]["n_images"] > 0
+
+
+def test_runs_are_listed(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["runs", str(run.path.parent)]) == 0
+    assert "finished" in capsys.readouterr().out
