@@ -1,47 +1,62 @@
 """The check of every config, and the only place where anything is built from one.
 
-Plain YAML with `_target_`; the typed constructor is the schema. An argument of one of our constructors is a key when it
-can be given by position; what stands behind `*` is handed in by the run.
+Plain YAML with `_target_`; the typed constructor is the schema (`skinmtl.constructors`). An argument added to a
+constructor is a key from then on, with no line to change here.
 """
 
 from __future__ import annotations
 
 import difflib
-import importlib
-import inspect
-import json
 import os
-import types
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from skinmtl.errors import ConfigError, Faults
+from skinmtl.constructors import arguments, find, handed_in
+from skinmtl.errors import ConfigError, Faults, SkinmtlError
 
-# A prefix of a name protects nothing (`torch.optim.x.torch.load` resolves), so a class is admitted by the module that
-# defines it, and a function by its whole name.
-MODULES = ("skinmtl", "torch.optim", "pytorch_lightning.trainer.trainer", "pytorch_lightning.callbacks")
-FUNCTIONS = tuple(f"skinmtl.data.transforms.{name}" for name in ("none", "light", "strong"))
-ALLOW = "SKINMTL_ALLOW"  # names of a user's own packages, separated by commas; never read from a file
-SPECIAL = {"_target_", "_partial_"}
-WORDS = {("pytorch_lightning.trainer.trainer.Trainer", "precision"): "auto"}  # ours, beside what the hint admits
+TASKS = ("seg", "cls")
+# What a run asks of each part, by a method that only such a thing has: a loss is no network.
+ROLES = {
+    "data": "train_dataloader",
+    "sampler": "order",
+    "model": "forward",
+    "loss": "forward",
+    "weighting": "weights",
+    "optim": "zero_grad",
+    "schedule": "on",
+    "trainer": "fit",
+    "callbacks": "on_train_epoch_end",
+    "logger": "log_metrics",
+}
+BY_NAME = ("loss", "callbacks")  # several parts, each under a name of its own, where null is none
+ONE = ("data", "augment", "sampler", "model", "weighting", "optim", "schedule", "trainer")
+# What a run logs of each task, for whatever watches a score.
+SCORES = {"seg": ("loss", "mean_image_dice"), "cls": ("loss", "balanced_accuracy", "accuracy")}
+BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # as Linux names them, on x86 and on Arm
 
 Node = Mapping[str, Any]
 
 
 def build(node: Mapping[str, Any], **parts: Any) -> Any:
     """The object of a checked node; `parts` are what the run hands in, as far as the constructor asks for them."""
+    from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
-    constructor = _constructor(str(node["_target_"]))
-    names = {name for name, (_, given) in _arguments(constructor).items() if given or not _ours(constructor)}
-    return instantiate(node, **{name: part for name, part in parts.items() if name in names}, _convert_="all")
+    try:
+        return instantiate(node, **handed_in(find(node["_target_"]), parts), _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, Exception):  # what the constructor said, not what Hydra says about it
+            raise error.__cause__ from None
+        raise
 
 
 def check(cfg: DictConfig, run: Callable[..., Any]) -> None:
-    """Look at a whole config before anything is built.
+    """Look at a whole config before anything is built or any data is read.
 
     Args:
         cfg: a composed or a saved config.
@@ -50,14 +65,14 @@ def check(cfg: DictConfig, run: Callable[..., Any]) -> None:
     Raises:
         Faults: every fault found, each with its dotted key.
     """
-    try:
-        tree = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(str(error.full_key or "config"), str(error.msg).splitlines()[0], "give it a value") from None
+    faults: list[SkinmtlError] = []
+    tree = _resolved(cfg, "", faults)
     assert isinstance(tree, dict)
-    faults = list(_arguments_faults(tree, run, ""))
+    faults += _call_faults(tree, run, "", tree)
     for key, node in tree.items():
-        faults += _walk(node, str(key))
+        faults += _shape_faults(str(key), node)
+        faults += _walk(node, str(key), tree)
+    # What looks at several parts, or builds them, leans on each being sound.
     faults = faults or list(_across(tree)) or list(_dry(tree))
     if faults:
         raise Faults(faults)
@@ -71,7 +86,7 @@ def resolve_precision(precision: Any, accelerator: str) -> Any:
     """
     import torch
 
-    gpu = accelerator != "cpu" and torch.cuda.is_available()
+    gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     if precision == "auto":
         has = torch.cuda.is_bf16_supported() if gpu else _cpu_has_bf16()
         return "bf16-mixed" if has else "32-true"
@@ -82,186 +97,216 @@ def resolve_precision(precision: Any, accelerator: str) -> Any:
 
 def _cpu_has_bf16() -> bool:
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return any(flag in file.read() for flag in ("avx512_bf16", "amx_bf16"))
+        return not BF16.isdisjoint(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
     except OSError:
         return False
 
 
-def _walk(node: Any, where: str) -> Iterator[ConfigError]:
+def _resolved(node: Any, where: str, faults: list[SkinmtlError]) -> Any:
+    """A config as plain dicts and lists; what cannot be resolved becomes a fault and a None."""
+    if not OmegaConf.is_config(node):
+        return node
+    places = node.keys() if OmegaConf.is_dict(node) else range(len(node))
+    found = {}
+    for place in places:
+        dotted = f"{where}.{place}".lstrip(".") if OmegaConf.is_dict(node) else f"{where}[{place}]"
+        try:
+            value = node[place]
+        except OmegaConfBaseException as error:
+            said = str(error).splitlines()[:1] if not OmegaConf.is_missing(node, place) else []
+            faults.append(ConfigError(dotted, said[0] if said else "it has no value", "give it one"))
+            continue
+        found[place] = _resolved(value, dotted, faults)
+    return found if OmegaConf.is_dict(node) else list(found.values())
+
+
+def _shape_faults(key: str, node: Any) -> Iterator[ConfigError]:
+    """A part without its `_target_`: a typing error would leave it out of everything else."""
+    nodes = {key: node}
+    if key in BY_NAME and isinstance(node, dict):
+        nodes = {f"{key}.{name}": item for name, item in node.items() if item is not None}
+    elif key not in ONE and not (key == "logger" and node is not None) and key not in BY_NAME:
+        return
+    for dotted, item in nodes.items():
+        if not isinstance(item, dict):
+            yield ConfigError(dotted, f"{item!r} is no part of a run", "choose one of conf/ or give a _target_")
+        elif "_target_" not in item:
+            yield ConfigError(dotted, "it has no _target_", "start from one of conf/, or give the name of a class")
+
+
+def _walk(node: Any, where: str, tree: Node) -> Iterator[ConfigError]:
     """Faults of every `_target_` at or below a node."""
     if isinstance(node, list):
         for i, item in enumerate(node):
-            yield from _walk(item, f"{where}[{i}]")
+            yield from _walk(item, f"{where}[{i}]", tree)
     if not isinstance(node, dict):
         return
     if "_target_" in node:
         try:
-            constructor = _constructor(str(node["_target_"]), where)
+            constructor = find(node["_target_"], where)
         except ConfigError as fault:
             yield fault
-            return
-        yield from _arguments_faults(node, constructor, where)
+        else:
+            yield from _role_faults(constructor, where)
+            yield from _call_faults(node, constructor, where, tree)
     for key, item in node.items():
-        yield from _walk(item, f"{where}.{key}")
+        yield from _walk(item, f"{where}.{key}", tree)
 
 
-def _constructor(target: str, where: str = "") -> Callable[..., Any]:
-    """The class or function of an admitted name; the name is judged before anything is imported."""
-    key = f"{where}._target_".lstrip(".")
-    own = tuple(name for name in os.environ.get(ALLOW, "").split(",") if name)
-    module, _, name = target.rpartition(".")
-    if not (target in FUNCTIONS or any(f"{target}.".startswith(f"{root}.") for root in (*_roots(), *own))):
-        fix = f"use a class of {', '.join(_roots())}, or admit your own package with {ALLOW}=<package>"
-        raise ConfigError(key, f"{target!r} is not an admitted constructor", fix)
-    try:
-        found = getattr(importlib.import_module(module), name, None)
-    except ImportError:
-        found = None
-    if found is None:
-        raise ConfigError(key, f"there is no {target!r}", "see conf/ for those that exist")
-    home = str(getattr(found, "__module__", ""))
-    admitted = inspect.isclass(found) and any(f"{home}.".startswith(f"{root}.") for root in (*MODULES, *own))
-    mine = any(f"{home}.".startswith(f"{root}.") for root in own)
-    if not (admitted or mine or f"{home}.{name}" in FUNCTIONS) or not callable(found):
-        raise ConfigError(key, f"{target!r} is not an admitted constructor", "use a class that trains, see conf/")
-    constructor: Callable[..., Any] = found
-    return constructor
+def _role_faults(constructor: Callable[..., Any], where: str) -> Iterator[ConfigError]:
+    part, _, rest = where.partition(".")
+    method = ROLES.get(part) if rest.count(".") == 0 and bool(rest) == (part in BY_NAME) else None
+    if method is not None and isinstance(constructor, type) and not hasattr(constructor, method):
+        what = f"{constructor.__name__} has no method {method}, which a run asks of it"
+        yield ConfigError(f"{where}._target_", what, f"see conf/{part} for classes that do")
 
 
-def _roots() -> tuple[str, ...]:
-    return (*MODULES[:2], "pytorch_lightning")
-
-
-def _ours(constructor: Callable[..., Any]) -> bool:
-    """Whether arguments behind `*` are handed in by the run: ours, and a user's own."""
-    return not constructor.__module__.startswith(("torch.", "pytorch_lightning."))
-
-
-def _arguments(constructor: Callable[..., Any]) -> dict[str, tuple[inspect.Parameter, bool]]:
-    """Arguments by name, each with whether it stands behind `*`; bases are asked where `**kwargs` passes on to them."""
-    found: dict[str, tuple[inspect.Parameter, bool]] = {}
-    makers = [c.__init__ for c in constructor.__mro__[:-1]] if inspect.isclass(constructor) else [constructor]
-    for maker in makers:
-        parameters = inspect.signature(maker).parameters.values()
-        for parameter in parameters:
-            if parameter.name != "self" and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                found.setdefault(parameter.name, (parameter, parameter.kind is parameter.KEYWORD_ONLY))
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-            break
-    return found
-
-
-def _arguments_faults(node: Node, constructor: Callable[..., Any], where: str) -> Iterator[ConfigError]:
+def _call_faults(node: Node, constructor: Callable[..., Any], where: str, tree: Node) -> Iterator[ConfigError]:
     """Unknown, missing and unfit arguments of one call."""
-    arguments, ours = _arguments(constructor), _ours(constructor)
+    known = arguments(constructor)
     name = getattr(constructor, "__name__", str(constructor)) if where else "the config"
-    keys = {key for key, (_, given) in arguments.items() if not (given and ours)}
     for key, value in node.items():
         dotted = f"{where}.{key}".lstrip(".")
-        if key in SPECIAL and where:
-            if key == "_partial_" and where != "optim":
-                yield ConfigError(dotted, "only an optimiser is built in two steps", "remove it")
-        elif key not in arguments:
-            near = difflib.get_close_matches(str(key), keys, 1)
-            guess = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(keys))}"
-            yield ConfigError(dotted, f"{name} has no such argument", guess)
-        elif key not in keys:
+        if key == "_target_" and where:
+            continue
+        if str(key).startswith("_") and str(key) not in known:
+            if (key, where, value) != ("_partial_", "optim", True):
+                yield ConfigError(dotted, "only optim is built in two steps, everything else as it stands", "remove it")
+        elif key not in known:
+            keys = [argument.name for argument in known.values() if argument.is_key]
+            yield ConfigError(dotted, f"{name} has no such argument", _guess(str(key), keys, tree, dotted))
+        elif not known[key].is_key:
             yield ConfigError(dotted, f"{name} is given this by the run", "remove it")
-        else:
-            yield from _value_faults(value, arguments[key][0], constructor, dotted)
-    if not node.get("_partial_"):
-        for key in sorted(keys - set(node)):
-            if arguments[key][0].default is inspect.Parameter.empty:
-                yield ConfigError(f"{where}.{key}".lstrip("."), f"{name} needs it", "give it a value")
+        elif (misfit := known[key].misfit(value)) is not None:
+            yield ConfigError(dotted, f"{value!r} does not fit", misfit)
+    if where == "optim" and node.get("_partial_") is not True:
+        yield ConfigError("optim._partial_", "the run gives the optimiser its parameters", "set it to true")
+    missing = [argument.name for argument in known.values() if argument.is_needed and argument.name not in node]
+    for key in missing if not node.get("_partial_") else ():
+        yield ConfigError(f"{where}.{key}".lstrip("."), f"{name} needs it", "give it a value")
 
 
-def _value_faults(
-    value: Any, parameter: inspect.Parameter, constructor: Callable[..., Any], where: str
-) -> Iterator[ConfigError]:
-    from pydantic import TypeAdapter, ValidationError
-
-    word = WORDS.get((f"{constructor.__module__}.{constructor.__name__}", parameter.name))
-    hint = _hint(parameter, constructor)
-    if isinstance(value, dict) or hint is None or (word is not None and value == word):
-        return
-    try:
-        TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
-    except ValidationError as error:
-        said = "; ".join(dict.fromkeys(str(part["msg"]) for part in error.errors()))
-        yield ConfigError(where, f"{value!r} does not fit", said[0].lower() + said[1:])
+def _guess(key: str, keys: Sequence[str], tree: Node, where: str) -> str:
+    """The nearest of the keys that a node has, else where a key of this very name is at home, else all keys."""
+    if near := difflib.get_close_matches(key, keys, 1):
+        return f"did you mean {near[0]!r}?"
+    if homes := [dotted for dotted in _dotted(tree) if dotted.endswith(f".{key}") and dotted != where]:
+        return f"did you mean {homes[0]!r}?"
+    return f"it has {', '.join(sorted(keys))}" if keys else "it has none; remove it"
 
 
-def _hint(parameter: inspect.Parameter, constructor: Callable[..., Any]) -> Any:
-    """The type hint of an argument as far as a value of YAML can be held against it, else None."""
-    hint = parameter.annotation
-    if isinstance(hint, str):
-        maker = constructor.__init__ if inspect.isclass(constructor) else constructor  # type: ignore[misc]
-        scope = getattr(inspect.unwrap(maker), "__globals__", {})
-        try:
-            hint = eval(hint, scope)  # noqa: S307 - an annotation of an admitted constructor, not of a config
-        except (NameError, TypeError, AttributeError):
-            return None
-    return hint if _plain(hint) else None
-
-
-def _plain(hint: Any) -> bool:
-    """Whether a hint is made of None, numbers, words, choices and sequences or dicts of these."""
-    if hint in (None, types.NoneType, bool, int, float, str):
-        return True
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return True
-    if origin is Annotated:
-        return _plain(inner[0])
-    if origin in (Union, types.UnionType, list, tuple, dict, Sequence):
-        return all(_plain(part) or part is Ellipsis for part in inner)
-    return False
+def _dotted(node: Node, where: str = "") -> Iterator[str]:
+    """Keys by their whole path, but for a top-level one that holds no more."""
+    for key, value in node.items():
+        if where:
+            yield f"{where}{key}"
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{where}{key}.")
 
 
 def _across(tree: Node) -> Iterator[ConfigError]:
     """What no single constructor can see."""
-    tasks = tree["tasks"]
-    if not tasks or len(set(tasks)) < len(tasks) or not set(tasks) <= {"seg", "cls"}:
-        yield ConfigError("tasks", f"{tasks} is not a choice of tasks", "use [seg, cls], [seg] or [cls]")
+    tasks = tree.get("tasks", [])
+    if not tasks or len(set(tasks)) < len(tasks) or not set(tasks) <= set(TASKS):
+        yield ConfigError("tasks", f"{tasks} is not a choice of tasks", "use [seg,cls], [seg] or [cls]")
         return
+    yield from _task_faults(tree, tasks)
+    data = tree["data"]
+    if data.get("split") is None and data.get("fold", 0) >= data.get("folds", 5):
+        what = f"{data['fold']} of {data['folds']} folds, which are counted from 0"
+        yield ConfigError("data.fold", what, f"use 0 to {data['folds'] - 1}")
+    weights = tree["model"].get("weights")
+    if weights not in (None, "imagenet") and not os.path.isfile(weights):
+        yield ConfigError("model.weights", f"there is no file {weights}", "give null, imagenet or a file of weights")
+    yield from _trainer_faults(tree["trainer"])
+    scalars = ["val/score", "val/loss", *(f"val/{task}/{name}" for task in tasks for name in SCORES[task])]
+    for name, node in tree["callbacks"].items():
+        monitor = None if node is None else node.get("monitor")
+        if monitor is not None and monitor not in scalars:
+            near = difflib.get_close_matches(str(monitor), scalars, 1)
+            fix = f"did you mean {near[0]!r}?" if near else f"it should be {', '.join(scalars)}"
+            yield ConfigError(f"callbacks.{name}.monitor", f"this run does not log {monitor!r}", fix)
+
+
+def _task_faults(tree: Node, tasks: Sequence[str]) -> Iterator[ConfigError]:
+    """Losses and weights of tasks that the run does not train, and tasks without a loss."""
     for task, node in tree["loss"].items():
-        if task not in ("seg", "cls"):
+        if task not in TASKS:
             yield ConfigError(f"loss.{task}", "there is no such task", "use loss.seg or loss.cls")
         elif node is not None and task not in tasks:
-            fix = f"add {task} to tasks, or take loss/{task}=none"
-            yield ConfigError(f"loss.{task}", f"a loss, but tasks are {tasks}", fix)
+            yield ConfigError(
+                f"loss.{task}", f"a loss, but tasks are {tasks}", f"add {task} to tasks, or loss/{task}=none"
+            )
     for task in tasks:
         if tree["loss"].get(task) is None:
             yield ConfigError(f"loss.{task}", "the task has no loss", f"choose one with loss/{task}=")
-    data = tree["data"]
-    if isinstance(data, dict) and data.get("split") is None and data.get("fold", 0) >= data.get("folds", 5):
-        yield ConfigError("data.fold", f"{data['fold']} of {data['folds']} folds", "folds are counted from 0")
-    trainer = tree["trainer"]
+    known = arguments(find(tree["weighting"]["_target_"]))
+    for task in set(TASKS) - set(tasks):
+        # A weight left as it comes is no wish; another one is.
+        if task in known and tree["weighting"].get(task) not in (None, known[task].default):
+            what = f"a weight, but tasks are {tasks}"
+            yield ConfigError(f"weighting.{task}", what, f"add {task} to tasks, or leave it at {known[task].default}")
+
+
+def _trainer_faults(node: Node) -> Iterator[ConfigError]:
+    epochs, every = node.get("max_epochs"), node.get("check_val_every_n_epoch") or 1
+    if not isinstance(epochs, int) or epochs < 1:
+        yield ConfigError("trainer.max_epochs", f"{epochs} epochs", "give 1 or more: the schedule needs its length")
+    elif every > epochs:
+        what = f"{every} epochs between validations, but {epochs} in all"
+        yield ConfigError("trainer.check_val_every_n_epoch", what, f"give 1 to {epochs}: the best checkpoint needs one")
+    for key in ("limit_train_batches", "limit_val_batches", "accumulate_grad_batches", "log_every_n_steps"):
+        if node.get(key) is not None and node[key] <= 0:
+            yield ConfigError(f"trainer.{key}", f"{node[key]} leaves nothing", "give null, or 1 and more")
     try:
-        resolve_precision(trainer.get("precision"), trainer.get("accelerator", "auto"))
+        resolve_precision(node.get("precision"), node.get("accelerator", "auto"))
     except ConfigError as fault:
         yield fault
 
 
-def _dry(tree: Node) -> Iterator[ConfigError]:
+def _dry(tree: Node) -> Iterator[SkinmtlError]:
     """Build what costs nothing, for what only the constructors themselves know to refuse."""
     import torch
+    from pytorch_lightning.callbacks import ModelCheckpoint
 
-    parameter = torch.nn.Parameter(torch.zeros(1))
+    for key in ("augment", "sampler", "weighting"):
+        yield from _attempt(tree[key], key, build)
+    for name, node in tree["callbacks"].items():
+        yield from _attempt(node, f"callbacks.{name}", build) if node is not None else ()
+    one = [torch.nn.Parameter(torch.zeros(1))]
+    yield from _attempt(tree["optim"], "optim", lambda node: build(node)(one))
+    any_optimizer = torch.optim.SGD(one, lr=1.0)
+    yield from _attempt(tree["schedule"], "schedule", lambda node: build(node).on(any_optimizer, 10, 5))
+    size = tree["data"].get("size", 256)
+    parts = {"tasks": tree["tasks"], "size": (size, size) if isinstance(size, int) else tuple(size)}
+
+    def connect(node: Node) -> None:
+        with torch.device("meta"):  # shapes without memory; as many classes as any data has
+            build({**node, "weights": None} if "weights" in node else node, **parts, mask_classes=2, dx_classes=2)
+
+    yield from _attempt(tree["model"], "model", connect)
+    trainer = dict(tree["trainer"])
+    trainer["precision"] = resolve_precision(trainer.get("precision"), trainer.get("accelerator", "auto"))
+    yield from _attempt(trainer, "trainer", lambda node: build(node, logger=False, callbacks=[ModelCheckpoint()]))
+
+
+def _attempt(node: Node, where: str, make: Callable[[Node], Any]) -> Iterator[SkinmtlError]:
+    """The fault of a node that does not build, at the key without which it would."""
     try:
-        optimizer = build(OmegaConf.create(tree["optim"]))([parameter])
-    except (ValueError, RuntimeError, TypeError) as error:
-        yield ConfigError("optim", str(error), "see the optimiser's own documentation")
-        return
+        make(node)
+    except SkinmtlError as fault:
+        yield fault
+    except Exception as error:  # torch and Lightning refuse with many kinds, all of them about these values
+        said = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
+        culprits = [key for key in node if key != "_target_" and _builds(node, key, make)]
+        dotted = f"{where}.{culprits[0]}" if culprits else where
+        value = f"{node[culprits[0]]!r} is refused: " if culprits else ""
+        yield ConfigError(dotted, value + said[:300], f"see conf/{where.partition('.')[0]}")
+
+
+def _builds(node: Node, without: str, make: Callable[[Node], Any]) -> bool:
     try:
-        build(OmegaConf.create(tree["schedule"])).on(optimizer, 10, 5)
-    except (ValueError, TypeError) as error:
-        yield ConfigError("schedule", str(error), "see conf/schedule")
-    node = dict(tree["trainer"])
-    node["precision"] = resolve_precision(node.get("precision"), node.get("accelerator", "auto"))
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    try:
-        build(OmegaConf.create(node | quiet))
-    except Exception as error:  # Lightning answers with exceptions of many kinds, all of them about these values
-        yield ConfigError("trainer", str(error).splitlines()[0], "see the arguments of pytorch_lightning.Trainer")
+        make({key: value for key, value in node.items() if key != without})
+    except Exception:
+        return False
+    return True
