@@ -66,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("compare", help="the difference of two predictions tables, paired by lesion")
     command.add_argument("first", type=Path, help="a run's folder or a predictions table")
     command.add_argument("second", type=Path, help="what it is compared with")
+    command.add_argument("--out", type=Path, help="write the table to this .csv, too")
     command.set_defaults(act=compare)
 
     command = commands.add_parser("baselines", help="what simple methods reach on a run's own test lesions")
@@ -133,14 +134,19 @@ def score(arguments: argparse.Namespace) -> int:
 
 def compare(arguments: argparse.Namespace) -> int:
     """Differences, first minus second, on the lesions that both tables have."""
+    from skinmtl.runs import write_text
     from skinmtl.scores import paired, read_predictions
 
     first, second = (_table_file(path) for path in (arguments.first, arguments.second))
+    differences = paired(read_predictions(first), read_predictions(second))
     table = Table("score", "first", "second", "difference", "95% interval", title=f"{first} - {second}")
-    for name, row in paired(read_predictions(first), read_predictions(second)).items():
+    for name, row in differences.items():
         cells = (row["first"], row["second"], row["difference"])
         table.add_row(name, *(f"{value:+.4f}" for value in cells), f"{row['low']:+.4f} to {row['high']:+.4f}")
     Console().print(table)
+    if arguments.out is not None:
+        rows = [",".join([name, *(f"{value:.6f}" for value in row.values())]) for name, row in differences.items()]
+        write_text(arguments.out, "\n".join(["score,first,second,difference,low,high", *rows]) + "\n")
     return 0
 
 
