@@ -16,9 +16,9 @@ from skinmtl.types import Batch
 def mean_over_labelled(per_sample: Tensor, has: Tensor, weight: Tensor | None = None) -> Tensor:
     """Sum of (B,) losses over the samples where `has` (B,) is true, over their number or summed `weight`, everywhere.
 
-    Losses come with their weights multiplied in. Each process returns its own sum over the global weight, times the number of processes: averaged over processes,
-    as gradients are, that is the loss of one process that holds all samples. No labelled sample anywhere gives zero,
-    still joined to the graph so that every parameter gets a gradient.
+    Losses come with their weights multiplied in. Each process returns its own sum over the global weight, times the
+    number of processes: averaged over processes, as gradients are, that is the loss of one process that holds all
+    samples. No labelled sample anywhere gives zero, still joined to the graph, so every parameter gets a gradient.
     """
     share = has.float() if weight is None else has.float() * weight
     total = share.sum()

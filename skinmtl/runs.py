@@ -54,18 +54,22 @@ class Run:
 
     @property
     def info_file(self) -> Path:
+        """run.json."""
         return self.path / "run.json"
 
     @property
     def split_file(self) -> Path:
+        """split.csv."""
         return self.path / "split.csv"
 
     @property
     def predictions_file(self) -> Path:
+        """predictions.csv."""
         return self.path / "predictions.csv"
 
     @property
     def figures(self) -> Path:
+        """The folder of figures."""
         return self.path / "figures"
 
     def checkpoint(self, which: str = "best") -> Path:
