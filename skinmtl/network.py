@@ -137,7 +137,9 @@ def load_encoder(encoder: nn.Module, name: str, weights: str) -> None:
     faults = [f"missing {_some(missing)}"] * bool(missing) + [f"of another shape {_some(shapes)}"] * bool(shapes)
     faults += [f"not known {_some(left)}"] * bool(left)
     if faults:
-        raise InputError(weights, f"does not fit encoder {name}: {'; '.join(faults)}", "give that encoder's own weights")
+        raise InputError(
+            weights, f"does not fit encoder {name}: {'; '.join(faults)}", "give that encoder's own weights"
+        )
     encoder.load_state_dict({key: state.get(key, value) for key, value in own.items()})
 
 
@@ -150,7 +152,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if not digest.startswith(found[1]):
             raise InputError(str(path), f"its sha256 begins with {digest[:8]}, not {found[1]}", "fetch the file again")
     try:
-        state: Any = _read(path)
+        state = _read(path)
     except Exception as error:
         raise InputError(str(path), f"not a file of weights ({type(error).__name__})", "fetch it again") from None
     for wrapper in ("state_dict", "model"):
@@ -161,7 +163,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> object:
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
