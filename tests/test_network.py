@@ -1,0 +1,115 @@
+"""One constructor over all architectures: only the parts that are trained, logits where the photograph is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+import torchvision
+
+from skinmtl.errors import ConfigError, InputError
+from skinmtl.network import DECODERS, MultiTaskNet
+
+TRUNK = 11_176_512  # ResNet-18 without its classifier, as torchvision builds it
+KINDS = {"tasks": ("seg", "cls"), "mask_classes": 2, "dx_classes": 7, "size": (64, 96)}
+
+
+def net(arch: str = "unet", encoder: str = "resnet18", weights: str | None = None, **kinds: object) -> MultiTaskNet:
+    return MultiTaskNet(arch, encoder, weights, **(KINDS | kinds))  # type: ignore[arg-type]
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_a_network_has_the_parts_of_its_tasks_and_no_more() -> None:
+    trunk = torchvision.models.resnet18(weights=None)
+    assert count(trunk) - count(trunk.fc) == TRUNK
+    head = 512 * 7 + 7
+    whole = smp.Unet("resnet18", encoder_weights=None, classes=1)
+    assert count(net(tasks=("cls",))) == TRUNK + head
+    assert count(net(tasks=("seg",))) == count(whole)
+    assert count(net()) == count(whole) + head
+
+
+@pytest.mark.parametrize("arch", DECODERS)
+@pytest.mark.parametrize("encoder", ["resnet18", "resnet34", "resnet50", "tu-tf_efficientnet_lite0"])
+def test_logits_lie_where_the_photograph_lies(arch: str, encoder: str) -> None:
+    network = net(arch, encoder).eval()
+    logits = network(torch.zeros(2, 3, 64, 96, dtype=torch.uint8))
+    assert {task: tuple(values.shape) for task, values in logits.items()} == {"seg": (2, 1, 64, 96), "cls": (2, 7)}
+    assert all(values.dtype == torch.float32 for values in logits.values())
+
+
+def test_heads_are_sized_from_the_data() -> None:
+    logits = net(mask_classes=3, dx_classes=2).eval()(torch.zeros(1, 3, 64, 96, dtype=torch.uint8))
+    assert logits["seg"].shape[1] == 3
+    assert logits["cls"].shape[1] == 2
+
+
+def test_a_unet_takes_the_photographs_own_size_and_deeplab_says_which_fits() -> None:
+    logits = net(size=(45, 60)).eval()(torch.zeros(1, 3, 45, 60, dtype=torch.uint8))
+    assert logits["seg"].shape == (1, 1, 45, 60)
+    with pytest.raises(ConfigError, match=r"data\.size.*\[48, 64\] or \[32, 48\]"):
+        net("deeplabv3plus", size=(45, 60))
+
+
+def test_the_encoders_own_statistics_normalise() -> None:
+    image = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    network = net(tasks=("cls",)).eval()
+    normalise = torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    by_hand = network.class_head(network.encoder(normalise(image / 255))[-1])
+    torch.testing.assert_close(network(image)["cls"], by_hand, atol=1e-4, rtol=1e-4)
+    assert net(encoder="tu-tf_efficientnet_lite0").mean.flatten().tolist() == [127.5] * 3
+
+
+def test_an_unknown_encoder_is_answered_with_a_guess() -> None:
+    with pytest.raises(ConfigError, match=r"model\.encoder.*resnet18"):
+        net(encoder="resnet81")
+    with pytest.raises(ConfigError, match=r"tu-resnet18"):
+        net(encoder="tu-resnet81")
+
+
+def save(folder: Path, state: dict[str, torch.Tensor], digest: str | None = None) -> str:
+    torch.save(state, folder / "weights.pth")
+    digest = digest or hashlib.sha256((folder / "weights.pth").read_bytes()).hexdigest()[:8]
+    return str((folder / "weights.pth").rename(folder / f"resnet18-{digest}.pth"))
+
+
+def test_a_local_file_of_torchvision_fills_the_encoder(tmp_path: Path) -> None:
+    state = torchvision.models.resnet18(weights=None).state_dict()
+    network = net(weights=save(tmp_path, state))
+    torch.testing.assert_close(network.encoder.state_dict()["layer4.1.conv2.weight"], state["layer4.1.conv2.weight"])
+
+
+def test_a_wrong_checksum_a_misfit_and_a_missing_file_are_said(tmp_path: Path) -> None:
+    state = torchvision.models.resnet18(weights=None).state_dict()
+    with pytest.raises(InputError, match="sha256 begins with"):
+        net(weights=save(tmp_path, state, "00000000"))
+    less = {name: value for name, value in state.items() if not name.startswith("layer4")} | {"surplus": torch.ones(1)}
+    with pytest.raises(InputError, match=r"missing layer4\.0\.conv1\.weight.*not known surplus"):
+        net(weights=save(tmp_path, less))
+    with pytest.raises(InputError, match="does not fit"):
+        net(encoder="resnet34", weights=save(tmp_path, state))
+    with pytest.raises(InputError, match="no such file"):
+        net(weights=str(tmp_path / "none.pth"))
+
+
+@pytest.mark.network_tried
+@pytest.mark.parametrize("encoder", ["resnet18", "tu-tf_efficientnet_lite0"])
+def test_imagenet_without_a_network_is_one_line_with_the_way_out(encoder: str) -> None:
+    with pytest.raises(InputError) as caught:
+        net(encoder=encoder, weights="imagenet")
+    (line,) = str(caught.value).splitlines()
+    assert "model.weights=<file>" in line
+
+
+def test_real_imagenet_weights_fit(real_data: Callable[[str], Path]) -> None:
+    (file,) = real_data("weights").glob("tf_efficientnet_lite0-*.pth")
+    filled, empty = net(encoder="tu-tf_efficientnet_lite0", weights=str(file)), net(encoder="tu-tf_efficientnet_lite0")
+    name = "model.conv_stem.weight"
+    assert not torch.equal(filled.encoder.state_dict()[name], empty.encoder.state_dict()[name])
