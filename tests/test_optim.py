@@ -1,0 +1,53 @@
+"""Learning rates step by step, against their formulas."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from skinmtl.optim import Constant, Cosine, Plateau, Step
+
+
+def rates(schedule: Cosine | Step | Constant, total: int, per_epoch: int = 5) -> list[float]:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = schedule.on(optimizer, total, per_epoch)
+    found = []
+    for _ in range(total):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+def test_cosine_warms_up_and_falls_to_its_end() -> None:
+    found = rates(Cosine(warmup=0.1, end=0.2), 100)
+    assert found[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
+    assert found[10:] == pytest.approx([0.2 + 0.8 * (1 + math.cos(math.pi * i / 90)) / 2 for i in range(90)])
+
+
+def test_cosine_without_warm_up_is_torchs() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
+    expected = []
+    for _ in range(20):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates(Cosine(warmup=0.0), 20) == pytest.approx(expected)
+
+
+def test_step_falls_after_its_epochs_and_constant_does_not() -> None:
+    assert rates(Step(every=2, gamma=0.5), 25, per_epoch=5) == pytest.approx([0.5 ** (i // 10) for i in range(25)])
+    assert rates(Constant(), 7) == [1.0] * 7
+
+
+def test_plateau_falls_when_the_score_no_longer_rises() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = Plateau(factor=0.5, patience=1).on(optimizer, 100, 10)
+    found = []
+    for score in (0.1, 0.2, 0.2, 0.2, 0.3):
+        scheduler.step(score)
+        found.append(optimizer.param_groups[0]["lr"])
+    assert found == [1.0, 1.0, 1.0, 0.5, 0.5]
