@@ -1,17 +1,22 @@
-"""What `python train.py` does around a run: help, Hydra, one-line errors, exit codes, a sweep's table."""
+"""The command line of training: help, Hydra, one-line errors, exit codes, a sweep's table."""
 
 from __future__ import annotations
 
+import argparse
 import difflib
+import errno
 import logging
+import math
 import os
 import re
 import secrets
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -19,8 +24,10 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml.parser import ParserError
+from yaml.scanner import ScannerError
 
-from skinmtl.errors import ConfigError, SkinmtlError
+from skinmtl.errors import ConfigError, Interrupted, ResourceError, SkinmtlError
 
 KEYS = {
     "experiment=": "what to run; one of those above",
@@ -57,44 +64,71 @@ def main(conf: Path, argv: Sequence[str]) -> int:
     failed: list[BaseException] = []
     sweeps: set[Path] = set()
 
-    def task(cfg: DictConfig) -> float | None:
+    def task(cfg: DictConfig) -> float:
+        running = HydraConfig.get()
+        if running.mode == RunMode.MULTIRUN:
+            sweeps.add(Path(running.sweep.dir))
         try:
-            return _job(cfg, sweeps, Path(argv[0]).resolve())
-        except (SkinmtlError, KeyboardInterrupt) as error:
+            return _job(cfg, Path(argv[0]).resolve())
+        except (Exception, KeyboardInterrupt) as error:
             failed.append(error)
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
+            # Hydra's own sweeper would only say once more that a job has failed; another has to know which.
+            is_plain = running.sweeper._target_.endswith(".BasicSweeper")
+            if isinstance(error, KeyboardInterrupt) or (running.mode == RunMode.MULTIRUN and not is_plain):
                 raise
-            return None
+            return math.nan
 
     try:
-        hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(task)()
+        with _one_line():
+            hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(task)()
     except SystemExit as error:
-        return int(error.code or 0)
-    except BaseException as error:
         if not failed:
-            failed.append(error)
-    for sweep in sweeps:
+            return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException as error:
+        # What goes wrong outside a job goes wrong with the command: Hydra composes, and refuses in many ways.
+        if not failed:
+            failed.append(_refusal(error, conf) if isinstance(error, Exception) else error)
+    _print_tables(sweeps)
+    return _answer(failed)
+
+
+def _print_tables(sweeps: Iterable[Path]) -> None:
+    for sweep in sorted(sweeps):
         from skinmtl.study import print_table
 
         print_table(sweep)
-    return _answer(failed, conf)
 
 
-def _job(cfg: DictConfig, sweeps: set[Path], script: Path) -> float:
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Let a refused option, such as --seed, end in a sentence and not in a page of usage."""
+
+    def refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+        raise ConfigError("command line", message, "values are given as key=value, see python train.py --help")
+
+    before = argparse.ArgumentParser.error
+    argparse.ArgumentParser.error = refuse  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        argparse.ArgumentParser.error = before  # type: ignore[method-assign]
+
+
+def _job(cfg: DictConfig, script: Path) -> float:
     running = HydraConfig.get()
     if running.mode == RunMode.MULTIRUN:
         from skinmtl.study import job
 
-        sweeps.add(Path(running.sweep.dir))
         return job(cfg, script)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     from skinmtl import config
     from skinmtl.train import calm, run
 
-    OmegaConf.resolve(cfg)
     with calm():
         config.check(cfg, run)
+    OmegaConf.resolve(cfg)
     folder = Path(running.runtime.output_dir)
+    (folder / ".hydra").mkdir(parents=True, exist_ok=True)
     OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
     return run(**{str(key): value for key, value in cfg.items()}, folder=folder)
 
@@ -103,19 +137,19 @@ def _run_id() -> str:
     return f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{secrets.token_hex(2)}"
 
 
-def _answer(failed: Sequence[BaseException], conf: Path) -> int:
-    """Print each different failure as its lines; gives the exit code."""
+def _answer(failed: Sequence[BaseException]) -> int:
+    """Print each different failure as its lines; gives the exit code, 1 where they disagree."""
     codes = set()
     for error in {str(error): error for error in failed}.values():
         if os.environ.get("SKINMTL_DEBUG"):
             traceback.print_exception(error)
-        known = error if isinstance(error, SkinmtlError) else _refusal(error, conf)
+        known = _known(error)
         if known is not None:
             codes.add(known.exit_code)
             for line in str(known).splitlines():
                 print(f"skinmtl: error: {line}", file=sys.stderr)
         elif isinstance(error, KeyboardInterrupt):
-            codes.add(75)
+            codes.add(Interrupted.exit_code)
             print("skinmtl: stopped", file=sys.stderr)
         else:
             codes.add(1)
@@ -125,20 +159,39 @@ def _answer(failed: Sequence[BaseException], conf: Path) -> int:
     return codes.pop() if len(codes) == 1 else int(bool(codes))
 
 
-def _refusal(error: BaseException, conf: Path) -> SkinmtlError | None:
-    """Hydra's own refusals in our words."""
-    if not isinstance(error, (HydraException, OmegaConfBaseException)):
-        return None
+def _known(error: BaseException) -> SkinmtlError | None:
+    """The answer that an exception of a job stands for; None for our own mistakes."""
+    if isinstance(error, SkinmtlError):
+        return error
+    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("skinmtl"):
+        fix = "make setup, then .venv/bin/python train.py"
+        return ConfigError("environment", f"{error.name} is not installed for {sys.executable}", fix)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        fix = "free some, or write elsewhere with hydra.run.dir=, data.cache_dir= or data.cache=off"
+        return ResourceError(str(error.filename or "disk"), "no space is left", fix)
+    memory = ("OutOfMemoryError", "can't allocate memory", "not enough memory")
+    if isinstance(error, MemoryError) or any(word in f"{type(error).__name__}: {error}" for word in memory):
+        return ResourceError("memory", str(error).split(". ")[0] or "not enough", "lower data.batch_size or data.size")
+    return None
+
+
+def _refusal(error: Exception, conf: Path) -> Exception:
+    """Hydra's refusal of a command in our words; an error of another kind as it is."""
     text = str(error)
     if found := re.search(r"Could not (?:find|load) '([\w/.]+)/([^'/]+)'", text):
         group, name = found.groups()
         names = sorted(file.stem for file in (conf / group).glob("*.yaml"))
+        if not names:
+            return ConfigError(f"{group}={name}", "there is no such group", _guess(group, _all_keys(conf)))
         return ConfigError(f"{group}={name}", "there is none of this name", _guess(name, names))
     if found := re.search(r"Could not override '([^']+)'", text):
-        key = found[1].lstrip("+~")
-        keys = _all_keys(conf)
-        return ConfigError(key, "there is no such key", _guess(key, keys))
-    return ConfigError("command line", " ".join(text.split()), "see python train.py --help")
+        key = found[1].lstrip("+~").partition("@")[0]
+        return ConfigError(key, "there is no such key", _guess(key, _all_keys(conf)))
+    if isinstance(error, (HydraException, OmegaConfBaseException, ValueError, TypeError, ScannerError, ParserError)):
+        return ConfigError(
+            "command line", " ".join(text.partition("See https")[0].split()), "see python train.py --help"
+        )
+    return error
 
 
 def _guess(name: str, names: Sequence[str]) -> str:
@@ -166,15 +219,21 @@ def _all_keys(conf: Path) -> list[str]:
 
 def usage(conf: Path) -> str:
     """The help: experiments and studies by their files' first words, and the keys that stay."""
-    lines = ["python train.py experiment=<name> [key=value ...]", "", __doc__.splitlines()[0] if __doc__ else "", ""]
+    lines = ["python train.py experiment=<name> [key=value ...]", ""]
+    lines += ["Trains one network that outlines a skin lesion and names it, evaluates it and writes a report.", ""]
     for group in ("experiment", "study"):
         lines.append(f"{group}=")
         lines += [f"  {file.stem:26}{_headline(file)}" for file in sorted((conf / group).glob("*.yaml"))]
         lines.append("")
     lines.append("keys")
     lines += [f"  {key:42}{words}" for key, words in KEYS.items()]
-    lines += ["", "Several values, in processes of their own: python train.py -m experiment=a,b weighting.seg=0.5,1 seed=0,1"]
-    lines += ["The whole config of a command: add --cfg job. A new key, say of Lightning's Trainer: +trainer.<key>=<value>."]
+    lines += [
+        "",
+        "Several values, in processes of their own: python train.py -m experiment=a,b weighting.seg=0.5,1 seed=0,1",
+    ]
+    lines += [
+        "The whole config of a command: add --cfg job. A new key, say of Lightning's Trainer: +trainer.<key>=<value>."
+    ]
     lines += ["Exit codes: 0 done, 1 our bug, 2 input or config, 3 diverged, 4 disk or memory, 75 interrupted."]
     return "\n".join([*lines, "Research use only: not a medical device."])
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-import pandas as pd
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from skinmtl.errors import SkinmtlError
@@ -21,7 +26,9 @@ from skinmtl.runs import Run, write_text
 
 COLUMNS = ("job", "overrides", "status", "exit_code", "score", "seconds", "folder")
 # What launchers of distributed training leave behind: a job must not take the place of one of the sweep's processes.
-FOREIGN = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "RANK", "WORLD_SIZE", "PL_GLOBAL_SEED")
+FOREIGN = ("HYDRA_", "PL_", "TORCHELASTIC_", "GROUP_", "LOCAL_", "ROLE_", "MASTER_")
+FOREIGN_NAMES = {"NODE_RANK", "RANK", "WORLD_SIZE"}
+PATIENCE = 60  # seconds for a job to end after Ctrl-C, which leaves it time to save
 
 
 class JobFailed(SkinmtlError):
@@ -48,36 +55,76 @@ def job(cfg: DictConfig, script: Path) -> float:
     config.parent.mkdir(parents=True, exist_ok=True)
     write_text(config, OmegaConf.to_yaml(cfg, resolve=True))
     console = Console(stderr=True, highlight=False)
-    console.print(f"job {number}  {words}", soft_wrap=True)
+    console.print(f"job {number}  {words}", soft_wrap=True, markup=False)
     start = time.monotonic()
-    code = _child(script, config.parent, folder)
+    code, stopped = _child(script, config.parent, folder)
     seconds = time.monotonic() - start
     score = Run(folder).info().get("score") if code == 0 else None
-    status = "finished" if code == 0 else "failed"
-    _add_row(sweep, dict(zip(COLUMNS, (number, words, status, code, score, round(seconds, 1), folder.name), strict=True)))
+    status = "finished" if code == 0 else "interrupted" if stopped or code == 75 else "failed"
+    _add_row(
+        sweep, dict(zip(COLUMNS, (number, words, status, code, score, round(seconds, 1), folder.name), strict=True))
+    )
+    if stopped:
+        raise KeyboardInterrupt
     if code != 0:
         last = _last_error(folder / "log.txt")
-        console.print(f"job {number}  failed after {seconds:.0f} s, exit code {code}: {last}", soft_wrap=True)
-        raise JobFailed(f"job {number}", f"exit code {code}: {last}", f"see {os.path.relpath(folder / 'log.txt')}", code)
+        console.print(
+            f"job {number}  failed after {seconds:.0f} s, exit code {code}: {last}", soft_wrap=True, markup=False
+        )
+        raise JobFailed(
+            f"job {number}", f"exit code {code}: {last}", f"see {os.path.relpath(folder / 'log.txt')}", code
+        )
     assert isinstance(score, float)
     console.print(f"job {number}  score {score:.4f} after {seconds:.0f} s", soft_wrap=True)
     return score
 
 
-def _child(script: Path, config: Path, folder: Path) -> int:
-    """Run the door on a frozen config; gives its exit code, 128 + the signal's number where one killed it."""
+def _child(script: Path, config: Path, folder: Path) -> tuple[int, bool]:
+    """Run the door on a frozen config; gives its exit code and whether it was stopped through us.
+
+    The code is 128 + the signal's number where a signal killed it. The child has a session of its own, so that Ctrl-C,
+    which a terminal sends to all of a session, reaches it once: from here.
+    """
     command = [sys.executable, str(script), "--config-path", str(config), "--config-name", "config"]
-    command += [f"hydra.run.dir={folder.as_posix()!r}", "hydra.output_subdir=null"]
-    env = {key: value for key, value in os.environ.items() if key not in FOREIGN}
+    command += [f"hydra.run.dir={_quoted(folder.as_posix())}", "hydra.output_subdir=null"]
+    command += ["hydra/job_logging=none", "hydra/hydra_logging=none"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+    env = {name: value for name, value in env.items() if name not in FOREIGN_NAMES}
     with (folder / "log.txt").open("w", encoding="utf-8") as log:
-        child = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
-        try:
+        child = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        with _handed_on(child) as stopped:
             code = child.wait()
-        except BaseException:  # Ctrl-C reaches the child too; wait until it has ended, then stop the sweep
-            child.terminate()
-            child.wait()
-            raise
-    return 128 - code if code < 0 else code
+    return (128 - code if code < 0 else code), bool(stopped)
+
+
+@contextmanager
+def _handed_on(child: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """Hand a stop on to the child as Ctrl-C, and kill it at the second or when it does not end in time."""
+    stopped: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if number != signal.SIGALRM:
+            stopped.append(number)
+        if len(stopped) == 1 and number != signal.SIGALRM:
+            child.send_signal(signal.SIGINT)
+            signal.alarm(PATIENCE)
+        else:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+
+    names = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+    before = {name: signal.signal(name, stop) for name in names}
+    try:
+        yield stopped
+    finally:
+        signal.alarm(0)
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
+def _quoted(word: str) -> str:
+    """A value as Hydra's grammar takes it, whatever it holds."""
+    return "'" + word.replace("'", "\\'") + "'"
 
 
 def _last_error(log: Path) -> str:
@@ -88,9 +135,10 @@ def _last_error(log: Path) -> str:
 
 def _add_row(sweep: Path, row: dict[str, Any]) -> None:
     file = sweep / "sweep.csv"
-    rows = list(csv.DictReader(file.open(newline=""))) if file.exists() else []
-    table = pd.DataFrame([*rows, row], columns=list(COLUMNS))
-    write_text(file, table.to_csv(index=False))
+    before = file.read_text(encoding="utf-8") if file.exists() else ",".join(COLUMNS) + "\n"
+    line = io.StringIO()
+    csv.DictWriter(line, COLUMNS, lineterminator="\n").writerow(row)
+    write_text(file, before + line.getvalue())
 
 
 def print_table(sweep: Path) -> None:
@@ -98,8 +146,9 @@ def print_table(sweep: Path) -> None:
     if not (sweep / "sweep.csv").is_file():
         return
     table = Table("job", "overrides", "score", "seconds", "status", title=os.path.relpath(sweep))
-    for row in pd.read_csv(sweep / "sweep.csv").itertuples():
-        score = "" if pd.isna(row.score) else f"{row.score:.4f}"
-        ending = row.status if row.exit_code == 0 else f"{row.status}, exit code {row.exit_code}"
-        table.add_row(str(row.job), str(row.overrides), score, f"{row.seconds:.0f}", ending)
+    with (sweep / "sweep.csv").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            score = f"{float(row['score']):.4f}" if row["score"] else ""
+            ending = row["status"] if row["exit_code"] == "0" else f"{row['status']}, exit code {row['exit_code']}"
+            table.add_row(row["job"], escape(row["overrides"]), score, f"{float(row['seconds']):.0f}", ending)
     Console(stderr=True).print(table)

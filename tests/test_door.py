@@ -1,0 +1,257 @@
+"""The command line of training: help, refusals, exit codes, sweeps whose jobs fail, are killed or are stopped."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from skinmtl import config, door
+from skinmtl.errors import Diverged, InputError, Interrupted, ResourceError
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+# A door whose runs do not train: what a seed does stands here.
+STUB = f"""
+import json, os, signal, sys, time, types
+from contextlib import nullcontext
+from pathlib import Path
+from skinmtl import config
+from skinmtl.errors import Diverged, InputError
+
+def run(*, seed, name, folder, **rest):
+    print("world size", os.environ.get("WORLD_SIZE"), "full error", os.environ.get("HYDRA_FULL_ERROR"))
+    if seed == 2:
+        raise InputError("ISIC_0000002.jpg", "half a photograph", "fetch it again")
+    if seed == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if seed == 4:
+        raise ValueError("a mistake of ours")
+    if seed == 5:
+        raise Diverged("loss", "not a number", "lower the rate")
+    if seed == 6:
+        Path("started").touch()
+        time.sleep(60)
+    (folder / "run.json").write_text(json.dumps({{"score": seed / 10, "status": "finished"}}))
+    return seed / 10
+
+sys.modules["skinmtl.train"] = types.SimpleNamespace(run=run, calm=nullcontext)
+config.check = lambda cfg, run: None
+from skinmtl.door import main
+sys.exit(main(Path({str(CONF)!r}), sys.argv))
+"""
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """Call the door in this process with a run of one's own; gives the exit code and what stderr says."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")
+
+    def called(words: Sequence[str], run: Callable[..., float] | None = None) -> tuple[int, str]:
+        argv = ["train.py", *words]
+        monkeypatch.setattr(sys, "argv", argv)
+        monkeypatch.setattr(config, "check", lambda cfg, run: None)
+        stub = types.SimpleNamespace(run=run or (lambda **nodes: 0.0), calm=nullcontext)
+        monkeypatch.setitem(sys.modules, "skinmtl.train", stub)
+        return door.main(CONF, argv), capsys.readouterr().err
+
+    return called
+
+
+def sweep(folder: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    script = folder / "train.py"
+    script.write_text(STUB)
+    command = [sys.executable, str(script), "-m", *words]
+    return subprocess.run(command, cwd=folder, env=os.environ | env, capture_output=True, text=True, timeout=200)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    (file,) = folder.glob("outputs/*/*/sweep.csv")
+    with file.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_help_names_every_experiment_study_and_key_without_importing_torch() -> None:
+    code = "import sys; from pathlib import Path; from skinmtl import door; print(door.usage(Path(sys.argv[1])));"
+    code += "assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code, str(CONF)], capture_output=True, text=True, check=True)
+    for group in ("experiment", "study"):
+        for file in (CONF / group).glob("*.yaml"):
+            (line,) = [line for line in done.stdout.splitlines() if line.split()[:1] == [file.stem]]
+            assert len(line.split()) > 3, f"{file} has no header that says what it is"
+    keys = "data.root data.size data.batch_size data.workers data.fold data.folds data.allow_leak data.cache model.arch"
+    keys += " model.encoder model.weights model.dropout loss/seg loss/cls weighting.seg weighting.cls optim.lr"
+    keys += " optim.weight_decay sampler augment trainer.max_epochs trainer.devices trainer.precision logger seed tasks"
+    for key in [*keys.split(), "resume", "init_from", "experiment", "study"]:
+        assert f"{key}=" in done.stdout, key
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["experiment=resnet18_unett"],
+            "experiment=resnet18_unett: there is none of this name; fix: did you mean 'resnet18_",
+        ),
+        (["experiment=xyz"], "demo, efficientnet_lite0_unet, "),
+        (["study=backbone"], "did you mean 'backbones'?"),
+        (["experimant=demo"], "did you mean 'experiment'?"),
+        (["optm=adam"], "did you mean 'optim'?"),
+        (["optim=adamm"], "there are adam, adamw, sgd"),
+        (["loss/segg=dice"], "did you mean 'loss/seg'?"),
+        (["model.encodr=resnet18"], "did you mean 'model.encoder'?"),
+        (["lr=1"], "lr: there is no such key"),
+        (["+optim.lr=1"], "An item is already at 'optim.lr'"),
+        (["~optm"], "'optm' does not exist"),
+        (["seed=[1,2"], "command line: "),
+        (["demo"], "missing EQUAL"),
+        (["--experiment", "demo"], "command line: "),
+        (["model=null"], "Config group override must be a string or a list"),
+        (["-m", "experiment=demo,nosuch"], "experiment=nosuch: there is none of this name"),
+    ],
+    ids=lambda case: " ".join(case) if isinstance(case, list) else "",
+)
+def test_what_hydra_refuses_is_one_line_and_exit_code_2(
+    call: Callable[..., tuple[int, str]], words: list[str], said: str
+) -> None:
+    code, err = call(words)
+    assert code == 2
+    (line,) = err.splitlines()
+    assert line.startswith("skinmtl: error: ") and "; fix: " in line
+    assert said in line
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (
+            InputError("a.jpg", "half a photograph", "fetch it again"),
+            2,
+            "a.jpg: half a photograph; fix: fetch it again",
+        ),
+        (ModuleNotFoundError("No module named 'x'", name="x"), 2, "environment: x is not installed"),
+        (Diverged("loss", "not a number", "lower the rate"), 3, "loss: not a number"),
+        (ResourceError("disk", "full", "free some"), 4, "disk: full"),
+        (OSError(errno.ENOSPC, "No space left on device", "last.ckpt"), 4, "last.ckpt: no space is left"),
+        (MemoryError(), 4, "memory: "),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes"), 4, "data.batch_size"),
+        (Interrupted("a run", "stopped from outside", "resume=a"), 75, "resume=a"),
+        (KeyboardInterrupt(), 75, "stopped"),
+        (ValueError("a mistake of ours"), 1, "our bug: ValueError: a mistake of ours"),
+        (ModuleNotFoundError("No module named 'skinmtl.x'", name="skinmtl.x"), 1, "our bug"),
+    ],
+    ids=lambda case: type(case).__name__ if isinstance(case, BaseException) else "",
+)
+def test_every_kind_of_error_has_its_exit_code(
+    call: Callable[..., tuple[int, str]], error: BaseException, code: int, said: str
+) -> None:
+    def run(**nodes: object) -> float:
+        raise error
+
+    got, err = call([], run)
+    assert got == code
+    assert said in err
+    assert ("Traceback" in err) == (code == 1), "a traceback is for our own mistakes"
+
+
+def test_a_traceback_is_shown_on_demand(call: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(**nodes: object) -> float:
+        raise InputError("a.jpg", "half a photograph", "fetch it again")
+
+    monkeypatch.setenv("SKINMTL_DEBUG", "1")
+    code, err = call([], run)
+    assert code == 2 and "Traceback" in err
+
+
+def test_a_run_gets_the_resolved_config_and_its_own_folder(
+    call: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    seen: dict[str, object] = {}
+
+    def run(**nodes: object) -> float:
+        seen.update(nodes)
+        return 0.5
+
+    assert call(["experiment=demo", "seed=3"], run) == (0, "")
+    folder = seen["folder"]
+    assert isinstance(folder, Path) and folder.parent == tmp_path / "outputs" / "demo"
+    assert seen["seed"] == 3 and seen["name"] == "demo"
+    assert "${" not in (folder / ".hydra" / "config.yaml").read_text()
+
+
+def test_a_mistake_goes_through_the_real_door_in_under_10_seconds(tmp_path: Path) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    command = [sys.executable, str(ROOT / "train.py"), "model.arch=unett", "optim.lr=-1", "+model.encodr=resnet18"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    # Seconds of a core, not of the clock: a machine that is busy with other tests is no slower at finding mistakes.
+    seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+    assert done.returncode == 2, done.stderr
+    first, second = sorted(done.stderr.splitlines())
+    assert first.startswith("skinmtl: error: model.arch: 'unett' does not fit; fix: it should be 'unet'")
+    assert second == "skinmtl: error: model.encodr: MultiTaskNet has no such argument; fix: did you mean 'encoder'?"
+    assert not list(tmp_path.rglob("run.json")), "nothing was begun"
+    assert seconds < 10
+
+
+def test_a_failing_job_stops_no_other_and_all_are_listed(tmp_path: Path) -> None:
+    done = sweep(tmp_path, "seed=1,2,0", f"name={'n' * 300}", WORLD_SIZE="2")
+    assert done.returncode == 2, done.stderr
+    assert [(row["status"], row["exit_code"], row["score"]) for row in rows(tmp_path)] == [
+        ("finished", "0", "0.1"),
+        ("failed", "2", ""),
+        ("finished", "0", "0.0"),
+    ]
+    assert "half a photograph; fix: fetch it again" in done.stderr
+    assert "job 0  score 0.1000 after" in done.stderr
+    table = done.stderr.partition("overrides")[2]
+    assert all(f"seed={seed}" in table for seed in (0, 1, 2)), "a table of all jobs at the end"
+    assert "Traceback" not in done.stderr
+    logs = sorted(tmp_path.glob("outputs/sweep/*/*/log.txt"))
+    assert len(logs) == 3
+    assert logs[0].read_text().startswith("world size None"), "a job starts outside the parent's process group"
+
+
+def test_a_killed_job_and_a_bug_are_told_apart_and_end_in_exit_code_1(tmp_path: Path) -> None:
+    done = sweep(tmp_path, "seed=3,4,5,1")
+    assert done.returncode == 1
+    assert [row["exit_code"] for row in rows(tmp_path)] == ["137", "1", "3", "0"]
+    assert "a mistake of ours" in done.stderr
+
+
+def test_ctrl_c_stops_the_job_and_the_sweep(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(STUB)
+    command = [sys.executable, str(script), "-m", "seed=6,1"]
+    parent = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 100
+    while not (tmp_path / "started").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    parent.send_signal(signal.SIGINT)
+    _, err = parent.communicate(timeout=100)
+    assert parent.returncode == 75, err
+    assert [(row["overrides"], row["status"]) for row in rows(tmp_path)] == [("seed=6", "interrupted")]
+    assert "Traceback" not in err
+
+
+def test_outputs_go_where_the_command_was_typed(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(STUB)
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        subprocess.run([sys.executable, "../train.py", "seed=1"], cwd=tmp_path / name, check=True, capture_output=True)
+        assert len(list((tmp_path / name).glob("outputs/resnet18_unet/*/run.json"))) == 1
+    assert not (tmp_path / "outputs").exists()
