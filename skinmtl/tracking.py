@@ -5,6 +5,7 @@ No photograph leaves the machine unasked, nor do host, user, folders, code or th
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
 import netrc
@@ -20,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.utilities import rank_zero_only
 
 from skinmtl.facts import flat, without_folders
 from skinmtl.runs import Run
@@ -27,13 +29,16 @@ from skinmtl.runs import Run
 log = logging.getLogger(__name__)
 
 SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)
-PATIENCE = 10  # seconds that a server has to answer before the run goes on offline
+PATIENCE = 8  # seconds that a server has to answer, and then to open the run, before the run goes on offline
+OFFLINE = "this run is kept offline; upload it later with `wandb sync`"
+UPLOAD = 60  # seconds that the end of a run waits for a server that has gone; W&B itself would wait for ever
 
 
 class WandB(Logger):
     """A run on W&B under the run's own id, or a folder `wandb/` in the run folder that `wandb sync` uploads later.
 
-    `mode` auto is online where there is a key (WANDB_API_KEY or netrc) and a server that answers, else offline.
+    `mode` auto is online where there is a key (WANDB_API_KEY or netrc) and a server that answers, else offline; it
+    heeds WANDB_MODE. Nothing ever asks for a key.
     Overlays are uploaded for drawn photographs only, for others with `photographs` true. `group` is null or a word that
     puts runs together; jobs of one sweep are put together anyway.
     """
@@ -70,32 +75,51 @@ class WandB(Logger):
         """The run's id on W&B."""
         return self._id
 
+    @rank_zero_only  # of several processes the first one speaks
     def start(self, config: Mapping[str, Any]) -> None:
         """Open the run with a config: words under keys like `token` are struck out, folders are cut to their names."""
+        # Read by wandb when it is imported: nothing on the terminal, and no reports of its own about its errors.
+        os.environ.setdefault("WANDB_SILENT", "true")
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         try:
             import wandb
         except ImportError:
             log.warning("wandb is not installed: metrics.csv has everything; pip install wandb adds the dashboard")
             return
         clean = {key: _clean(key, value) for key, value in flat(config).items()}
-        mode = self._mode
-        if mode == "auto":
-            mode = "online" if _has_key() else "offline"
-        if mode == "online" and not _answers():
-            log.warning("W&B does not answer: this run is kept offline; upload it later with `wandb sync`")
-            mode = "offline"
-        self._run = self._safely(lambda: self._init(wandb, mode, clean))
+        if self._online():
+            try:
+                self._run = self._init(wandb, "online", clean)
+                return
+            except Exception as error:  # a wrong key, a server in trouble: of many kinds
+                log.warning("W&B does not take this run (%s): %s", _first_line(error), OFFLINE)
+                self._safely(wandb.teardown)  # else the id counts as in use
+        self._run = self._safely(lambda: self._init(wandb, "offline", clean))
+
+    def _online(self) -> bool:
+        if self._mode == "offline" or (self._mode == "auto" and os.environ.get("WANDB_MODE", "online") != "online"):
+            return False
+        if not _has_key():
+            if self._mode == "online":
+                log.warning("W&B has no key in WANDB_API_KEY or netrc: %s", OFFLINE)
+            return False
+        if not _answers():
+            log.warning("W&B does not answer: %s", OFFLINE)
+            return False
+        return True
 
     def _init(self, wandb: Any, mode: str, config: Mapping[str, Any]) -> Any:
         settings = wandb.Settings(
             silent=True,
             console="off",
             init_timeout=PATIENCE,
+            finish_timeout=UPLOAD,
             disable_git=True,
             save_code=False,
             x_disable_meta=True,
             x_disable_stats=True,
             x_disable_machine_info=True,
+            x_save_requirements=False,
             host="",
             username="",
         )
@@ -149,7 +173,7 @@ class WandB(Logger):
         try:
             return act()
         except Exception as error:  # whatever a dashboard does, the training goes on
-            log.warning("W&B failed (%s: %s): the run goes on without it", type(error).__name__, error)
+            log.warning("W&B failed (%s): the run goes on without it", _first_line(error))
             self._run = None
             return None
 
@@ -157,7 +181,13 @@ class WandB(Logger):
 def _clean(key: str, value: object) -> object:
     if SECRET.search(key):
         return "..."
+    if isinstance(value, list):
+        return [_clean(key, part) for part in value]
     return without_folders(value) if isinstance(value, str) else value
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _server() -> str:
@@ -165,13 +195,13 @@ def _server() -> str:
 
 
 def _has_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     try:
         hosts = netrc.netrc(os.environ.get("NETRC")).hosts
     except (OSError, netrc.NetrcParseError):
         return False
-    return urllib.parse.urlparse(_server()).hostname in hosts
+    return urllib.parse.urlparse(_server()).netloc in hosts
 
 
 def _answers() -> bool:
@@ -180,6 +210,6 @@ def _answers() -> bool:
         urllib.request.urlopen(_server(), timeout=PATIENCE).close()
     except urllib.error.HTTPError:
         return True
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):
         return False
     return True

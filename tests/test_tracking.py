@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import http.server
 import socket
 import threading
@@ -14,6 +15,7 @@ from training import train
 from wandb.proto.wandb_internal_pb2 import Record
 
 from skinmtl import tracking
+from skinmtl.runs import Run
 
 BLOCK = 32768
 
@@ -49,8 +51,13 @@ def written(folder: Path) -> str:
     raise AssertionError("no record of the end")
 
 
-def test_an_offline_run_holds_config_history_scores_and_confusion(synthetic_root: Path, tmp_path: Path) -> None:
-    run = train(tmp_path / "run", synthetic_root, ["logger=wandb"])
+@pytest.fixture(scope="module")
+def run(synthetic_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that was followed offline."""
+    return train(tmp_path_factory.mktemp("followed") / "run", synthetic_root, ["logger=wandb"])
+
+
+def test_an_offline_run_holds_config_history_scores_and_confusion(run: Run, synthetic_root: Path) -> None:
     said = written(run.path)
     for name in ("val/seg/mean_image_dice", "train/loss", "test/cls/balanced_accuracy", "test/confusion", "optim.lr"):
         assert name in said
@@ -61,17 +68,26 @@ def test_an_offline_run_holds_config_history_scores_and_confusion(synthetic_root
     assert str(synthetic_root) not in said
 
 
-def test_photographs_go_along_only_when_asked(synthetic_root: Path, tmp_path: Path) -> None:
-    run = train(tmp_path / "run", synthetic_root, ["logger=wandb", "logger.photographs=true"])
-    assert "figures/gallery" in written(run.path)
+@pytest.mark.parametrize("asked", [False, True])
+def test_photographs_go_along_only_when_asked(run: Run, tmp_path: Path, asked: bool) -> None:
+    board = tracking.WandB(folder=tmp_path, run_id="x", mode="offline", photographs=asked)
+    board.start({})
+    board.log_run(run)
+    board.finish(0)
+    assert ("figures/gallery" in written(tmp_path)) == asked
+    assert bool(list(tmp_path.glob("wandb/offline-run-*/files/media/images/figures/gallery*"))) == asked
 
 
-def test_a_secret_in_the_config_is_struck_out(tmp_path: Path) -> None:
+def test_secrets_folders_and_the_machine_are_left_out(tmp_path: Path) -> None:
     board = tracking.WandB(folder=tmp_path, run_id="x", mode="offline")
-    board.start({"model": {"api_token": "canary-5e1f", "arch": "unet"}})
+    board.start({"model": {"api_token": "canary-5e1f", "arch": "unet"}, "roots": ["/home/somebody/ham"]})
     board.finish(0)
     said = written(tmp_path)
     assert "unet" in said
+    assert "somebody" not in said
+    assert str(tmp_path) not in said
+    for word in (socket.gethostname(), getpass.getuser()):
+        assert f'"{word}"' not in said
     assert "canary-5e1f" not in said
 
 
@@ -109,6 +125,69 @@ def test_a_server_that_answers_anything_counts(monkeypatch: pytest.MonkeyPatch) 
         threading.Thread(target=server.handle_request, daemon=True).start()
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
         assert tracking._answers()
+
+
+@pytest.fixture
+def troubled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A server that answers every question with 401, and a key for it."""
+
+    class Refusing(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(401)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_GET = do_POST
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+        yield
+        server.shutdown()
+
+
+@pytest.mark.usefixtures("troubled")
+def test_a_server_that_takes_no_run_leaves_it_offline(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    board = tracking.WandB(folder=tmp_path, run_id="x")
+    board.start({"arch": "unet"})
+    board.finish(0)
+    assert [entry.levelname for entry in caplog.records if entry.name == "skinmtl.tracking"] == ["WARNING"]
+    assert "kept offline" in caplog.text
+    assert "unet" in written(tmp_path)
+
+
+@pytest.mark.usefixtures("troubled")
+def test_offline_in_the_environment_is_heeded_although_there_is_a_key(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    board = tracking.WandB(folder=tmp_path, run_id="x")
+    assert board._online()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert not board._online()
+
+
+def test_online_without_a_key_asks_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert not tracking.WandB(folder=tmp_path, run_id="x", mode="online")._online()
+    assert "no key" in caplog.text
+
+
+def test_a_server_that_does_not_speak_http_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def babble() -> None:
+            client, _ = server.accept()
+            with client:
+                client.recv(1024)
+                client.sendall(b"hello world\r\n")
+
+        threading.Thread(target=babble, daemon=True).start()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert not tracking._answers()
 
 
 def test_a_key_is_found_in_the_environment_or_in_netrc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
