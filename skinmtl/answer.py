@@ -204,7 +204,7 @@ def _scored(table: pd.DataFrame) -> dict[str, tuple[float, Floats]]:
     sample = Sample.of(table, dx_classes(table), DRAWS, seed=0)
     scores = {name: score for task in sample.scores(("lesion",)).values() for name, score in task.items()}
     found = {
-        name: (float(scores[name](sample.once)[0]), scores[name](sample.weights)) for name in SCORES if name in scores
+        name: (float(scores[name](sample.once)[0]), sample.drawn(scores[name])) for name in SCORES if name in scores
     }
     return {name: (value, draws) for name, (value, draws) in found.items() if np.isfinite(value)}
 

@@ -22,6 +22,7 @@ Floats = NDArray[np.float64]
 Score = Callable[[Floats], Floats]  # (D, N) weights of photographs -> (D,) scores, not a number where undefined
 
 DRAWS = 2000
+AT_ONCE = 200  # resamplings: as many as fit a processor's cache for a test fold
 INTERVAL = "95%, percentile bootstrap over lesions, {draws} draws, seed {seed}"
 JACCARD_THRESHOLD = 0.65  # below it an outline counts as failed: ISIC 2018 Task 1, arXiv:1902.03368
 ECE_BINS = 15
@@ -86,29 +87,47 @@ def read_predictions(path: Path) -> pd.DataFrame:
     """
     if not path.is_file():
         raise InputError(str(path), "no such file", "give a predictions.csv")
-    table = pd.read_csv(path, dtype={"image_id": "str", "lesion_id": "str"})
+    # Rounding would make ties between probabilities, and a tie has no right answer.
+    table = pd.read_csv(path, dtype={"image_id": "str", "lesion_id": "str"}, float_precision="round_trip")
     check(table, str(path))
     return table
 
 
 def check(table: pd.DataFrame, where: str = "predictions") -> None:
     """Refuse a table whose scores would mean nothing; see `read_predictions`."""
-    faults = []
-    missing = [name for name in ("image_id", "lesion_id", "split") if name not in table]
+    classes = dx_classes(table)
+    needed = ["image_id", "lesion_id", "split", *(["dx"] if classes else []), *(["iou"] if "dice" in table else [])]
+    missing = [name for name in needed if name not in table]
     if missing:
-        faults.append(InputError(where, f"columns missing: {', '.join(missing)}", "add them"))
-    elif table["image_id"].duplicated().any():
+        raise Faults([InputError(where, f"columns missing: {', '.join(missing)}", "add them")])
+    faults = []
+    if not len(table):
+        faults.append(InputError(where, "no rows", "give one row per photograph"))
+    if table["image_id"].duplicated().any():
         twice = table.loc[table["image_id"].duplicated(), "image_id"].iloc[0]
         faults.append(InputError(where, f"{twice} stands there twice", "keep one row per photograph"))
-    names = [name for name in table if name.startswith("prob_")]
-    if names:
-        p = table[names].to_numpy(dtype=float)
-        if not np.isfinite(p).all():
-            faults.append(InputError(where, "a probability is not a number", "look at the model that made it"))
-        elif np.abs(p.sum(1) - 1).max() > 1e-3:
-            faults.append(InputError(where, "probabilities of a row do not sum to one", "normalise them"))
+    if classes:
+        faults += _wrong_diagnoses(table, classes, where)
     if faults:
         raise Faults(faults)
+
+
+def _wrong_diagnoses(table: pd.DataFrame, classes: Sequence[str], where: str) -> list[InputError]:
+    faults = []
+    p = table[[f"prob_{name}" for name in classes]].to_numpy(dtype=float)
+    wrong = {
+        "a probability is not a number": (~np.isfinite(p).all(1), "look at the model that made it"),
+        "a probability is below 0 or above 1": (((p < 0) | (p > 1)).any(1), "give probabilities, not logits"),
+        "probabilities do not sum to one": (np.abs(p.sum(1) - 1) > 1e-3, "normalise them"),
+    }
+    for what, (rows, fix) in wrong.items():
+        if rows.any():
+            first = table["image_id"].iloc[int(rows.argmax())]
+            faults.append(InputError(where, f"{first}: {what} ({int(rows.sum())} rows)", fix))
+    if strange := sorted(set(table["dx"].dropna()) - set(classes)):
+        what = f"dx is {', '.join(map(str, strange))}, which has no column of probabilities"
+        faults.append(InputError(where, what, f"the classes are {', '.join(classes)}"))
+    return faults
 
 
 def evaluate_file(path: Path) -> dict[str, Any]:
@@ -119,7 +138,7 @@ def evaluate_file(path: Path) -> dict[str, Any]:
 
 def dx_classes(table: pd.DataFrame) -> tuple[str, ...]:
     """The diagnoses that a table has probabilities of."""
-    return tuple(name.removeprefix("prob_") for name in table if name.startswith("prob_"))
+    return tuple(name.removeprefix("prob_") for name in map(str, table) if name.startswith("prob_"))
 
 
 def evaluate(
@@ -128,10 +147,12 @@ def evaluate(
     mask_classes: Sequence[str],
     draws: int = DRAWS,
     seed: int = 0,
+    malignant: Sequence[str] = MALIGNANT,
 ) -> dict[str, Any]:
     """Every score of each part of a predictions table: what scores.json holds.
 
-    A score is {value, low, high}, low and high the 95% interval, or {value: null, reason}.
+    A score is {value, low, high}, low and high the 95% interval, or {value: null, reason}; without an interval, low and
+    high are null and the reason says why.
 
     Args:
         predictions: one row per photograph; tasks without columns have no scores.
@@ -139,14 +160,19 @@ def evaluate(
         mask_classes: background first.
         draws: resamplings of lesions.
         seed: of the resampling.
+        malignant: diagnoses told from the rest by `malignant_auroc`; no such score where one of them is no class.
+
+    Raises:
+        Faults: a row stands there twice, probabilities are none, or a diagnosis is no class.
     """
+    check(predictions)
     parts = {}
     for part, rows in predictions.groupby("split", sort=False):
         sample = Sample.of(rows.reset_index(drop=True), dx_classes, draws, seed)
         parts[str(part)] = {
             "n_images": len(rows),
             "n_lesions": sample.lesions,
-            "scores": {task: sample.all(scores) for task, scores in sample.scores(mask_classes[1:]).items()},
+            "scores": {task: sample.all(scores) for task, scores in sample.scores(mask_classes[1:], malignant).items()},
         } | sample.per_class()
     return {"interval": INTERVAL.format(draws=draws, seed=seed), "parts": parts}
 
@@ -157,23 +183,43 @@ def paired(first: pd.DataFrame, second: pd.DataFrame, part: str = "test", seed: 
     Gives first, second, difference, low and high (95%) by score name.
 
     Raises:
-        InputError: the tables are of different photographs.
+        InputError: the tables are of different photographs, lesions, diagnoses or classes.
     """
     tables = [table[table["split"] == part].set_index("image_id").sort_index() for table in (first, second)]
-    if not tables[0].index.equals(tables[1].index):
-        count = len(tables[0].index.symmetric_difference(tables[1].index))
-        raise InputError("predictions", f"{count} photographs are in one table only", "compare tables of one split")
-    classes = dx_classes(tables[0])
+    _comparable(tables[0], tables[1], part)
+    classes = dx_classes(tables[0]) or dx_classes(tables[1])
     samples = [Sample.of(table.reset_index(), classes, DRAWS, seed) for table in tables]
     scores = [{k: v for task in s.scores(("lesion",)).values() for k, v in task.items()} for s in samples]
     result = {}
     for name in [name for name in scores[0] if name in scores[1]]:
-        values = [[float(score[name](s.once)[0]), score[name](s.weights)] for s, score in zip(samples, scores, strict=True)]
-        (a, a_draws), (b, b_draws) = values
-        if np.isfinite([a, b]).all():
-            low, high = np.nanpercentile(a_draws - b_draws, [2.5, 97.5])
+        a, b = (float(score[name](s.once)[0]) for s, score in zip(samples, scores, strict=True))
+        if not np.isfinite([a, b]).all():
+            continue
+        apart = np.subtract(*(s.drawn(score[name]) for s, score in zip(samples, scores, strict=True)))
+        if np.isfinite(apart).any():
+            low, high = np.nanpercentile(apart, [2.5, 97.5])
             result[name] = {"first": a, "second": b, "difference": a - b, "low": float(low), "high": float(high)}
     return result
+
+
+def _comparable(first: pd.DataFrame, second: pd.DataFrame, part: str) -> None:
+    """Refuse two tables, by image id, that do not speak of the same things."""
+    fix = "compare tables of one split"
+    if not first.index.equals(second.index):
+        count = len(first.index.symmetric_difference(second.index))
+        raise InputError("predictions", f"{count} photographs are in one table only", fix)
+    if first.empty:
+        raise InputError("predictions", f"no {part} rows", "evaluate the runs first")
+    for name in ("lesion_id", "dx"):
+        if name in first and name in second:
+            a, b = (table[name].astype("object") for table in (first, second))
+            differ = (a != b) & ~(a.isna() & b.isna())
+            if differ.any():
+                raise InputError("predictions", f"{name} of {int(differ.sum())} photographs differs", fix)
+    classes = [dx_classes(table) for table in (first, second)]
+    if all(classes) and set(classes[0]) != set(classes[1]):
+        odd = ", ".join(sorted(set(classes[0]) ^ set(classes[1])))
+        raise InputError("predictions", f"classes of one table only: {odd}", "compare runs of the same classes")
 
 
 @dataclass(frozen=True)
@@ -203,28 +249,38 @@ class Sample:
         """Each score's value and interval."""
         return {name: self.value(score) for name, score in scores.items()}
 
+    def drawn(self, score: Score) -> Floats:
+        """(D,) a score in each resampling."""
+        starts = range(0, len(self.weights), AT_ONCE)
+        return np.concatenate([score(self.weights[start : start + AT_ONCE]) for start in starts])
+
     def value(self, score: Score) -> dict[str, Any]:
         """A score's value and interval; null with a reason where it is undefined. Undefined draws are left out."""
         value = float(score(self.once)[0])
         if not np.isfinite(value):
             return {"value": None, "reason": "undefined here: a class or a mask that it needs does not occur"}
-        low, high = np.nanpercentile(score(self.weights), [2.5, 97.5])
+        drawn = self.drawn(score)
+        if self.lesions < 2 or not np.isfinite(drawn).any():
+            reason = "no interval: too few lesions to resample"
+            return {"value": value, "low": None, "high": None, "reason": reason}
+        low, high = np.nanpercentile(drawn, [2.5, 97.5])
         return {"value": value, "low": float(low), "high": float(high)}
 
-    def scores(self, foreground: Sequence[str]) -> dict[str, dict[str, Score]]:
+    def scores(self, foreground: Sequence[str], malignant: Sequence[str] = MALIGNANT) -> dict[str, dict[str, Score]]:
         """Scores by task and name, for the tasks that the table has columns of."""
         found: dict[str, dict[str, Score]] = {}
         if "dice" in self.table:
             found["seg"] = _mask_scores(self.table, foreground)
         if self.classes and f"prob_{self.classes[0]}" in self.table:
-            found["cls"] = _diagnosis_scores(*self._diagnoses(), self.classes)
+            found["cls"] = _diagnosis_scores(*self._diagnoses(), self.classes, malignant)
         return found
 
     def _diagnoses(self) -> tuple[NDArray[np.int64], Floats]:
         """(N,) index of the true class, -1 where unknown, and (N, K) probabilities."""
         index = {name: i for i, name in enumerate(self.classes)}
-        target = self.table["dx"].map(index).fillna(-1).to_numpy(dtype=np.int64)
-        return target, self.table[[f"prob_{name}" for name in self.classes]].to_numpy(dtype=np.float64)
+        target = np.asarray(self.table["dx"].astype("object").map(index).fillna(-1), dtype=np.int64)
+        p: Floats = self.table[[f"prob_{name}" for name in self.classes]].to_numpy(dtype=np.float64)
+        return target, p
 
     def per_class(self) -> dict[str, Any]:
         """Scores of each diagnosis against the rest, and the confusion matrix, (true, predicted)."""
@@ -265,7 +321,7 @@ def _quantile(values: Floats, q: float) -> Score:
         cumulated = np.cumsum(w[:, places], axis=1)
         reached = cumulated >= q * cumulated[:, -1:] - 1e-9
         found = values[places[reached.argmax(1)]]
-        return np.where(cumulated[:, -1] > 0, found, np.nan)
+        return np.asarray(np.where(cumulated[:, -1] > 0, found, np.nan))
 
     return score if len(places) else _mean(values)
 
@@ -290,7 +346,9 @@ def _mask_scores(table: pd.DataFrame, foreground: Sequence[str]) -> dict[str, Sc
     for name in ("dice_input", "hd95", "assd"):
         if name in table:
             scores[f"mean_image_{name}"] = _mean(table[name].to_numpy(dtype=np.float64))
-    tp, fp, fn, tn = (table[f"{count}_{foreground[0]}"].to_numpy(dtype=np.float64) for count in ("tp", "fp", "fn", "tn"))
+    tp, fp, fn, tn = (
+        table[f"{count}_{foreground[0]}"].to_numpy(dtype=np.float64) for count in ("tp", "fp", "fn", "tn")
+    )
     scores["mean_image_sensitivity"] = _mean(_ratio(tp, tp + fn))
     scores["mean_image_specificity"] = _mean(_ratio(tn, tn + fp))
     filled = [np.nan_to_num(count) for count in (tp, fp, fn)]
@@ -298,7 +356,9 @@ def _mask_scores(table: pd.DataFrame, foreground: Sequence[str]) -> dict[str, Sc
     return scores
 
 
-def _diagnosis_scores(target: NDArray[np.int64], p: Floats, classes: Sequence[str]) -> dict[str, Score]:
+def _diagnosis_scores(
+    target: NDArray[np.int64], p: Floats, classes: Sequence[str], malignant: Sequence[str]
+) -> dict[str, Score]:
     known, k = target >= 0, p.shape[1]
     guess = p.argmax(1)
     places = np.where(known, target * k + guess, 0)
@@ -316,19 +376,24 @@ def _diagnosis_scores(target: NDArray[np.int64], p: Floats, classes: Sequence[st
     scores = {
         "balanced_accuracy": lambda w: _balanced_accuracy(confusion(w), present),
         "accuracy": lambda w: _ratio(np.trace(c := confusion(w), axis1=1, axis2=2), c.sum((1, 2))),
-        "macro_auroc": lambda w: np.mean([score(w) for score in against], axis=0),
-        "macro_average_precision": lambda w: np.mean([score(w) for score in precision], axis=0),
+        "macro_auroc": _average(against),
+        "macro_average_precision": _average(precision),
         "macro_f1": lambda w: _macro_f1(confusion(w), present),
         "mcc": lambda w: _mcc(confusion(w)),
         "nll": _mean(-np.log(np.clip(own, 1e-15, 1)) + missing),
         "brier": _mean(((p - truth) ** 2).sum(1) + missing),
         "ece": _ece(p.max(1), (guess == target).astype(float), known),
     }
-    if set(MALIGNANT) <= set(classes):
-        risk = [classes.index(name) for name in MALIGNANT]
+    if malignant and set(malignant) <= set(classes):
+        risk = [classes.index(name) for name in malignant]
         ill = np.where(known, np.isin(target, risk), np.nan)
         scores["malignant_auroc"] = _auroc(ill, p[:, risk].sum(1))
     return scores
+
+
+def _average(scores: Sequence[Score]) -> Score:
+    """The mean of scores; undefined where one is, or where there is none."""
+    return lambda w: np.mean([score(w) for score in scores] or [np.full(len(w), np.nan)], axis=0)
 
 
 def _balanced_accuracy(confusion: Floats, present: Sequence[int]) -> Floats:
@@ -390,16 +455,14 @@ def _average_precision(positive: Floats, score: Floats) -> Score:
 
 def _ece(confidence: Floats, right: Floats, known: NDArray[np.bool_]) -> Score:
     """Expected calibration error of the largest probability, over bins of equal mass fixed on the sample."""
-    rank = np.empty(len(confidence), dtype=np.int64)
-    rank[np.argsort(confidence, kind="stable")] = np.arange(len(confidence))
-    bins = rank * ECE_BINS // max(1, len(confidence))
+    rank = np.zeros(len(confidence), dtype=np.int64)
+    rank[np.flatnonzero(known)[np.argsort(confidence[known], kind="stable")]] = np.arange(known.sum())
+    bins = rank * ECE_BINS // max(1, int(known.sum()))
     gap = np.eye(ECE_BINS)[bins] * ((confidence - right) * known)[:, None]  # (N, bins)
     return lambda w: _ratio(np.abs(w @ gap).sum(1), w @ known.astype(float))
 
 
-def _one_against_rest(
-    target: NDArray[np.int64], guess: NDArray[np.int64], score: Floats, one: int
-) -> dict[str, Score]:
+def _one_against_rest(target: NDArray[np.int64], guess: NDArray[np.int64], score: Floats, one: int) -> dict[str, Score]:
     known = target >= 0
     true, guessed = (target == one).astype(float), ((guess == one) & known).astype(float)
     rest, other = known - true, known - guessed

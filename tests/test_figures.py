@@ -107,9 +107,9 @@ def test_curves_of_one_task_and_of_no_epoch_are_drawn() -> None:
 
 
 def test_dice_histogram_counts_every_dice_and_no_missing_one() -> None:
-    axes = figures.dice_histogram(np.array([0.0, 0.5, 0.92, 1.0, np.nan])).axes[0]
-    assert sum(bar.get_height() for bar in axes.patches) == 4
-    assert "n = 4" in axes.get_xlabel()
+    axes = figures.dice_histogram(np.array([0.0, 0.5, 0.71, 0.92, 1.0, np.nan])).axes[0]
+    assert sum(bar.get_height() for bar in axes.patches) == 5
+    assert "n = 5" in axes.get_xlabel()
     assert "median 0.710" in words(axes.figure)
     assert "n = 0" in figures.dice_histogram(np.array([np.nan])).axes[0].get_xlabel()
 
