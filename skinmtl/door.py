@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import errno
 import logging
@@ -12,11 +11,9 @@ import re
 import secrets
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -28,6 +25,13 @@ from yaml.parser import ParserError
 from yaml.scanner import ScannerError
 
 from skinmtl.errors import ConfigError, Interrupted, ResourceError, SkinmtlError
+
+# Hydra's own, but for --experimental-rerun.
+OPTIONS = {
+    *("-m", "--multirun", "-r", "--run", "-c", "--cfg", "--resolve", "-p", "--package", "-i", "--info", "--version"),
+    *("-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir", "-sc", "--shell-completion"),
+    "--hydra-help",
+}
 
 KEYS = {
     "experiment=": "what to run; one of those above",
@@ -79,8 +83,8 @@ def main(conf: Path, argv: Sequence[str]) -> int:
             return math.nan
 
     try:
-        with _one_line():
-            hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(task)()
+        _check_options(argv)
+        hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(task)()
     except SystemExit as error:
         if not failed:
             return error.code if isinstance(error.code, int) else int(error.code is not None)
@@ -92,26 +96,20 @@ def main(conf: Path, argv: Sequence[str]) -> int:
     return _answer(failed)
 
 
+def _check_options(argv: Sequence[str]) -> None:
+    """Refuse what is no option: Hydra takes `--experiment` for the beginning of one of its own, which loads a pickle."""
+    for word in argv[1:]:
+        name = word.partition("=")[0]
+        if name.startswith("-") and name not in OPTIONS:
+            fix = f"write {name.lstrip('-')}=<value>, see python train.py --help"
+            raise ConfigError("command line", f"there is no option {name}", fix)
+
+
 def _print_tables(sweeps: Iterable[Path]) -> None:
     for sweep in sorted(sweeps):
         from skinmtl.study import print_table
 
         print_table(sweep)
-
-
-@contextmanager
-def _one_line() -> Iterator[None]:
-    """Let a refused option, such as --seed, end in a sentence and not in a page of usage."""
-
-    def refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
-        raise ConfigError("command line", message, "values are given as key=value, see python train.py --help")
-
-    before = argparse.ArgumentParser.error
-    argparse.ArgumentParser.error = refuse  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        argparse.ArgumentParser.error = before  # type: ignore[method-assign]
 
 
 def _job(cfg: DictConfig, script: Path) -> float:

@@ -119,7 +119,7 @@ def test_help_names_every_experiment_study_and_key_without_importing_torch() -> 
         (["~optm"], "'optm' does not exist"),
         (["seed=[1,2"], "command line: "),
         (["demo"], "missing EQUAL"),
-        (["--experiment", "demo"], "command line: "),
+        (["--experiment", "demo"], "write experiment=<value>"),
         (["model=null"], "Config group override must be a string or a list"),
         (["-m", "experiment=demo,nosuch"], "experiment=nosuch: there is none of this name"),
     ],
