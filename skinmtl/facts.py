@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,12 @@ def without_folders(value: object) -> str:
     """A value as text; of an absolute path only the end, for a folder's name could name a person or a place."""
     text = str(value)
     return f".../{Path(text).name}" if text.startswith(("/", "~")) else text
+
+
+def without_folders_in(command: str) -> str:
+    """A command whose absolute paths have lost all but their ends."""
+    quoted = re.sub(r"""(['"])[/~][^'"]*/([^'"/]+)/?\1""", r"\1.../\2\1", command)
+    return re.sub(r"""(?<![\w./])[/~][^\s'",=]*/([^\s'",=/]+)/?""", r".../\1", quoted)
 
 
 def words(name: str) -> str:

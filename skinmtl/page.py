@@ -42,15 +42,20 @@ small { display: block; color: var(--soft); font-size: .75rem; }
 .facts td { overflow-wrap: anywhere; }
 .facts th { min-width: 7rem; color: var(--soft); }
 code { font: .8125rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
-.figures { display: grid; grid-template-columns: 1fr; gap: 1.5rem 2rem; margin-top: 1rem; align-items: start; }
-figure { margin: 0; break-inside: avoid; }
+.charts, .galleries { margin-top: 1rem; }
+figure { margin: 0 0 1.75rem; break-inside: avoid; }
 figure img { display: block; width: 100%; max-width: 30rem; height: auto; }
 figcaption { margin-top: .4rem; max-width: 30rem; }
-@media (min-width: 56rem) { .figures { grid-template-columns: 1fr 1fr; } body { padding-top: 2.5rem; } }
+@media (min-width: 56rem) {
+  body { padding-top: 2.5rem; }
+  .charts { columns: 2; column-gap: 2.5rem; }
+  .galleries { display: grid; grid-template-columns: repeat(3, 1fr); gap: 1.5rem; align-items: start; }
+}
 @media print {
   body { font-size: 10pt; max-width: none; padding: 0; }
   .scroll { overflow: visible; }
-  .figures { grid-template-columns: 1fr 1fr; }
+  .charts { columns: 2; column-gap: 1.5rem; }
+  .galleries { display: grid; grid-template-columns: repeat(3, 1fr); gap: 1rem; }
   .stamp, .card { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
   h2 { break-after: avoid; }
   tr { break-inside: avoid; }
@@ -143,3 +148,8 @@ def picture(path: Path, caption: str) -> str:
     # The caption says everything; a reader of screens should hear it once.
     name = escape(path.stem.replace("_", " "))
     return f'<figure><img src="{source}" alt="{name}"><figcaption>{escape(caption)}</figcaption></figure>'
+
+
+def pictures(kind: str, figures: Iterable[str]) -> str:
+    """Figures together: "charts" in two columns of a wide page, "galleries" in three."""
+    return f'<div class="{kind}">{"".join(figures)}</div>'

@@ -13,7 +13,18 @@ import pandas as pd
 from skinmtl import page
 from skinmtl.answer import study_report
 from skinmtl.errors import InputError
-from skinmtl.facts import HEADLINES, NOT_RECORDED, dig, flat, read_scores, said, score_words, without_folders, words
+from skinmtl.facts import (
+    HEADLINES,
+    NOT_RECORDED,
+    dig,
+    flat,
+    read_scores,
+    said,
+    score_words,
+    without_folders,
+    without_folders_in,
+    words,
+)
 from skinmtl.runs import Run, write_text
 from skinmtl.scores import DRAWS, Sample, dx_classes
 
@@ -31,16 +42,31 @@ CAPTIONS = {
     "confusion": "Confusion matrix. {n} Rows are the true class with its number of images, columns the "
     "predicted class; darker is a larger share of the row.",
     "roc": "ROC curves, each class against all others. {n} The legend gives the area and the images of the class.",
-    "reliability": "Reliability. {n} Images in ten steps of the predicted class's probability: how often it is right. "
-    "On the dotted line a probability means what it says.",
     "dice_histogram": "Dice per image at the photograph's own size. {n} The mean hides the tail on the left: "
     "outlines that failed.",
+    "reliability": "Reliability. {n} Images in ten steps of the predicted class's probability: how often it is right. "
+    "On the dotted line a probability means what it says.",
     "curves": "Losses and validation scores while training. The dotted line marks the best validation score: "
     "the weights of that epoch are scored here.",
-    "gallery_best": "Highest Dice. {n} Chosen by the score, so they show nothing but the best case.",
-    "gallery_typical": "Dice nearest the median. {n} What an ordinary outline looks like.",
-    "gallery_worst": "Lowest Dice. {n} Failures, and sometimes doubtful true masks.",
 }
+GALLERIES = {
+    "gallery_worst": "Lowest Dice. {n} Failures, and sometimes doubtful true masks.",
+    "gallery_typical": "Dice nearest the median. {n} What an ordinary outline looks like.",
+    "gallery_best": "Highest Dice. {n} Chosen by the score, so they show nothing but the best case.",
+}
+HOW_TO_READ = (
+    "Test photographs took no part in training, nor in the choice of the epoch. Validation photographs chose the "
+    "epoch, so their scores lean to the bright side.",
+    "An interval says how far a score would move had other lesions been sampled. A lesion's photographs are alike, so "
+    "whole lesions are resampled, never single photographs.",
+    "Balanced accuracy is the mean sensitivity over the classes: each counts the same, however rare. Always guessing "
+    "one class gives 1 divided by the number of classes; accuracy would give that class's share.",
+    "Dice and IoU are taken for each photograph at its own size, then averaged. An empty outline where there is a "
+    "lesion counts 0, and its boundary distance is the photograph's diagonal.",
+    "HD95: 95% of the pixels of the two edges lie within this distance of the other edge. ASSD: their mean distance.",
+    "Expected calibration error: over 15 groups of equal size by the largest probability. Brier score: squared errors "
+    "summed over the classes, from 0 to 2.",
+)
 NOT_PROVIDED = (
     "External validation: no photograph of another clinic, camera or country was tested.",
     "Skin tone: HAM10000 does not record it; nearly all photographs show light skin.",
@@ -71,11 +97,13 @@ def write_run_report(folder: Path) -> Path:
         *_head(info, scores),
         *_scores(info, scores),
         _classes(info, scores),
-        _figures(run, scores),
+        _pictures("Figures", CAPTIONS, "charts", run, scores),
+        _pictures("Examples", GALLERIES, "galleries", run, scores),
         _subgroups(table),
         _split(info),
         _training(info),
         _config(run),
+        page.section("How to read this page", page.bullets(HOW_TO_READ)),
         page.section("Not provided", page.bullets(NOT_PROVIDED)),
     ]
     write_text(out := run.path / "report.html", page.page(title, parts))
@@ -107,7 +135,7 @@ def _stamps(info: Mapping[str, Any], scores: Mapping[str, Any]) -> Iterator[str]
         )
     if info.get("leaky") or scores.get("stamp") == "LEAKY":
         text = "The data name no lesions: photographs of one lesion may stand in training and test. "
-        yield page.stamp("LEAKY", text + "These scores are too good and may not be compared.")
+        yield page.stamp("LEAKY", text + "These scores are too good, their intervals too narrow: compare with nothing.")
     for name, limit in SUSPICIOUS.items():
         task = "cls" if name == "balanced_accuracy" else "seg"
         value = dig(scores, "parts", "test", "scores", task, name, "value")
@@ -151,15 +179,14 @@ def _classes(info: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
     return page.section("By class", page.table(head, rows), page.paragraph(note, soft=True))
 
 
-def _figures(run: Run, scores: Mapping[str, Any]) -> str:
+def _pictures(title: str, captions: Mapping[str, str], kind: str, run: Run, scores: Mapping[str, Any]) -> str:
     n = _size(dig(scores, "parts", "test"))
     pictures = []
-    for name, caption in CAPTIONS.items():
+    for name, caption in captions.items():
         files = [run.figures / f"{name}{suffix}" for suffix in page.MEDIA]
         if file := next((file for file in files if file.is_file()), None):
             pictures.append(page.picture(file, caption.format(n=n)))
-    content = f'<div class="figures">{"".join(pictures)}</div>' if pictures else page.paragraph(NOT_RECORDED, soft=True)
-    return page.section("Figures", content)
+    return page.section(title, page.pictures(kind, pictures) if pictures else page.paragraph(NOT_RECORDED, soft=True))
 
 
 def _subgroups(table: pd.DataFrame) -> str:
@@ -220,7 +247,7 @@ def _split(info: Mapping[str, Any]) -> str:
 def _training(info: Mapping[str, Any]) -> str:
     rate, seconds = info.get("images_per_second"), info.get("seconds") or {}
     rows = [
-        ("command", said(info.get("command"))),
+        ("command", without_folders_in(said(info.get("command")))),
         ("commit", said(info.get("commit"))),
         ("tasks", said(info.get("tasks"))),
         ("seed", said(info.get("seed"))),

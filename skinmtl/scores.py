@@ -321,13 +321,14 @@ def _quantile(values: Floats, q: float) -> Score:
         cumulated = np.cumsum(w[:, places], axis=1)
         reached = cumulated >= q * cumulated[:, -1:] - 1e-9
         found = values[places[reached.argmax(1)]]
-        return np.asarray(np.where(cumulated[:, -1] > 0, found, np.nan))
+        return np.where(cumulated[:, -1] > 0, found, np.nan)
 
     return score if len(places) else _mean(values)
 
 
 def _ratio(a: Floats, b: Floats) -> Floats:
-    return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b != 0)
+    ratio: Floats = np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b != 0)
+    return ratio
 
 
 def _mask_scores(table: pd.DataFrame, foreground: Sequence[str]) -> dict[str, Score]:

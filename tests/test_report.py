@@ -116,6 +116,18 @@ def test_page_names_no_folder_of_its_owner(run: Path) -> None:
     assert "somebody" not in (run / "report.html").read_text()
 
 
+def test_commands_lose_the_folders_of_their_absolute_paths(tmp_path: Path) -> None:
+    told = "train.py --config-path /home/somebody/0/.hydra hydra.run.dir='/home/some body/0' conf/x.yaml lr=1/2"
+    text = read(write_run(tmp_path / "run", command=told)).text
+    assert "train.py --config-path .../.hydra hydra.run.dir='.../0' conf/x.yaml lr=1/2" in text
+
+
+def test_page_says_how_to_read_it(run: Path) -> None:
+    text = read(run).text
+    assert "How to read this page" in text
+    assert "whole lesions are resampled, never single photographs" in text
+
+
 @pytest.mark.parametrize(
     ("changes", "skill", "stamps"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -190,3 +191,87 @@ def test_scores_while_training_do_not_depend_on_the_batch_size(size: int) -> Non
     found = classes.compute()
     assert float(found["balanced_accuracy"]) == pytest.approx(sk.balanced_accuracy_score(true, guess), abs=1e-6)
     assert float(found["accuracy"]) == pytest.approx(sk.accuracy_score(true, guess), abs=1e-6)
+
+
+def test_rows_whose_diagnosis_or_probabilities_mean_nothing_are_named() -> None:
+    of = table(10)
+    with pytest.raises(Faults, match="dx is scc, which has no column of probabilities"):
+        scores.evaluate(of.assign(dx=["scc", *of["dx"][1:]]), CLASSES, ("skin", "lesion"), draws=5)
+    negative = of.assign(prob_nv=-0.1, prob_mel=1.1, prob_bcc=0.0, prob_akiec=0.0)
+    with pytest.raises(Faults, match=r"i0: a probability is below 0 or above 1 \(10 rows\)"):
+        scores.check(negative)
+    with pytest.raises(Faults, match="no rows"):
+        scores.check(of.head(0))
+
+
+def test_the_diagnoses_counted_as_malignant_are_those_given() -> None:
+    of = table()
+    p, y = of[["prob_akiec", "prob_nv"]].sum(axis=1), of["dx"].isin(["akiec", "nv"])
+    given = scores.evaluate(of, CLASSES, ("skin", "lesion"), draws=5, malignant=("akiec", "nv"))
+    found = given["parts"]["test"]["scores"]["cls"]["malignant_auroc"]["value"]
+    assert found == pytest.approx(sk.roc_auc_score(y, p))
+    other = scores.evaluate(of, CLASSES, ("skin", "lesion"), draws=5, malignant=("scc",))
+    assert "malignant_auroc" not in other["parts"]["test"]["scores"]["cls"]
+
+
+def test_one_lesion_has_a_value_and_no_interval() -> None:
+    found = scores.evaluate(table(5).assign(lesion_id="one"), CLASSES, ("skin", "lesion"), draws=20)
+    score = found["parts"]["test"]["scores"]["seg"]["mean_image_dice"]
+    assert score["value"] is not None
+    assert (score["low"], score["high"]) == (None, None)
+    assert "too few lesions" in score["reason"]
+
+
+def test_calibration_error_is_that_of_fifteen_groups_of_equal_size_among_known_targets() -> None:
+    of = table(150)
+    unknown = pd.concat([of, table(40, seed=1).assign(dx=None, image_id=[f"u{i}" for i in range(40)])])
+    p = of[[f"prob_{name}" for name in CLASSES]].to_numpy()
+    order = np.argsort(p.max(1), kind="stable")
+    right = p.argmax(1) == of["dx"].map(CLASSES.index).to_numpy()
+    groups = np.split(order, 15)
+    reference = np.mean([abs(right[rows].mean() - p.max(1)[rows].mean()) for rows in groups])
+    assert values(of, "cls")["ece"] == pytest.approx(reference)
+    assert values(unknown.reset_index(drop=True), "cls")["ece"] == pytest.approx(reference)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda of: of.assign(lesion_id="one"), "lesion_id of"),
+        (lambda of: of.assign(dx="nv"), "dx of"),
+        (lambda of: of.rename(columns={"prob_nv": "prob_nevus"}), "nevus, nv"),
+        (lambda of: of.assign(split="val"), "in one table only"),
+    ],
+)
+def test_tables_that_speak_of_different_things_are_not_compared(
+    change: Callable[[pd.DataFrame], pd.DataFrame], words: str
+) -> None:
+    of = table()
+    with pytest.raises(InputError, match=words):
+        scores.paired(of, change(of))
+    with pytest.raises(InputError, match="no val rows"):
+        scores.paired(of, of, part="val")
+
+
+def test_the_interval_holds_the_truth_about_as_often_as_it_says_and_one_over_photographs_does_not() -> None:
+    draw = np.random.default_rng(0)
+    held = {"lesion": 0, "photograph": 0}
+    trials, lesions = 200, 60
+    for _ in range(trials):
+        lesion = np.repeat(np.arange(lesions), draw.integers(1, 7, lesions))
+        each = draw.normal(0.8, 0.1, lesions)[lesion] + draw.normal(0, 0.02, len(lesion))
+        rows = pd.DataFrame({"image_id": np.arange(len(lesion)), "lesion_id": lesion, "dice": each, "iou": each})
+        rows = rows.assign(tp_lesion=1, fp_lesion=1, fn_lesion=1, tn_lesion=1)
+        for unit, resampled in (("lesion", rows), ("photograph", rows.assign(lesion_id=rows["image_id"]))):
+            sample = scores.Sample.of(resampled, (), 300, 0)
+            found = sample.value(sample.scores(("lesion",))["seg"]["mean_image_dice"])
+            held[unit] += found["low"] <= 0.8 <= found["high"]
+    assert held["lesion"] > 0.9 * trials
+    assert held["photograph"] < 0.8 * trials
+
+
+def test_draws_in_portions_are_the_draws_at_once() -> None:
+    sample = scores.Sample.of(table(), CLASSES, 450, 0)
+    for task in sample.scores(("lesion",)).values():
+        for name, score in task.items():
+            np.testing.assert_allclose(sample.drawn(score), score(sample.weights), rtol=1e-9, err_msg=name)
