@@ -170,7 +170,7 @@ def _call_faults(node: Node, constructor: Callable[..., Any], where: str, tree: 
         if key == "_target_" and where:
             continue
         if str(key).startswith("_") and str(key) not in known:
-            if (key, where, value) != ("_partial_", "optim", True):
+            if (key, where) != ("_partial_", "optim"):
                 yield ConfigError(dotted, "only optim is built in two steps, everything else as it stands", "remove it")
         elif key not in known:
             keys = [argument.name for argument in known.values() if argument.is_key]
@@ -182,7 +182,7 @@ def _call_faults(node: Node, constructor: Callable[..., Any], where: str, tree: 
     if where == "optim" and node.get("_partial_") is not True:
         yield ConfigError("optim._partial_", "the run gives the optimiser its parameters", "set it to true")
     missing = [argument.name for argument in known.values() if argument.is_needed and argument.name not in node]
-    for key in missing if not node.get("_partial_") else ():
+    for key in missing if where != "optim" else ():
         yield ConfigError(f"{where}.{key}".lstrip("."), f"{name} needs it", "give it a value")
 
 

@@ -208,7 +208,3 @@ def _parts(value: Any) -> Iterator[Any]:
     yield value
     for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         yield from _parts(item)
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    return (part for part in _parts(value) if not isinstance(part, dict | list))

@@ -97,7 +97,7 @@ def main(conf: Path, argv: Sequence[str]) -> int:
 
 
 def _check_options(argv: Sequence[str]) -> None:
-    """Refuse what is no option: Hydra takes `--experiment` for the beginning of one of its own, which loads a pickle."""
+    """Refuse what is no option: Hydra takes `--experiment` for the beginning of one of its own that loads a pickle."""
     for word in argv[1:]:
         name = word.partition("=")[0]
         if name.startswith("-") and name not in OPTIONS:

@@ -1,0 +1,336 @@
+"""The check of configs: what is shipped passes, every mistake is named, nothing evil is imported or built."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+from training import CONF, compose
+
+from skinmtl import config
+from skinmtl.constructors import ALLOW
+from skinmtl.errors import ConfigError, Faults
+from skinmtl.tasks import TASKS
+from skinmtl.train import calm, run
+
+EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
+GROUPS = ("augment", "callbacks", "data", "logger", "loss/seg", "model", "optim", "sampler", "schedule", "trainer")
+OPTIONS = [f"{g}={f.stem}" for g in (*GROUPS, "loss/cls", "weighting") for f in sorted((CONF / g).glob("*.yaml"))]
+OPTIONS = [option for option in OPTIONS if not option.endswith("=none") and option != "trainer=gpu"]
+STUDIES = sorted(file.stem for file in (CONF / "study").glob("*.yaml"))
+
+
+def faults(cfg: DictConfig, run: Callable[..., float] = run) -> list[str]:
+    """What the check says, a line per fault."""
+    try:
+        with calm():
+            config.check(cfg, run)
+    except (Faults, ConfigError) as error:
+        return str(error).splitlines()
+    return []
+
+
+def changed(key: str, value: object, experiment: str = "resnet18_unet") -> DictConfig:
+    """A config as an experiment file with this line in it makes it: Hydra takes any key from there in silence."""
+    cfg = copy.deepcopy(composed(experiment))
+    OmegaConf.update(cfg, key, value, merge=False, force_add=True)
+    return cfg
+
+
+@functools.cache
+def composed(experiment: str) -> DictConfig:
+    cfg = compose([], experiment)
+    OmegaConf.set_struct(cfg, False)
+    return cfg
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_passes(experiment: str) -> None:
+    assert faults(compose([], experiment)) == []
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_choice_passes(option: str) -> None:
+    assert faults(compose([option])) == []
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_job_of_a_study_passes_on_the_synthetic_photographs(study: str) -> None:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra_compose("config", [f"study={study}"], return_hydra_config=True)
+    params = {key: str(words).split(",") for key, words in (cfg.hydra.sweeper.params or {}).items()}
+    assert (len(params) > 0) == (study != "sweep")
+    experiments = params.pop("experiment", ["resnet18_unet"])
+    firsts_and_lasts = itertools.product(*({values[0], values[-1]} for values in params.values()))
+    for experiment, values in itertools.product(experiments, firsts_and_lasts):
+        job = [f"{key}={value}" for key, value in zip(params, values, strict=True)]
+        assert faults(compose(["data=synthetic", "trainer.max_epochs=1", *job], experiment)) == []
+
+
+def test_a_saved_config_passes_as_the_composed_one_does(tmp_path: Path) -> None:
+    OmegaConf.save(compose([]), tmp_path / "config.yaml", resolve=True)
+    saved = OmegaConf.load(tmp_path / "config.yaml")
+    assert isinstance(saved, DictConfig) and faults(saved) == []
+
+
+MISTAKES: list[tuple[str, object, str]] = [
+    # A misspelt key in an experiment file, which Hydra takes in silence.
+    ("model.encodr", "resnet34", "model.encodr: MultiTaskNet has no such argument; fix: did you mean 'encoder'?"),
+    ("optim.lrr", 0.1, "optim.lrr: AdamW has no such argument; fix: did you mean 'lr'?"),
+    ("trainer.max_epoch", 3, "did you mean 'max_epochs'?"),
+    ("callbacks.early_stopping.patiance", 3, "did you mean 'patience'?"),
+    ("modl", {"encoder": "resnet34"}, "modl: the config has no such argument; fix: did you mean 'model'?"),
+    ("lr", 0.1, "lr: the config has no such argument; fix: did you mean 'optim.lr'?"),
+    # Wrong types.
+    ("seed", "zero", "seed: 'zero' does not fit; fix: it should be a valid integer"),
+    ("seed", True, "seed: True does not fit"),
+    ("tasks", "seg", "tasks: 'seg' does not fit; fix: it should be a valid list"),
+    ("data.batch_size", 2.5, "data.batch_size: 2.5 does not fit; fix: it should be a valid integer"),
+    ("data.size", "big", "data.size: 'big' does not fit; fix: it should be a valid integer or a valid list"),
+    ("data.size", [64, 64, 3], "a list of at most 2 items"),
+    ("data.allow_leak", "perhaps", "it should be a valid boolean"),
+    ("data.synthetic", 5, "data.synthetic: 5 does not fit"),
+    ("optim.lr", "fast", "optim.lr: 'fast' does not fit; fix: it should be a valid number"),
+    ("trainer.gradient_clip_val", "x", "trainer.gradient_clip_val: 'x' does not fit"),
+    ("model", "unet", "model: 'unet' is no part of a run"),
+    ("loss", None, "loss: None is no part of a run"),
+    ("weighting", {"seg": 1.0}, "weighting: it has no _target_"),
+    # Values out of range, or out of a choice.
+    ("seed", -1, "seed: -1 does not fit; fix: it should be greater than or equal to 0"),
+    ("model.arch", "unett", "it should be 'unet', 'deeplabv3plus' or 'deeplabv3'"),
+    ("model.dropout", 1.0, "model.dropout: 1.0 does not fit; fix: it should be less than 1"),
+    ("model.encoder", "resnet81", "model.encoder: no encoder is called 'resnet81'; fix: did you mean resnet18"),
+    ("model.weights", "nowhere.pth", "model.weights: there is no file nowhere.pth"),
+    ("data.batch_size", 0, "data.batch_size: 0 does not fit"),
+    ("data.size", [0, 64], "data.size: [0, 64] does not fit"),
+    ("data.fold", 5, "data.fold: 5 of 5 folds, which are counted from 0; fix: use 0 to 4"),
+    ("optim.lr", -0.1, "optim.lr: -0.1 is refused: Invalid learning rate"),
+    ("optim.weight_decay", -1, "optim.weight_decay: -1 is refused"),
+    ("optim.lr", float("inf"), "optim.lr: inf does not fit; fix: it should be a finite number"),
+    ("optim.lr", float("nan"), "it should be a finite number"),
+    ("schedule.warmup", 2, "schedule.warmup: 2 does not fit"),
+    ("weighting.seg", -1, "weighting.seg: -1 does not fit"),
+    ("augment.rotate", 999, "augment.rotate: 999 does not fit"),
+    ("loss.cls.class_weights", "on", "it should be 'none', 'sqrt' or 'balanced'"),
+    ("callbacks.early_stopping.mode", "maxx", "callbacks.early_stopping.mode: 'maxx' is refused"),
+    (
+        "callbacks.early_stopping.monitor",
+        "val/scor",
+        "this run does not log 'val/scor'; fix: did you mean 'val/score'?",
+    ),
+    ("trainer.max_epochs", 0, "trainer.max_epochs: 0 epochs"),
+    ("trainer.max_epochs", None, "trainer.max_epochs: None epochs"),
+    ("trainer.check_val_every_n_epoch", 99, "trainer.check_val_every_n_epoch: 99 epochs between validations, but 30"),
+    ("trainer.limit_val_batches", 0, "trainer.limit_val_batches: 0 leaves nothing"),
+    ("trainer.accelerator", "gpuu", "trainer.accelerator: 'gpuu' is refused"),
+    ("trainer.precision", "bf17", "trainer.precision: 'bf17' does not fit"),
+    # What several parts have to agree on.
+    ("tasks", ["cls"], "loss.seg: a loss, but tasks are ['cls']; fix: add seg to tasks, or loss/seg=none"),
+    ("tasks", ["seg", "seg"], "tasks: ['seg', 'seg'] is not a choice of tasks; fix: use [seg,cls], [seg] or [cls]"),
+    ("tasks", [], "tasks: [] is not a choice of tasks"),
+    ("tasks", ["clss"], "tasks: ['clss'] is not a choice of tasks"),
+    ("loss.cls", None, "loss.cls: the task has no loss"),
+    # What is not the config's to say.
+    ("trainer.callbacks", [], "trainer.callbacks: Trainer is given this by the run; fix: remove it"),
+    ("model.dx_classes", 7, "model.dx_classes: MultiTaskNet is given this by the run; fix: remove it"),
+    ("folder", "x", "folder: the config is given this by the run; fix: remove it"),
+    ("model._partial_", True, "model._partial_: only optim is built in two steps"),
+    ("optim._partial_", False, "optim._partial_: the run gives the optimiser its parameters"),
+    ("loss.seg._args_", [1], "loss.seg._args_: "),
+    ("model._recursive_", False, "model._recursive_: "),
+    ("data.root", "???", "data.root: it has no value"),
+    ("data.root", "${nowhere}", "data.root: Interpolation key 'nowhere' not found"),
+    ("trainer._target_", "torch.optim.AdamW", "AdamW has no method fit, which a run asks of it"),
+    ("model._target_", "skinmtl.network.MultiTaskNett", "there is no 'skinmtl.network.MultiTaskNett'"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "said"), MISTAKES, ids=[f"{key}={value}" for key, value, _ in MISTAKES])
+def test_a_mistake_is_one_clear_line_before_any_data_is_read(key: str, value: object, said: str) -> None:
+    # data.root of every case is a folder that does not exist.
+    lines = faults(changed(key, value))
+    assert any(said in line for line in lines), lines
+    assert all("; fix: " in line for line in lines)
+    assert len(lines) == 1 or key.endswith("_target_")
+
+
+def test_an_image_size_that_the_decoder_refuses_is_refused_with_the_nearest_that_it_takes() -> None:
+    (line,) = faults(compose(["model=deeplabv3plus", "data.size=[100,120]"]))
+    assert line.startswith("data.size: [100, 120] does not suit deeplabv3plus")
+    assert "use [112, 128] or [96, 112]" in line
+    assert faults(compose(["model=deeplabv3plus", "data.size=[112,128]"])) == []
+
+
+def test_a_weight_of_a_task_that_is_not_trained_is_refused_but_not_its_default() -> None:
+    assert faults(compose([], "resnet18_unet_cls")) == []
+    (line,) = faults(compose(["weighting.seg=2"], "resnet18_unet_cls"))
+    assert line.startswith("weighting.seg: a weight, but tasks are ['cls']")
+
+
+def test_all_faults_are_reported_at_once() -> None:
+    cfg = changed("model.encodr", "x")
+    for key, value in (("optim.lrr", 1), ("data.batch_size", 0), ("lr", 1), ("data.root", "???"), ("seed", "a")):
+        OmegaConf.update(cfg, key, value, force_add=True)
+    heads = [line.partition(":")[0] for line in faults(cfg)]
+    assert sorted(heads) == ["data.batch_size", "data.root", "lr", "model.encodr", "optim.lrr", "seed"]
+
+
+def test_without_the_check_a_misspelt_key_would_pass_in_silence(tmp_path: Path) -> None:
+    """The negative control: Hydra alone composes what the check refuses."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nmodel: {encodr: resnet34}\n")
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra_compose("config", [f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"])
+    cfg.name = "mine"
+    assert cfg.model.encodr == "resnet34"
+    assert len(faults(cfg)) == 1
+
+
+EVIL = [
+    *(
+        "os.system",
+        "os.remove",
+        "subprocess.Popen",
+        "subprocess.run",
+        "builtins.eval",
+        "builtins.exec",
+        "shutil.rmtree",
+    ),
+    *(
+        "pickle.loads",
+        "runpy.run_path",
+        "torch.load",
+        "torch.hub.load",
+        "torch.jit.load",
+        "torch.nn.functional.torch.load",
+    ),
+    *("torch.optim.adamw.torch.load", "numpy.load", "joblib.load", "pandas.read_pickle", "pathlib.Path.unlink"),
+    *("pathlib.Path", "sklearn.datasets.fetch_openml", "hydra.utils.instantiate", "hydra.utils.get_method"),
+    *("skinmtl.train.os.system", "skinmtl.runs.write_text", "skinmtl.data.images.Image.open"),
+    *("pytorch_lightning.trainer.trainer.os.system", "canary.Thing", "canary"),
+]
+
+
+@pytest.fixture
+def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that appears when the package `canary` is imported, and what it holds is admitted for nobody."""
+    sung = tmp_path / "sung"
+    (tmp_path / "canary.py").write_text(
+        "from __future__ import annotations\n"
+        "from pathlib import Path\n"
+        f"Path({str(sung)!r}).touch()\n"
+        "class Thing:\n"
+        "    by = 'step'\n"
+        "    def __init__(self, size: int = 1): ...\n"
+        "    def on(self, optimizer, total_steps, steps_per_epoch): ...\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "canary", raising=False)
+    return sung
+
+
+@pytest.mark.parametrize("target", EVIL)
+def test_an_evil_target_is_refused_before_it_is_imported_wherever_it_stands(target: str, canary: Path) -> None:
+    node = {"_target_": target, "_args_": [f"touch {canary}"]}
+    inner = {"_target_": "pytorch_lightning.callbacks.Timer", "duration": node}
+    places: dict[str, object] = {
+        "model": node,
+        "callbacks.spy": node,
+        "data.synthetic": node,
+        "trainer.profiler": inner,
+        "augment.list": [[node]],
+    }
+    cfg = changed("name", target)
+    for key, value in places.items():
+        OmegaConf.update(cfg, key, value, merge=False, force_add=True)
+    cfg.sampler._target_ = "${name}"  # an interpolated name
+    refused = [line.partition("._target_: ")[0] for line in faults(cfg) if "._target_: " in line]
+    inside = ["trainer.profiler.duration", "augment.list[0][0]", "sampler"]
+    assert set(refused) >= {"model", "callbacks.spy", "data.synthetic", *inside}
+    assert not canary.exists() and "canary" not in sys.modules
+
+
+def test_a_package_of_ones_own_is_admitted_by_the_environment_and_by_nothing_else(
+    canary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = changed("schedule", {"_target_": "canary.Thing", "size": 2})
+    assert "schedule._target_: 'canary.Thing' is not an admitted constructor" in faults(cfg)[0]
+    assert not canary.exists()
+    monkeypatch.setenv(ALLOW, "other,canary")
+    assert faults(cfg) == []
+    assert canary.exists()
+
+
+def test_an_argument_added_to_a_constructor_is_checked_with_no_edit_to_the_check(
+    canary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ALLOW, "canary")
+    cfg = changed("schedule", {"_target_": "canary.Thing", "slope": 2.0})
+    assert "schedule.slope: Thing has no such argument" in faults(cfg)[0]
+
+    source = Path(canary.parent / "canary.py")
+    text = source.read_text().replace(
+        "size: int = 1", "slope: Annotated[float, Ge(0)], size: int = 1, *, seed: int = 0"
+    )
+    text = text.replace("from pathlib", "from typing import Annotated\nfrom annotated_types import Ge\nfrom pathlib")
+    source.write_text(text)
+    del sys.modules["canary"]
+    assert faults(cfg) == []
+    assert faults(changed("schedule", {"_target_": "canary.Thing"})) == [
+        "schedule.slope: Thing needs it; fix: give it a value"
+    ]
+    cfg.schedule.slope = -1.0
+    assert faults(cfg) == ["schedule.slope: -1.0 does not fit; fix: it should be greater than or equal to 0"]
+    cfg.schedule = {"_target_": "canary.Thing", "slope": 1.0, "seed": 3}
+    assert faults(cfg) == ["schedule.seed: Thing is given this by the run; fix: remove it"]
+
+
+def test_a_key_added_to_the_run_is_known_with_no_edit_to_the_check() -> None:
+    def wider(*, folder: Path, **rest: object) -> float:
+        return 0.0
+
+    def longer(name: str, patience: int, **rest: object) -> float:
+        return 0.0
+
+    assert len(faults(compose([]), wider)) > 1, "a run that takes no keys knows none"
+    lines = faults(changed("patience", "x"), longer)
+    assert "patience: 'x' does not fit; fix: it should be a valid integer" in lines
+
+
+def test_float16_is_refused_on_a_cpu_and_auto_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for precision in (16, "16", "16-mixed", "16-true"):
+        for accelerator in ("cpu", "auto"):
+            with pytest.raises(ConfigError, match="needs a GPU"):
+                config.resolve_precision(precision, accelerator)
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: "flags : sse avx512_bf16 amx\n")
+    assert config.resolve_precision("auto", "auto") == "bf16-mixed"
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: "flags : sse avx512_bf161 amx\n")
+    assert config.resolve_precision("auto", "cpu") == "32-true"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert config.resolve_precision("auto", "gpu") == "bf16-mixed"
+    assert config.resolve_precision("16-mixed", "auto") == "16-mixed"
+    assert config.resolve_precision("auto", "cpu") == "32-true"
+
+
+def test_the_scores_that_may_be_watched_are_those_that_tasks_compute() -> None:
+    for name, task in TASKS.items():
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The ``compute`` method", UserWarning)  # of nothing yet: only the names
+            computed = task(torch.nn.Identity(), ("a", "b")).metric().compute()
+        assert {"loss", *computed} == set(config.SCORES[name])
+    assert set(TASKS) == set(config.TASKS)
