@@ -26,7 +26,8 @@ SCORES = (*HEADLINES, "accuracy", "macro_f1", "mcc")
 REPEATS = ("seed", "data.fold")  # what repeats a setting and does not make another one
 MARKS = ("<!-- results -->", "<!-- /results -->")
 FIGURES = {
-    "scores": "Test scores of each setting: dots are means over replicates, bars their 95% intervals over lesions.",
+    "scores": "Test scores of each setting: dots are means over replicates, bars their 95% intervals over lesions, "
+    "rings the replicates.",
     "tradeoff": "Outlines against diagnoses on the test part: each setting's mean Dice and balanced accuracy with 95% "
     "intervals over lesions. Up and to the right is better at both.",
 }
@@ -224,7 +225,15 @@ def _draw(settings: Sequence[Setting], varied: Sequence[str], folder: Path) -> l
         for s in settings
         if score in s.values
     ]
-    figures.save(figures.scores_by_setting(pd.DataFrame(rows)), folder / "scores.png")
+    each = [
+        {"setting": s.name, "score": words(score), "value": value}
+        for score in shown
+        for s in settings
+        if s.n > 1
+        for value in s.values.get(score, ())
+    ]
+    runs = pd.DataFrame(each, columns=["setting", "score", "value"])
+    figures.save(figures.scores_by_setting(pd.DataFrame(rows), runs), folder / "scores.png")
     both = ("mean_image_dice", "balanced_accuracy")
     points = [s for s in settings if all(score in s.values for score in both)]
     if len(points) < 2 or not any(key.startswith("weighting") for key in varied):

@@ -237,12 +237,13 @@ def gallery(rows: Sequence[Example | tuple[Any, Any, Any, str]]) -> Figure:
     return figure
 
 
-def scores_by_setting(table: pd.DataFrame) -> Figure:
+def scores_by_setting(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> Figure:
     """Each score of each setting as a dot with its interval, a panel per score.
 
     Args:
         table: columns setting, score (a name), value, low, high (NaN without interval). Several rows of one setting and
             score, such as seeds, stand side by side on one line.
+        runs: columns setting, score, value: what lies behind the dots, a ring for each, a little above its setting.
     """
     names = list(dict.fromkeys(table["score"]))
     settings = list(dict.fromkeys(table["setting"]))
@@ -254,6 +255,9 @@ def scores_by_setting(table: pd.DataFrame) -> Figure:
             for offset, row in zip(offsets, rows.itertuples(), strict=True):
                 axes.plot([row.low, row.high], [place + offset] * 2, color=SKY, linewidth=3, solid_capstyle="butt")
                 axes.plot([row.value], [place + offset], color=BLUE, marker="o", markersize=4)
+            if runs is not None:
+                each = runs.loc[(runs["score"] == name) & (runs["setting"] == setting), "value"]
+                axes.plot(each, [place - 0.25] * len(each), "o", color=GREY, markerfacecolor="none", markersize=4)
         axes.set_yticks(range(len(settings)), [_wrapped(str(setting)) for setting in settings])
         axes.set_ylim(len(settings) - 0.5, -0.5)
         axes.set_title(name, fontsize=10, loc="left", fontweight="bold")

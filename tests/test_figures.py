@@ -161,6 +161,14 @@ def test_intervals_of_settings_run_from_low_to_high() -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
 
 
+def test_every_run_behind_a_mean_is_a_ring() -> None:
+    means = pd.DataFrame({"setting": ["a", "b"], "score": "Dice", "value": [0.8, 0.9], "low": 0.7, "high": 0.95})
+    runs = pd.DataFrame({"setting": ["a", "a", "b"], "score": "Dice", "value": [0.78, 0.82, 0.9]})
+    lines = figures.scores_by_setting(means, runs).axes[0].lines
+    rings = [list(line.get_xdata()) for line in lines if line.get_markerfacecolor() == "none"]
+    assert rings == [[0.78, 0.82], [0.9]]
+
+
 def test_tradeoff_names_every_setting_with_and_without_intervals() -> None:
     bare = settings_table()
     assert words(figures.tradeoff(bare)).split("\n") == bare["setting"].tolist()
