@@ -47,12 +47,25 @@ def build(node: Mapping[str, Any], **parts: Any) -> Any:
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
+    _admit(node)
     try:
         return instantiate(node, **handed_in(find(node["_target_"]), parts), _convert_="all")
     except InstantiationException as error:
         if isinstance(error.__cause__, Exception):  # what the constructor said, not what Hydra says about it
             raise error.__cause__ from None
         raise
+
+
+def _admit(node: Any) -> None:
+    """Refuse a `_target_` that is not admitted, however deep: a saved config may come from a stranger's run folder."""
+    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    if isinstance(plain, Mapping):
+        if "_target_" in plain:
+            find(plain["_target_"])
+        plain = list(plain.values())
+    if isinstance(plain, (list, tuple)):
+        for part in plain:
+            _admit(part)
 
 
 def check(cfg: DictConfig, run: Callable[..., Any]) -> None:

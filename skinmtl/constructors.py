@@ -65,14 +65,12 @@ class Argument:
         """What the type hint has against a value of a config, as a phrase; None where it fits or nothing is known."""
         from pydantic import TypeAdapter, ValidationError
 
-        if any(isinstance(part, float) and not math.isfinite(part) for part in _leaves(value)):
+        if any(isinstance(part, dict) for part in _parts(value)):
+            return None  # a node of its own, which is looked at by itself
+        if any(isinstance(part, float) and not math.isfinite(part) for part in _parts(value)):
             return "it should be a finite number"
         hint = self._hint()
-        if (
-            hint is None
-            or any(isinstance(part, dict) for part in _parts(value))
-            or (value is not None and value == self.word)
-        ):
+        if hint is None or (value is not None and value == self.word):
             return None
         try:
             TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
