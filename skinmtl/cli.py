@@ -30,6 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in str(error).splitlines():
             print(f"skinmtl: error: {line}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(
+            f"skinmtl: error: {error.filename}: {error.strerror}; fix: free space or write elsewhere", file=sys.stderr
+        )
+        return 4
     except KeyboardInterrupt:
         print("skinmtl: stopped", file=sys.stderr)
         return 75

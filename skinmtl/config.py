@@ -271,6 +271,8 @@ def _trainer_faults(node: Node) -> Iterator[ConfigError]:
     for key in ("limit_train_batches", "limit_val_batches", "accumulate_grad_batches", "log_every_n_steps"):
         if node.get(key) is not None and node[key] <= 0:
             yield ConfigError(f"trainer.{key}", f"{node[key]} leaves nothing", "give null, or 1 and more")
+    if node.get("devices", 1) not in (1, "1", [0]) or node.get("num_nodes", 1) != 1:
+        yield ConfigError("trainer.devices", "a run trains on one device", "use 1; a sweep can use others beside it")
     try:
         resolve_precision(node.get("precision"), node.get("accelerator", "auto"))
     except ConfigError as fault:

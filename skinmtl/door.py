@@ -51,7 +51,7 @@ KEYS = {
     "schedule=": "cosine, step, plateau, constant",
     "sampler= augment=": "shuffle; none, light, strong",
     "trainer= trainer.max_epochs=": "auto, cpu, gpu; any argument of Lightning's Trainer",
-    "trainer.devices= trainer.precision=": "how many; auto, bf16-mixed, 32-true, 16-mixed",
+    "trainer.devices= trainer.precision=": "1; auto, bf16-mixed, 32-true, 16-mixed",
     "callbacks= logger=": "default, ema; csv, wandb",
     "seed=": "weights, order, augmentation and dropout follow from it",
     "resume= init_from=": "auto or an unfinished run's folder; a run whose weights to start from",

@@ -86,7 +86,7 @@ def predictions_table(predictor: Predictor, data: DataModule) -> pd.DataFrame:
             predictor.predict_each(photographs), f"predicting {part}", len(rows), console=console, transient=True
         )
         measured = [_row(data, int(row), prediction) for row, prediction in zip(rows, predicted, strict=True)]
-        parts.append(pd.DataFrame(measured).assign(split=part, fold=data.fold))
+        parts.append(pd.DataFrame(measured).assign(split=part, fold=data.fold, leaky=data.leaky))
     return pd.concat(parts, ignore_index=True)
 
 

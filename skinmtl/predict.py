@@ -118,7 +118,9 @@ def load_run(path: Path | str, which: str = "best", device: str = "auto") -> Pre
     run = Run.open(path)
     cfg = run.config()
     checkpoint = checkpoints.load(run.checkpoint(which))
-    facts = checkpoint["skinmtl"]
+    facts = checkpoint.get("skinmtl")
+    if not isinstance(facts, dict):
+        raise InputError(str(run.checkpoint(which)), "not a checkpoint of skinmtl", "give a run that train.py made")
     network = config.build(
         {**cfg.model, "weights": None},
         tasks=facts["tasks"],
@@ -126,9 +128,17 @@ def load_run(path: Path | str, which: str = "best", device: str = "auto") -> Pre
         dx_classes=len(facts["dx_classes"]),
         size=tuple(facts["size"]),
     )
-    network.load_state_dict(network_state(checkpoint["state_dict"]))
+    try:
+        network.load_state_dict(network_state(checkpoint["state_dict"]))
+    except RuntimeError:
+        what = "its weights do not fit the run's config"
+        raise InputError(str(run.checkpoint(which)), what, "restore both from one run") from None
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {device}", str(error).splitlines()[0], "use auto or cpu") from None
     return Predictor(network, facts["tasks"], facts["dx_classes"], tuple(facts["size"]), device)
 
 

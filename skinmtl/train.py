@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import platform
 import subprocess
@@ -28,7 +29,7 @@ from skinmtl.checkpoints import load as load_checkpoint
 from skinmtl.data.datamodule import DataModule
 from skinmtl.errors import ConfigError, Interrupted, SkinmtlError
 from skinmtl.evaluate import evaluate
-from skinmtl.facts import flat
+from skinmtl.facts import flat, without_folders, without_folders_in
 from skinmtl.module import MultiTaskModule
 from skinmtl.predict import network_state
 from skinmtl.report import write_run_report
@@ -100,7 +101,13 @@ def run(
             return _run(nodes, here, init_from, start, board)
     except BaseException as error:
         code = error.exit_code if isinstance(error, SkinmtlError) else 75 if isinstance(error, KeyboardInterrupt) else 1
-        here.update({"status": "interrupted" if code == 75 else "failed", "exit_code": code, "error": str(error)})
+        here.update(
+            {
+                "status": "interrupted" if code == 75 else "failed",
+                "exit_code": code,
+                "error": without_folders_in(str(error)),
+            }
+        )
         if board is not None:
             board.finish(code)
         raise
@@ -114,7 +121,7 @@ def _run(nodes: Mapping[str, Any], here: Run, init_from: str | None, start: floa
     here.update(_facts(data))
     module = make_module(nodes, data)
     if init_from is not None:
-        module.network.load_state_dict(network_state(load_checkpoint(Run.open(init_from).checkpoint())["state_dict"]))
+        _start_from(Run.open(init_from), module, data)
     clock, keep = Clock(), best_and_last(here.path / "checkpoints")
     trainer = _trainer(nodes, here, [clock, keep], board)
     here.update({"parameters": sum(p.numel() for p in module.network.parameters()), "precision": trainer.precision})
@@ -126,7 +133,8 @@ def _run(nodes: Mapping[str, Any], here: Run, init_from: str | None, start: floa
     try:
         trainer.fit(module, data, ckpt_path=str(here.checkpoint("last")) if resumed else None)
     except (SystemExit, KeyboardInterrupt):  # Lightning makes the first of the second
-        fix = f"the same command with resume={os.path.relpath(here.path)} goes on from the last epoch"
+        again = f"the same command with resume={os.path.relpath(here.path)} goes on from the last epoch"
+        fix = again if _has_last(here) else "start again: no epoch had ended yet"
         raise Interrupted(here.path.name, "stopped from outside", fix) from None
     fitted = time.perf_counter()
     if keep.best_model_score is None:
@@ -145,6 +153,20 @@ def _run(nodes: Mapping[str, Any], here: Run, init_from: str | None, start: floa
         board.finish(0)
     log.info("report: %s", page)
     return score
+
+
+def _start_from(parent: Run, module: MultiTaskModule, data: DataModule) -> None:
+    """Take another run's best weights; refuse those that may have seen these test lesions, or that do not fit."""
+    checkpoint = load_checkpoint(parent.checkpoint())
+    facts = checkpoint["skinmtl"]
+    if facts["data_hash"] == data.data_hash and (facts["split_hash"], facts["fold"]) != (data.split_hash, data.fold):
+        what = f"{parent.path.name} was trained under another split or fold, so it has seen test lesions of this one"
+        raise ConfigError("init_from", what, f"use data.split={os.path.relpath(parent.split_file)} and its fold")
+    try:
+        module.network.load_state_dict(network_state(checkpoint["state_dict"]))
+    except RuntimeError as error:
+        what = f"weights of {parent.path.name} do not fit: {' '.join(str(error).split())[:300]}"
+        raise ConfigError("init_from", what, "use the model and tasks of that run") from None
 
 
 @contextmanager
@@ -238,7 +260,8 @@ def make_module(nodes: Mapping[str, Any], data: DataModule) -> MultiTaskModule:
             "size": list(data.size),
             "split_hash": data.split_hash,
             "data_hash": data.data_hash,
-            "config": _plain(nodes),
+            "fold": data.fold,
+            "config": {key: _shareable(value) for key, value in flat(_plain(nodes)).items()},
         },
     )
 
@@ -248,7 +271,7 @@ def _steps_per_epoch(trainer: DictConfig, batches: int) -> int:
     limit = trainer.get("limit_train_batches")
     if limit is not None:
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    return max(1, batches // (trainer.get("accumulate_grad_batches") or 1))
+    return math.ceil(batches / (trainer.get("accumulate_grad_batches") or 1))  # the last group may be smaller
 
 
 def _trainer(nodes: Mapping[str, Any], here: Run, callbacks: list[pl.Callback], board: WandB | None) -> pl.Trainer:
@@ -276,7 +299,7 @@ def _origin(nodes: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "status": "running",
         "exit_code": None,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python train.py", *(_without_folders(word) for word in sys.argv[1:])]),
+        "command": without_folders_in(" ".join(["python train.py", *sys.argv[1:]])),
         "commit": _commit(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
@@ -318,9 +341,9 @@ def _plain(nodes: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _without_folders(word: str) -> str:
-    key, equals, value = word.partition("=")
-    return f"{key}=.../{Path(value).name}" if equals and value.startswith(("/", "~")) else word
+def _shareable(value: object) -> object:
+    """A value of the config without the folders of whoever trained: checkpoints are passed on."""
+    return without_folders(value) if isinstance(value, str) else value
 
 
 def _commit() -> str | None:

@@ -48,6 +48,7 @@ MISTAKES = {
     "trainer.accelerator=quantum": ("trainer", "quantum"),
     "loss.cls.class_weights=cubed": ("loss.cls.class_weights", "balanced"),
     "loss.cls.label_smoothing=1": ("loss.cls.label_smoothing", "less than 1"),
+    "trainer.devices=2": ("trainer.devices", "one device"),
     "augment.rotate=720": ("augment.rotate", "less than or equal to 180"),
     "data.allow_leak=perhaps": ("data.allow_leak", "boolean"),
     "+trainer.logger=false": ("trainer.logger", "run"),

@@ -16,7 +16,7 @@ from training import train
 
 import skinmtl
 from skinmtl import cli
-from skinmtl.errors import InputError
+from skinmtl.errors import ConfigError, InputError
 from skinmtl.runs import Run
 
 
@@ -148,3 +148,24 @@ def test_a_finished_table_is_scored_without_torch(run: Run) -> None:
 def test_runs_are_listed(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["runs", str(run.path.parent)]) == 0
     assert "finished" in capsys.readouterr().out
+
+
+def test_a_strangers_run_folder_executes_nothing(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run.path, copy)
+    config = copy / ".hydra" / "config.yaml"
+    evil = f"model:\n  evil: {{_target_: os.system, _args_: [touch {tmp_path / 'canary'}]}}\n"
+    config.write_text(config.read_text().replace("model:\n", evil))
+    assert cli.main(["evaluate", str(copy)]) == 2
+    assert "not an admitted constructor" in capsys.readouterr().err
+    assert not (tmp_path / "canary").exists()
+
+
+def test_weights_that_have_seen_the_test_lesions_are_no_start(run: Run, synthetic_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="init_from.*has seen test lesions"):
+        train(tmp_path / "run", synthetic_root, [f"init_from={run.path}", "data.fold=1"])
+
+
+def test_no_folder_of_the_machine_stands_in_run_json_or_in_a_checkpoint(run: Run, synthetic_root: Path) -> None:
+    assert str(synthetic_root) not in run.info_file.read_text()
+    assert str(synthetic_root).encode() not in run.checkpoint().read_bytes()
