@@ -87,7 +87,6 @@ def read_predictions(path: Path) -> pd.DataFrame:
     """
     if not path.is_file():
         raise InputError(str(path), "no such file", "give a predictions.csv")
-    # Rounding would make ties between probabilities, and a tie has no right answer.
     table = pd.read_csv(path, dtype={"image_id": "str", "lesion_id": "str"})
     check(table, str(path))
     return table
