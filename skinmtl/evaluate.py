@@ -142,7 +142,7 @@ def draw(run: Run, table: pd.DataFrame, predictor: Predictor, data: DataModule) 
     run.figures.mkdir(exist_ok=True)
     for name, figure in made.items():
         if data.leaky:
-            figure.text(0.99, 0.99, "LEAKY", color="#b00020", weight="bold", ha="right", va="top")
+            figure.suptitle("LEAKY", x=0.99, ha="right", fontsize=10, color="#b00020", weight="bold")
         figures.save(figure, run.figures / (f"{name}.jpg" if name.startswith("gallery") else f"{name}.png"))
 
 
