@@ -1,0 +1,62 @@
+"""Scores while training against scikit-learn and NumPy, however the samples are dealt into batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
+
+from skinmtl.metrics import Confusion, ImageDice
+
+
+def masks() -> tuple[torch.Tensor, torch.Tensor]:
+    """17 pairs of masks, two of them empty on both sides, one empty on one."""
+    draw = torch.Generator().manual_seed(0)
+    a, b = (torch.randint(0, 2, (17, 9, 7), generator=draw, dtype=torch.uint8) for _ in range(2))
+    a[:2], b[:3] = 0, 0
+    return a, b
+
+
+@pytest.mark.parametrize("size", [1, 4, 17])
+def test_mean_image_dice_is_numpys_for_any_batch_size(size: int) -> None:
+    a, b = masks()
+    metric = ImageDice()
+    for i in range(0, 17, size):
+        metric.update(a[i : i + size], b[i : i + size])
+    each = []
+    for x, y in zip(a.numpy() > 0, b.numpy() > 0, strict=True):
+        each.append(2 * (x & y).sum() / (x.sum() + y.sum()) if (x | y).any() else 1.0)
+    assert each[:3] == [1, 1, 0]
+    assert float(metric.compute()["mean_image_dice"]) == pytest.approx(np.mean(each), abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 7, 50])
+def test_accuracies_are_scikit_learns_over_classes_that_occur(size: int) -> None:
+    draw = np.random.default_rng(0)
+    true, predicted = draw.choice([0, 2, 3], 50), draw.integers(0, 5, 50)  # 1 and 4 are predicted and never true
+    metric = Confusion(5)
+    for i in range(0, 50, size):
+        metric.update(torch.tensor(predicted[i : i + size]), torch.tensor(true[i : i + size]))
+    found = metric.compute()
+    with pytest.warns(UserWarning, match="y_pred contains classes not in y_true"):
+        balanced = balanced_accuracy_score(true, predicted)
+    assert float(found["balanced_accuracy"]) == pytest.approx(balanced)
+    assert float(found["accuracy"]) == pytest.approx(accuracy_score(true, predicted))
+
+
+def test_counts_of_two_processes_add_up() -> None:
+    a, b = masks()
+    whole, first, second = ImageDice(), ImageDice(), ImageDice()
+    whole.update(a, b)
+    first.update(a[:5], b[:5])
+    second.update(a[5:], b[5:])
+    first.merge_state(second)
+    assert torch.equal(first.compute()["mean_image_dice"], whole.compute()["mean_image_dice"])
+
+
+def test_a_batch_without_targets_counts_nothing() -> None:
+    dice, confusion = ImageDice(), Confusion(3)
+    dice.update(torch.zeros(0, 4, 4, dtype=torch.uint8), torch.zeros(0, 4, 4, dtype=torch.uint8))
+    confusion.update(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
+    assert {float(value) for value in (dice.compute() | confusion.compute()).values()} == {0.0}
