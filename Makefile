@@ -68,7 +68,7 @@ endif
 	@set -o pipefail; sed -n -e '/^uv==/,/[^\]$$/p' -e '/^setuptools==/,/[^\]$$/p' requirements.lock \
 	  | $(python) -m pip install --quiet --disable-pip-version-check --require-hashes -r /dev/stdin
 	@echo "skinmtl: 2 of 3: the packages of requirements.lock, each checked against its hash"
-	@set -o pipefail; $(install) --require-hashes --no-build-isolation -r requirements.lock 2>&1 | { grep -v -e '^ [+-] ' -e '^ Downloaded' || true; }
+	@set -o pipefail; $(install) --compile-bytecode --require-hashes --no-build-isolation -r requirements.lock 2>&1 | { grep -v -e '^ [+-] ' -e '^ Downloaded' || true; }
 	@touch $@
 
 .venv/ready: .venv/packages pyproject.toml
