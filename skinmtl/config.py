@@ -296,8 +296,8 @@ def _dry(tree: Node) -> Iterator[SkinmtlError]:
     parts = {"tasks": tree["tasks"], "size": (size, size) if isinstance(size, int) else tuple(size)}
 
     def connect(node: Node) -> None:
-        with torch.device("meta"):  # shapes without memory; as many classes as any data has
-            build({**node, "weights": None} if "weights" in node else node, **parts, mask_classes=2, dx_classes=2)
+        # As many classes as any data has. Not on the meta device, where smp's mit_* encoders cannot be built.
+        build({**node, "weights": None} if "weights" in node else node, **parts, mask_classes=2, dx_classes=2)
 
     yield from _attempt(tree["model"], "model", connect)
     trainer = dict(tree["trainer"])

@@ -86,6 +86,11 @@ def test_a_mistake_is_named_by_its_key_with_what_to_do(mistake: str) -> None:
     assert hint.lower() in line.lower()
 
 
+@pytest.mark.parametrize("encoder", ["mit_b0", "efficientnet-b0", "mobilenet_v2", "tu-convnext_nano"])
+def test_encoders_of_smp_and_timm_are_accepted_by_name(encoder: str) -> None:
+    checked(f"model.encoder={encoder}")
+
+
 def test_all_faults_are_said_at_once() -> None:
     with pytest.raises(Faults) as caught:
         checked("+model.encodr=resnet34", "data.batch_size=0", "seed=-1")
