@@ -14,22 +14,21 @@ from skinmtl.types import Batch
 
 
 def mean_over_labelled(per_sample: Tensor, has: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Sum of (B,) losses over the samples where `has` (B,) is true, over their number or summed `weight`, everywhere.
+    """Sum of (B,) losses where `has` (B,) is true, over their number or, with `weight` (B,), over their summed weights.
 
-    Losses come with their weights multiplied in. Each process returns its own sum over the global weight, times the
-    number of processes: averaged over processes, as gradients are, that is the loss of one process that holds all
-    samples. No labelled sample anywhere gives zero, still joined to the graph, so every parameter gets a gradient.
+    Losses come with their weights multiplied in. While training, the denominator is that of all processes and the
+    result is multiplied by their number: averaged over processes, as gradients are, it is the loss of one process that
+    holds all samples. Elsewhere each process answers for its own samples, since it may hold more batches than another.
+    No labelled sample anywhere gives zero, joined to the graph so that every parameter gets a gradient.
     """
-    share = has.float() if weight is None else has.float() * weight
-    total = share.sum()
+    total = (has.float() if weight is None else has.float() * weight).sum()
     world = 1
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if torch.is_grad_enabled() and torch.distributed.is_available() and torch.distributed.is_initialized():
         world = torch.distributed.get_world_size()
         torch.distributed.all_reduce(total)
     # where() and not a product: a loss that is not finite on an unlabelled sample must not reach the sum.
-    losses = torch.where(has, per_sample, per_sample.detach().new_zeros(()))
-    anchor = per_sample.nan_to_num(0, 0, 0).sum() * 0
-    return losses.sum() * world / total.clamp(min=torch.finfo(torch.float32).tiny) + anchor
+    losses = torch.where(has, per_sample, 0.0)
+    return losses.sum() * world / total.clamp(min=torch.finfo(torch.float32).tiny)
 
 
 class BCE(nn.Module):

@@ -64,7 +64,7 @@ class Constant:
 
 
 class Plateau:
-    """The rate times `factor` when the validation score has not risen for `patience` validations."""
+    """The rate times `factor` when the validation score has not risen for more than `patience` validations in a row."""
 
     by: Literal["score"] = "score"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import math
 import os
@@ -92,6 +93,7 @@ def run(
         SkinmtlError: an answer for the user, with its exit code.
     """
     nodes = {key: value for key, value in locals().items() if key not in ("folder", "resume", "init_from")}
+    keep_memory()
     start = time.perf_counter()
     here = _home(Run(folder), resume, _plain(nodes))
     here.path.mkdir(parents=True, exist_ok=True)
@@ -167,6 +169,21 @@ def _start_from(parent: Run, module: MultiTaskModule, data: DataModule) -> None:
     except RuntimeError as error:
         what = f"weights of {parent.path.name} do not fit: {' '.join(str(error).split())[:300]}"
         raise ConfigError("init_from", what, "use the model and tasks of that run") from None
+
+
+def keep_memory() -> None:
+    """Keep what a training step frees for the next one, where the C library can be told so (glibc).
+
+    By default every large tensor is given back to the system when freed, and its pages are cleared again a moment
+    later.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, TypeError, AttributeError):  # another C library
+        return
+    trim_threshold, mmap_max = -1, -4  # names and numbers of malloc.h
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
 
 
 @contextmanager

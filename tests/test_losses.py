@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from multiprocessing.queues import SimpleQueue
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -115,3 +117,35 @@ def test_fixed_weights_multiply_and_add() -> None:
     losses = {"seg": torch.tensor(2.0), "cls": torch.tensor(3.0)}
     assert float(Fixed(0.5, 2.0)(losses)) == 7.0
     assert float(Fixed(0.5, 2.0)({"cls": torch.tensor(3.0)})) == 6.0
+
+
+def test_two_processes_give_the_gradient_of_one(tmp_path: Path) -> None:
+    of, logits = batch([True] * 4 + [False] * 3 + [True], [0, 1, 2, 1, -1, -1, 0, -1]), torch.randn(8, 4)
+    seg = torch.randn(8, 1, 8, 8)
+    context = torch.multiprocessing.get_context("fork")
+    parts = [{name: value[half] for name, value in of.items()} for half in (slice(4), slice(4, 8))]  # type: ignore[index]
+    answers = context.SimpleQueue()
+    given = [(rank, tmp_path / "meet", parts[rank], logits[4 * rank :][:4], seg[4 * rank :][:4]) for rank in (0, 1)]
+    processes = [context.Process(target=_gradients, args=(*each, answers)) for each in given]
+    for process in processes:
+        process.start()
+    found = dict(answers.get() for _ in processes)
+    for process in processes:
+        process.join(60)
+    for alone, together in zip(_backward(of, logits, seg), zip(found[0], found[1], strict=True), strict=True):
+        # Each holds its own samples, and gradients are averaged over the two.
+        np.testing.assert_allclose(np.concatenate(together) / 2, alone, atol=1e-6)
+
+
+def _gradients(rank: int, meet: Path, of: Batch, logits: Tensor, seg: Tensor, answers: SimpleQueue[object]) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=2)
+    answers.put((rank, _backward(of, logits, seg)))
+    torch.distributed.destroy_process_group()
+
+
+def _backward(of: Batch, logits: Tensor, seg: Tensor) -> list[np.ndarray]:
+    logits, seg = logits.clone().requires_grad_(), seg.clone().requires_grad_()
+    loss = DiceBCE()(seg, of) + CrossEntropy("sqrt", 0.1, class_counts=COUNTS)(logits, of)
+    loss.backward()
+    assert logits.grad is not None and seg.grad is not None
+    return [logits.grad.numpy(), seg.grad.numpy()]

@@ -6,10 +6,13 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import segmentation_models_pytorch as smp
+import timm
 import torch
 import torchvision
+from safetensors.torch import save_file
 
 from skinmtl.errors import ConfigError, InputError
 from skinmtl.network import DECODERS, MultiTaskNet
@@ -113,3 +116,56 @@ def test_real_imagenet_weights_fit(real_data: Callable[[str], Path]) -> None:
     filled, empty = net(encoder="tu-tf_efficientnet_lite0", weights=str(file)), net(encoder="tu-tf_efficientnet_lite0")
     name = "model.conv_stem.weight"
     assert not torch.equal(filled.encoder.state_dict()[name], empty.encoder.state_dict()[name])
+
+
+def test_a_twin_starts_from_the_encoder_of_its_whole() -> None:
+    encoders = []
+    for tasks in (("seg", "cls"), ("seg",), ("cls",)):
+        torch.manual_seed(3)
+        encoders.append(net(tasks=tasks).encoder.state_dict())
+    for other in encoders[1:]:
+        assert all(torch.equal(encoders[0][name], other[name]) for name in encoders[0])
+
+
+def test_an_encoder_that_cannot_serve_is_answered() -> None:
+    with pytest.raises(ConfigError, match=r"model\.encoder: vgg11 does not go with deeplabv3plus"):
+        net("deeplabv3plus", "vgg11")
+    with pytest.raises(ConfigError, match=r"model\.encoder: tu-vit_tiny_patch16_224 does not go with a class head"):
+        net(encoder="tu-vit_tiny_patch16_224", tasks=("cls",))
+    with pytest.raises(ConfigError, match=r"data\.size: \[45, 60\] does not suit encoder tu-hrnet_w18_small"):
+        net(encoder="tu-hrnet_w18_small", size=(45, 60))
+
+
+@pytest.mark.parametrize(("arch", "size"), [("deeplabv3", (45, 60)), ("deeplabv3plus", (72, 104))])
+def test_a_refused_size_would_not_come_back(arch: str, size: tuple[int, int]) -> None:
+    network = net(arch).eval()
+    try:
+        came = network(torch.zeros(1, 3, *size, dtype=torch.uint8))["seg"].shape[2:]
+    except RuntimeError:
+        came = None
+    assert came != size
+
+
+def test_names_that_timm_changes_find_each_other(tmp_path: Path) -> None:
+    # Cut to its features, stages.0 is stages_0; `state_dict` around, as training scripts save it.
+    state = timm.create_model("convnext_atto", pretrained=False).state_dict()
+    torch.save({"state_dict": state}, tmp_path / "convnext.pth")
+    filled = net(encoder="tu-convnext_atto", tasks=("cls",), weights=str(tmp_path / "convnext.pth"))
+    name = "stages.3.blocks.1.mlp.fc2.weight"
+    assert torch.equal(filled.encoder.state_dict()["model." + name.replace("stages.3", "stages_3")], state[name])
+
+
+def test_imagenet_weights_fetched_once_need_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = smp.encoders.get_encoder("resnet18", weights=None).state_dict()
+    save_file(state, tmp_path / "model.safetensors")
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: str(tmp_path / "model.safetensors"))
+    assert torch.equal(net(weights="imagenet").encoder.state_dict()["conv1.weight"], state["conv1.weight"])
+
+
+def test_a_file_that_is_no_state_dict_is_said(tmp_path: Path) -> None:
+    (tmp_path / "page.pth").write_text("<html>not found</html>")
+    with pytest.raises(InputError, match="not a file of weights"):
+        net(weights=str(tmp_path / "page.pth"))
+    torch.save({"epoch": 3}, tmp_path / "facts.pth")
+    with pytest.raises(InputError, match="holds no tensors by name"):
+        net(weights=str(tmp_path / "facts.pth"))
