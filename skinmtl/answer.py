@@ -18,7 +18,7 @@ import yaml
 
 from skinmtl import figures
 from skinmtl.errors import InputError
-from skinmtl.facts import HEADLINES, dig, read_scores, without_folders, words
+from skinmtl.facts import HEADLINES, dig, read_scores, stamps, without_folders, words
 from skinmtl.runs import Run, write_text
 from skinmtl.scores import DRAWS, Floats, Sample, dx_classes
 
@@ -156,7 +156,7 @@ def _row(job: Job, study: str, varied: Sequence[str]) -> dict[str, Any]:
         row |= {
             f"{name}{end}": dig(known, name, key) for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))
         }
-    row |= {"n_images": test.get("n_images"), "n_lesions": test.get("n_lesions")}
+    row |= {"stamp": stamps(job.info), "n_images": test.get("n_images"), "n_lesions": test.get("n_lesions")}
     row |= {"seconds": dig(job.info, "seconds", "total", default=job.ended.get("seconds"))}
     return row | {"images_per_second": job.info.get("images_per_second")}
 

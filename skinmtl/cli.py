@@ -140,11 +140,15 @@ def score(arguments: argparse.Namespace) -> int:
 def compare(arguments: argparse.Namespace) -> int:
     """Differences, first minus second, on the lesions that both tables have."""
     from skinmtl.runs import write_text
-    from skinmtl.scores import paired, read_predictions
+    from skinmtl.scores import is_leaky, paired, read_predictions
 
     first, second = (_table_file(path) for path in (arguments.first, arguments.second))
-    differences = paired(read_predictions(first), read_predictions(second))
-    table = Table("score", "first", "second", "difference", "95% interval", title=f"{first} - {second}")
+    tables = {file: read_predictions(file) for file in (first, second)}
+    differences = paired(tables[first], tables[second])
+    leaky = [str(file) for file, predictions in tables.items() if is_leaky(predictions)]
+    warning = f"LEAKY: one lesion may have trained and been tested in {' and '.join(leaky)}" if leaky else None
+    title = f"{first} - {second}"
+    table = Table("score", "first", "second", "difference", "95% interval", title=title, caption=warning)
     for name, row in differences.items():
         cells = (row["first"], row["second"], row["difference"])
         table.add_row(name, *(f"{value:+.4f}" for value in cells), f"{row['low']:+.4f} to {row['high']:+.4f}")
@@ -169,14 +173,18 @@ def baselines(arguments: argparse.Namespace) -> int:
 
 def runs(arguments: argparse.Namespace) -> int:
     """One line per run, newest last."""
+    from skinmtl.facts import stamps
     from skinmtl.runs import find
 
-    table = Table("run", "experiment", "status", "seed", "validation score")
+    table = Table("run", "experiment", "status", "seed", "validation score", "stamp")
     for run in find(arguments.folder):
-        info = run.info()
+        try:
+            info = run.info()
+        except InputError:
+            info = {"status": "run.json cannot be read"}
         value = info.get("score")
         words = (str(info.get(key, "")) for key in ("name", "status", "seed"))
-        table.add_row(os.path.relpath(run.path), *words, "" if value is None else f"{value:.4f}")
+        table.add_row(os.path.relpath(run.path), *words, "" if value is None else f"{value:.4f}", stamps(info))
     Console().print(table)
     return 0
 

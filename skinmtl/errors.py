@@ -48,6 +48,11 @@ class Interrupted(SkinmtlError):
     exit_code = 75
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception of another library says, in one line with its type."""
+    return f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
+
+
 class Faults(SkinmtlError):
     """Several faults found in one look, so that they can be mended in one go."""
 

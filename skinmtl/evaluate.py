@@ -43,8 +43,8 @@ def evaluate(run: Run, data_root: Path | None = None, device: str = "auto") -> d
     data = run_data(run, data_root)
     predictor = load_run(run.path, device=device)
     table = predictions_table(predictor, data)
-    result = scores.evaluate(table, data.dx_classes, data.mask_classes)
-    result = {"stamp": "LEAKY" if data.leaky else None, "split": {"hash": data.split_hash, "fold": data.fold}} | result
+    split = {"hash": data.split_hash, "fold": data.fold}
+    result = scores.evaluate(table, data.dx_classes, data.mask_classes) | {"split": split}
     # All in memory before the first write, so that a failure leaves the former evaluation whole.
     table.to_csv(temp := run.predictions_file.with_suffix(".tmp"), index=False)
     temp.replace(run.predictions_file)

@@ -72,6 +72,11 @@ def without_folders_in(command: str) -> str:
     return re.sub(r"""(?<![\w./])[/~][^\s'",=]*/([^\s'",=/]+)/?""", r".../\1", quoted)
 
 
+def stamps(info: Mapping[str, Any]) -> str:
+    """What every score of a run has to be shown with, from its run.json: such as "LEAKY SYNTHETIC", or nothing."""
+    return " ".join(name.upper() for name in ("leaky", "synthetic") if info.get(name))
+
+
 def words(name: str) -> str:
     """A score's name for people."""
     return HEADLINES.get(name, WORDS.get(name, name.replace("_", " ")))

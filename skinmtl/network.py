@@ -18,7 +18,7 @@ from segmentation_models_pytorch.base import ClassificationHead
 from timm.data import constants as published
 from torch import Tensor, nn
 
-from skinmtl.errors import ConfigError, InputError
+from skinmtl.errors import ConfigError, InputError, first_line
 from skinmtl.types import Logits
 
 # Each decoder and the number that both sides of its image have to be divisible by. One line widens the choice,
@@ -144,7 +144,7 @@ def _build(make: Callable[[], T], what: str, encoder: str) -> T:
     except (ValueError, TypeError, RuntimeError, AssertionError, AttributeError, KeyError) as error:
         # Not every encoder has a feature map at each scale, or can be dilated; smp and timm say so in as many ways.
         fix = "take model.arch=unet or another encoder"
-        raise ConfigError("model.encoder", f"{encoder} does not go with {what} ({_first_line(error)})", fix) from None
+        raise ConfigError("model.encoder", f"{encoder} does not go with {what} ({first_line(error)})", fix) from None
 
 
 def _try(network: MultiTaskNet, size: tuple[int, int], encoder: str) -> None:
@@ -155,14 +155,10 @@ def _try(network: MultiTaskNet, size: tuple[int, int], encoder: str) -> None:
     try:
         logits = torch.func.functional_call(network, meta, image)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        what = f"{list(size)} does not suit encoder {encoder} ({_first_line(error)})"
+        what = f"{list(size)} does not suit encoder {encoder} ({first_line(error)})"
         raise ConfigError("data.size", what, "use multiples of 32, or another encoder") from None
     network.train()
     assert "seg" not in logits or logits["seg"].shape[2:] == tuple(size)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
 def load_encoder(encoder: nn.Module, name: str, weights: str) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,32 @@ class Run:
         if not path.is_file():
             raise InputError(str(path), "no such checkpoint", "let the run train for at least one epoch")
         return path
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the folder for this process, which ends with it however it ends.
+
+        Raises:
+            InputError: another process holds it.
+        """
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                what = "another process is training this run"
+                raise InputError(str(self.path), what, "wait for it, or stop it first") from None
+            yield
+        finally:
+            os.close(folder)
+
+    def is_held(self) -> bool:
+        """Whether a process is at work on this run."""
+        try:
+            with self.held():
+                return False
+        except InputError:
+            return True
 
     def info(self) -> dict[str, Any]:
         """run.json as a dict."""

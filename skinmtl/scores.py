@@ -173,7 +173,13 @@ def evaluate(
             "n_lesions": sample.lesions,
             "scores": {task: sample.all(scores) for task, scores in sample.scores(mask_classes[1:], malignant).items()},
         } | sample.per_class()
-    return {"interval": INTERVAL.format(draws=draws, seed=seed), "parts": parts}
+    stamp = "LEAKY" if is_leaky(predictions) else None
+    return {"stamp": stamp, "interval": INTERVAL.format(draws=draws, seed=seed), "parts": parts}
+
+
+def is_leaky(predictions: pd.DataFrame) -> bool:
+    """Whether a table says of itself that photographs of one lesion may have trained and been tested."""
+    return "leaky" in predictions and bool(predictions["leaky"].isin([True, 1, "True", "true"]).any())
 
 
 def paired(first: pd.DataFrame, second: pd.DataFrame, part: str = "test", seed: int = 0) -> dict[str, dict[str, float]]:

@@ -17,14 +17,16 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from skinmtl.errors import SkinmtlError
+from skinmtl.errors import ConfigError, SkinmtlError, first_line
+from skinmtl.facts import stamps
 from skinmtl.runs import Run, write_text
 
-COLUMNS = ("job", "overrides", "status", "exit_code", "score", "seconds", "folder")
+COLUMNS = ("job", "overrides", "status", "exit_code", "score", "stamp", "seconds", "folder")
 # What launchers of distributed training leave behind: a job must not take the place of one of the sweep's processes.
 FOREIGN = ("HYDRA_", "PL_", "TORCHELASTIC_", "GROUP_", "LOCAL_", "ROLE_", "MASTER_")
 FOREIGN_NAMES = {"NODE_RANK", "RANK", "WORLD_SIZE"}
@@ -53,17 +55,22 @@ def job(cfg: DictConfig, script: Path) -> float:
     number, words = str(hydra.job.num), " ".join(hydra.overrides.task)
     config = folder / ".hydra" / "config.yaml"
     config.parent.mkdir(parents=True, exist_ok=True)
-    write_text(config, OmegaConf.to_yaml(cfg, resolve=True))
     console = Console(stderr=True, highlight=False)
     console.print(f"job {number}  {words}", soft_wrap=True, markup=False)
     start = time.monotonic()
-    code, stopped = _child(script, config.parent, folder)
+    try:
+        write_text(config, OmegaConf.to_yaml(cfg, resolve=True))
+        code, stopped = _child(script, config.parent, folder)
+    except OmegaConfBaseException as error:
+        refusal = ConfigError(str(error.full_key or "config"), first_line(error), "mend what it points to")
+        write_text(folder / "log.txt", f"skinmtl: error: {refusal}\n")
+        code, stopped = refusal.exit_code, False
     seconds = time.monotonic() - start
-    score = Run(folder).info().get("score") if code == 0 else None
+    info = Run(folder).info() if code == 0 else {}
+    score = info.get("score")
     status = "finished" if code == 0 else "interrupted" if stopped or code == 75 else "failed"
-    _add_row(
-        sweep, dict(zip(COLUMNS, (number, words, status, code, score, round(seconds, 1), folder.name), strict=True))
-    )
+    row = (number, words, status, code, score, stamps(info), round(seconds, 1), folder.name)
+    _add_row(sweep, dict(zip(COLUMNS, row, strict=True)))
     if stopped:
         raise KeyboardInterrupt
     if code != 0:
@@ -145,10 +152,12 @@ def print_table(sweep: Path) -> None:
     """All jobs of a sweep on the terminal: overrides, score, seconds, and how each ended."""
     if not (sweep / "sweep.csv").is_file():
         return
-    table = Table("job", "overrides", "score", "seconds", "status", title=os.path.relpath(sweep))
+    table = Table("job", "overrides", "score", "stamp", "seconds", "status", title=os.path.relpath(sweep))
     with (sweep / "sweep.csv").open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             score = f"{float(row['score']):.4f}" if row["score"] else ""
             ending = row["status"] if row["exit_code"] == "0" else f"{row['status']}, exit code {row['exit_code']}"
-            table.add_row(row["job"], escape(row["overrides"]), score, f"{float(row['seconds']):.0f}", ending)
+            table.add_row(
+                row["job"], escape(row["overrides"]), score, row["stamp"], f"{float(row['seconds']):.0f}", ending
+            )
     Console(stderr=True).print(table)

@@ -23,11 +23,13 @@ import pandas as pd
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from skinmtl.errors import first_line
 from skinmtl.facts import flat, without_folders
 from skinmtl.runs import Run
 
 log = logging.getLogger(__name__)
 
+UNIQUE = re.compile(r"\d_[0-9a-f]{4}$")  # how a run id ends
 SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)
 PATIENCE = 8  # seconds that a server has to answer, and then to open the run, before the run goes on offline
 OFFLINE = "this run is kept offline; upload it later with `wandb sync`"
@@ -56,13 +58,14 @@ class WandB(Logger):
         run_id: str,
     ) -> None:
         super().__init__()
-        self._place = {"project": project, "entity": entity, "tags": tags}
+        self._place: dict[str, Any] = {"project": project, "entity": entity, "tags": tags}
         self._mode, self._photographs = mode, photographs
         self._folder = folder
-        # A job of a sweep is a numbered folder: its sweep is the group, and its id needs the sweep's.
-        job = run_id.isdigit()
-        self._group = group or (folder.parent.name if job else None)
-        self._id = f"{folder.parent.name}-{run_id}" if job else run_id
+        # A job of a sweep is a numbered folder: its sweep is the group. A folder that somebody named is one of many of
+        # that name, a run id is the only one.
+        self._group = group or (folder.parent.name if run_id.isdigit() else None)
+        unique = run_id if UNIQUE.search(run_id) else f"{folder.parent.name}-{run_id}"
+        self._id = re.sub(r"[^\w.-]+", "-", unique)
         self._run: Any = None
 
     @property
@@ -76,8 +79,12 @@ class WandB(Logger):
         return self._id
 
     @rank_zero_only  # of several processes the first one speaks
-    def start(self, config: Mapping[str, Any]) -> None:
-        """Open the run with a config: words under keys like `token` are struck out, folders are cut to their names."""
+    def start(self, config: Mapping[str, Any], stamps: str = "") -> None:
+        """Open the run with a config: words under keys like `token` are struck out, folders are cut to their names.
+
+        `stamps` are words that its scores have to be shown with, such as LEAKY: they become tags.
+        """
+        self._place["tags"] = [*(self._place["tags"] or ()), *stamps.split()]
         # Read by wandb when it is imported: nothing on the terminal, and no reports of its own about its errors.
         os.environ.setdefault("WANDB_SILENT", "true")
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -92,7 +99,7 @@ class WandB(Logger):
                 self._run = self._init(wandb, "online", clean)
                 return
             except Exception as error:  # a wrong key, a server in trouble: of many kinds
-                log.warning("W&B does not take this run (%s): %s", _first_line(error), OFFLINE)
+                log.warning("W&B does not take this run (%s): %s", first_line(error), OFFLINE)
                 self._safely(wandb.teardown)  # else the id counts as in use
         self._run = self._safely(lambda: self._init(wandb, "offline", clean))
 
@@ -126,7 +133,7 @@ class WandB(Logger):
         resume = {"resume": "allow"} if mode == "online" else {}
         return wandb.init(
             **self._place, **resume, mode=mode, id=self._id, name=self._id, group=self._group, dir=self._folder,
-            config=dict(config), settings=settings,
+            job_type="train", config=dict(config), settings=settings,
         )  # fmt: skip
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
@@ -173,7 +180,7 @@ class WandB(Logger):
         try:
             return act()
         except Exception as error:  # whatever a dashboard does, the training goes on
-            log.warning("W&B failed (%s): the run goes on without it", _first_line(error))
+            log.warning("W&B failed (%s): the run goes on without it", first_line(error))
             self._run = None
             return None
 
@@ -184,10 +191,6 @@ def _clean(key: str, value: object) -> object:
     if isinstance(value, list):
         return [_clean(key, part) for part in value]
     return without_folders(value) if isinstance(value, str) else value
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _server() -> str:

@@ -22,6 +22,8 @@ import pytorch_lightning as pl
 import torch
 from annotated_types import Ge
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from skinmtl import config
 from skinmtl.callbacks import Clock, EpochLines, Finite, MetricsFile, best_and_last
@@ -30,7 +32,7 @@ from skinmtl.checkpoints import load as load_checkpoint
 from skinmtl.data.datamodule import DataModule
 from skinmtl.errors import ConfigError, Interrupted, SkinmtlError
 from skinmtl.evaluate import evaluate
-from skinmtl.facts import flat, without_folders, without_folders_in
+from skinmtl.facts import flat, stamps, without_folders, without_folders_in
 from skinmtl.module import MultiTaskModule
 from skinmtl.predict import network_state
 from skinmtl.report import write_run_report
@@ -97,22 +99,18 @@ def run(
     start = time.perf_counter()
     here = _home(Run(folder), resume, _plain(nodes))
     here.path.mkdir(parents=True, exist_ok=True)
-    board = None if logger is None else config.build(logger, folder=here.path, run_id=here.path.name)
-    try:
-        with calm():
+    with here.held(), calm():
+        board = None if logger is None else config.build(logger, folder=here.path, run_id=here.path.name)
+        try:
             return _run(nodes, here, init_from, start, board)
-    except BaseException as error:
-        code = error.exit_code if isinstance(error, SkinmtlError) else 75 if isinstance(error, KeyboardInterrupt) else 1
-        here.update(
-            {
-                "status": "interrupted" if code == 75 else "failed",
-                "exit_code": code,
-                "error": without_folders_in(str(error)),
-            }
-        )
-        if board is not None:
-            board.finish(code)
-        raise
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt)
+            code = error.exit_code if isinstance(error, SkinmtlError) else 75 if stopped else 1
+            status = "interrupted" if code == 75 else "failed"
+            here.update({"status": status, "exit_code": code, "error": without_folders_in(str(error))})
+            if board is not None:
+                board.finish(code)
+            raise
 
 
 def _run(nodes: Mapping[str, Any], here: Run, init_from: str | None, start: float, board: WandB | None) -> float:
@@ -130,7 +128,7 @@ def _run(nodes: Mapping[str, Any], here: Run, init_from: str | None, start: floa
     write_text(here.split_file, data.split_file.read_text(encoding="utf-8"))
 
     if board is not None:
-        board.start(_plain(nodes))
+        board.start(_plain(nodes), stamps(here.info()))
     fit_start = time.perf_counter()
     try:
         trainer.fit(module, data, ckpt_path=str(here.checkpoint("last")) if resumed else None)
@@ -211,10 +209,9 @@ def _home(fresh: Run, resume: str | None, config: Mapping[str, Any]) -> Run:
     if resume is None:
         return fresh
     if resume == "auto":
-        unfinished = (run for run in find(fresh.path.parent) if run.info()["status"] != "finished" and run != fresh)
-        same = [run for run in unfinished if _differences(run, config) == [] and _has_last(run)]
         # Run ids begin with their time, so the last by name is the newest.
-        return same[-1] if same else fresh
+        runs = sorted(find(fresh.path.parent), key=lambda run: run.path.name, reverse=True)
+        return next((run for run in runs if run != fresh and _goes_on(run, config)), fresh)
     run = Run.open(resume)
     if different := _differences(run, config):
         keys = ", ".join(different)
@@ -225,6 +222,15 @@ def _home(fresh: Run, resume: str | None, config: Mapping[str, Any]) -> Run:
         raise ConfigError("resume", f"{run.path.name} is finished", "start from its weights with init_from=")
     run.checkpoint("last")
     return run
+
+
+def _goes_on(run: Run, config: Mapping[str, Any]) -> bool:
+    """Whether a run stopped on the way with this very config, and no process is at it."""
+    try:
+        stopped = run.info()["status"] != "finished" and _has_last(run) and not run.is_held()
+        return stopped and _differences(run, config) == []
+    except (SkinmtlError, KeyError, YAMLError, OmegaConfBaseException):  # a neighbour that cannot be read
+        return False
 
 
 def _has_last(run: Run) -> bool:

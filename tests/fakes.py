@@ -80,8 +80,8 @@ def write_run(folder: Path, seed: int = 0, fold: int = 0, skill: float = 1.0, **
     table = predictions(seed, skill=skill, fold=fold)
     table.to_csv(folder / "predictions.csv", index=False)
     metrics().to_csv(folder / "metrics.csv", index=False)
-    result = {"stamp": "LEAKY" if changes.get("leaky") else None, "split": {"hash": "5" * 64, "fold": fold}}
-    result |= scores.evaluate(table, DX, ("skin", "lesion"), draws=200)
+    result = scores.evaluate(table.assign(leaky=bool(changes.get("leaky"))), DX, ("skin", "lesion"), draws=200)
+    result |= {"split": {"hash": "5" * 64, "fold": fold}}
     (folder / "scores.json").write_text(json.dumps(result))
     counts = {
         "images": 1000,

@@ -227,6 +227,13 @@ def test_a_killed_job_and_a_bug_are_told_apart_and_end_in_exit_code_1(tmp_path: 
     assert "a mistake of ours" in done.stderr
 
 
+def test_a_job_whose_config_points_nowhere_is_listed_as_failed(tmp_path: Path) -> None:
+    done = sweep(tmp_path, "seed=1", "name=${nosuch.key},good")
+    assert done.returncode == 2, done.stderr
+    assert [row["exit_code"] for row in rows(tmp_path)] == ["2", "0"]
+    assert "nosuch.key" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_ctrl_c_stops_the_job_and_the_sweep(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(STUB)

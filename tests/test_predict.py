@@ -150,6 +150,16 @@ def test_runs_are_listed(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert "finished" in capsys.readouterr().out
 
 
+def test_a_run_that_cannot_be_read_hides_no_other(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a" / "run.json").write_text("half a fi")
+    shutil.copy(run.info_file, tmp_path / "b")
+    assert cli.main(["runs", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "finished" in said and "cannot be read" in said
+
+
 def test_a_strangers_run_folder_executes_nothing(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(run.path, copy)

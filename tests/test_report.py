@@ -328,6 +328,14 @@ def test_synthetic_runs_are_stamped_in_the_answer(tmp_path: Path) -> None:
         assert ("**SYNTHETIC" in text) is made
 
 
+def test_leaky_runs_are_stamped_in_the_answer_and_in_every_row(tmp_path: Path) -> None:
+    for number, leaky in enumerate((True, False)):
+        write_run(tmp_path / "sweep" / str(number), leaky=leaky)
+    out = study_report(tmp_path / "sweep", tmp_path / "out")
+    assert "**LEAKY" in (out / "README.md").read_text()
+    assert pd.read_csv(out / "results.csv", keep_default_na=False)["stamp"].tolist() == ["LEAKY", ""]
+
+
 def test_a_folder_without_jobs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no job"):
         study_report(tmp_path, tmp_path / "out")

@@ -204,3 +204,20 @@ def test_a_key_is_found_in_the_environment_or_in_netrc(monkeypatch: pytest.Monke
 def test_a_job_of_a_sweep_is_grouped_by_the_sweep(tmp_path: Path) -> None:
     board = tracking.WandB(folder=tmp_path / "2026_study" / "3", run_id="3", mode="offline")
     assert (board._id, board._group) == ("2026_study-3", "2026_study")
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("demo/2026-11-21_09-12-33_a1f0", "2026-11-21_09-12-33_a1f0"), ("mine/best of #3", "mine-best-of-3")],
+)
+def test_an_id_is_its_runs_alone_and_one_that_the_server_takes(tmp_path: Path, folder: str, name: str) -> None:
+    place = tmp_path / folder
+    assert tracking.WandB(folder=place, run_id=place.name)._id == name
+
+
+def test_stamps_become_tags(tmp_path: Path) -> None:
+    board = tracking.WandB(folder=tmp_path, run_id="x", mode="offline", tags=["pilot"])
+    board.start({}, "LEAKY")
+    board.finish(0)
+    said = written(tmp_path)
+    assert "LEAKY" in said and "pilot" in said

@@ -12,7 +12,7 @@ import pytest
 import torch
 from training import train
 
-from skinmtl import checkpoints
+from skinmtl import checkpoints, cli
 from skinmtl.errors import ConfigError, Diverged, InputError, Interrupted
 from skinmtl.runs import Run
 
@@ -89,6 +89,25 @@ def test_an_unfinished_run_goes_on_to_the_same_bits(synthetic_root: Path, tmp_pa
         train(tmp_path / "broken" / "other", synthetic_root, [*long, f"resume={broken}", "optim.lr=0.1"])
 
 
+def test_a_run_in_other_hands_is_left_alone(synthetic_root: Path, tmp_path: Path) -> None:
+    long = [*TINY, "trainer.max_epochs=2", "resume=auto"]
+    stopped = tmp_path / "a"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr("skinmtl.module.MultiTaskModule.on_train_epoch_start", stop_at_epoch(1), raising=False)
+        train(stopped, synthetic_root, long)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "run.json").write_text("half a fi")
+    with Run(stopped).held():
+        train(tmp_path / "c", synthetic_root, long)
+        assert Run(tmp_path / "c").info()["status"] == "finished", "a run of its own"
+        with pytest.raises(InputError, match="another process"):
+            train(tmp_path / "d", synthetic_root, [*long[:-1], f"resume={stopped}"])
+    assert Run(stopped).info()["status"] == "interrupted"
+    train(tmp_path / "e", synthetic_root, long)
+    assert Run(stopped).info()["status"] == "finished"
+    assert not (tmp_path / "e" / "run.json").exists()
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_rows(synthetic_root: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Diverged, match="rows"):
         patch.setattr("skinmtl.weighting.Fixed.forward", lambda self, losses: sum(losses.values()) * float("nan"))
@@ -96,7 +115,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_rows(synthetic_ro
     assert Run.open(tmp_path / "run").info()["exit_code"] == 3
 
 
-def test_leaky_photographs_are_refused_and_then_stamped(synthetic_root: Path, tmp_path: Path) -> None:
+def test_leaky_photographs_are_refused_and_then_stamped(
+    synthetic_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = tmp_path / "mirror"
     mirror(synthetic_root, root)
     with pytest.raises(InputError, match=r"data\.allow_leak"):
@@ -105,6 +126,9 @@ def test_leaky_photographs_are_refused_and_then_stamped(synthetic_root: Path, tm
     assert run.info()["leaky"]
     assert "LEAKY" in (run.path / "scores.json").read_text()
     assert "LEAKY" in (run.path / "report.html").read_text()
+    for words in (["runs", str(tmp_path)], ["score", str(run.predictions_file)], ["compare", *[str(run.path)] * 2]):
+        assert cli.main(words) == 0
+        assert "LEAKY" in capsys.readouterr().out, words[0]
 
 
 def test_a_run_starts_from_the_weights_of_another(synthetic_root: Path, tmp_path: Path) -> None:
