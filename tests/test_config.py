@@ -76,7 +76,24 @@ def test_every_job_of_a_study_passes_on_the_synthetic_photographs(study: str) ->
     firsts_and_lasts = itertools.product(*({values[0], values[-1]} for values in params.values()))
     for experiment, values in itertools.product(experiments, firsts_and_lasts):
         job = [f"{key}={value}" for key, value in zip(params, values, strict=True)]
-        assert faults(compose(["data=synthetic", "trainer.max_epochs=1", *job], experiment)) == []
+        words = [f"study={study}", "data=synthetic", "trainer.max_epochs=1", *job]
+        assert faults(compose(words, experiment)) == []
+
+
+@pytest.mark.parametrize(("option", "tasks"), [("loss/seg=none", "[cls]"), ("loss/cls=none", "[seg]")])
+def test_a_task_that_is_left_out_needs_no_loss(option: str, tasks: str) -> None:
+    assert faults(compose([option, f"tasks={tasks}"])) == []
+    assert faults(compose([option])) != []
+
+
+@pytest.mark.parametrize("encoder", ["mit_b0", "efficientnet-b0", "mobilenet_v2", "tu-convnext_nano"])
+def test_encoders_of_smp_and_timm_are_accepted_by_name(encoder: str) -> None:
+    assert faults(compose([f"model.encoder={encoder}"])) == []
+
+
+def test_what_an_experiment_says_comes_after_the_defaults_and_before_the_command() -> None:
+    assert compose([], "resnet18_unet_seg").tasks == ["seg"]
+    assert compose(["optim.lr=0.5"], "efficientnet_lite0_unet").optim.lr == 0.5
 
 
 def test_a_saved_config_passes_as_the_composed_one_does(tmp_path: Path) -> None:
@@ -135,6 +152,7 @@ MISTAKES: list[tuple[str, object, str]] = [
     ("trainer.check_val_every_n_epoch", 99, "trainer.check_val_every_n_epoch: 99 epochs between validations, but 30"),
     ("trainer.limit_val_batches", 0, "trainer.limit_val_batches: 0 leaves nothing"),
     ("trainer.accelerator", "gpuu", "trainer.accelerator: 'gpuu' is refused"),
+    ("trainer.devices", 2, "trainer.devices: "),
     ("trainer.precision", "bf17", "trainer.precision: 'bf17' does not fit"),
     # What several parts have to agree on.
     ("tasks", ["cls"], "loss.seg: a loss, but tasks are ['cls']; fix: add seg to tasks, or loss/seg=none"),
@@ -220,7 +238,8 @@ EVIL = [
     *("torch.optim.adamw.torch.load", "numpy.load", "joblib.load", "pandas.read_pickle", "pathlib.Path.unlink"),
     *("pathlib.Path", "sklearn.datasets.fetch_openml", "hydra.utils.instantiate", "hydra.utils.get_method"),
     *("skinmtl.train.os.system", "skinmtl.runs.write_text", "skinmtl.data.images.Image.open"),
-    *("pytorch_lightning.trainer.trainer.os.system", "canary.Thing", "canary"),
+    *("pytorch_lightning.trainer.trainer.os.system", "skinmtl.config.build", "skinmtl.checkpoints.load"),
+    *("timeit.timeit", "cProfile.run", "importlib.import_module", "canary.Thing", "canary"),
 ]
 
 
