@@ -102,7 +102,8 @@ def study_report(folder: Path, out: Path) -> Path:
         _reached(name, [job for job in jobs if names[job.number] == name]) for name in dict.fromkeys(names.values())
     ]
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    drawn = _draw([setting for setting in settings if setting.n], varied, out / "figures")
+    stamp = "LEAKY" if any(job.info.get("leaky") for job in jobs) else ""
+    drawn = _draw([setting for setting in settings if setting.n], varied, out / "figures", stamp)
     readme = _between_marks(out / "README.md", "\n".join(_answer(jobs, settings, drawn)))
     write_text(out / "results.csv", results.to_csv(index=False))
     write_text(out / "study.yaml", yaml.safe_dump(_frozen(jobs, folder, out.name), sort_keys=False, allow_unicode=True))
@@ -210,7 +211,7 @@ def _scored(table: pd.DataFrame) -> dict[str, tuple[float, Floats]]:
     return {name: (value, draws) for name, (value, draws) in found.items() if np.isfinite(value)}
 
 
-def _draw(settings: Sequence[Setting], varied: Sequence[str], folder: Path) -> list[str]:
+def _draw(settings: Sequence[Setting], varied: Sequence[str], folder: Path, stamp: str) -> list[str]:
     """Write the figures there is something for; gives their names."""
     shown = [
         name
@@ -233,13 +234,13 @@ def _draw(settings: Sequence[Setting], varied: Sequence[str], folder: Path) -> l
         for value in s.values.get(score, ())
     ]
     runs = pd.DataFrame(each, columns=["setting", "score", "value"])
-    figures.save(figures.scores_by_setting(pd.DataFrame(rows), runs), folder / "scores.png")
+    figures.save(figures.scores_by_setting(pd.DataFrame(rows), runs), folder / "scores.png", stamp)
     both = ("mean_image_dice", "balanced_accuracy")
     points = [s for s in settings if all(score in s.values for score in both)]
     if len(points) < 2 or not any(key.startswith("weighting") for key in varied):
         return ["scores"]
     table = pd.DataFrame([{"setting": s.name, **_ends(s, both[0]), **_ends(s, both[1])} for s in points])
-    figures.save(figures.tradeoff(table), folder / "tradeoff.png")
+    figures.save(figures.tradeoff(table), folder / "tradeoff.png", stamp)
     return ["scores", "tradeoff"]
 
 

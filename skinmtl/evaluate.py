@@ -141,9 +141,8 @@ def draw(run: Run, table: pd.DataFrame, predictor: Predictor, data: DataModule) 
             made[f"gallery_{which}"] = figures.gallery(list(_pictures(rows, predictor, data)))
     run.figures.mkdir(exist_ok=True)
     for name, figure in made.items():
-        if data.leaky:
-            figure.suptitle("LEAKY", x=0.99, ha="right", fontsize=10, color="#b00020", weight="bold")
-        figures.save(figure, run.figures / (f"{name}.jpg" if name.startswith("gallery") else f"{name}.png"))
+        file = f"{name}.jpg" if name.startswith("gallery") else f"{name}.png"
+        figures.save(figure, run.figures / file, "LEAKY" if data.leaky else "")
 
 
 def _pictures(rows: pd.DataFrame, predictor: Predictor, data: DataModule) -> Iterator[figures.Example]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import logging
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 
 from skinmtl.errors import ConfigError, InputError, first_line
 from skinmtl.types import Logits
+
+log = logging.getLogger(__name__)
 
 # Each decoder and the number that both sides of its image have to be divisible by. One line widens the choice,
 # beside the name in the constructor's hint.
@@ -167,7 +170,9 @@ def load_encoder(encoder: nn.Module, name: str, weights: str) -> None:
     Raises:
         InputError: the file is not there, its checksum is not the one in its name, or names or shapes do not fit.
     """
-    state = read_weights(_imagenet_file(name) if weights == "imagenet" else Path(weights).expanduser())
+    file = _imagenet_file(name) if weights == "imagenet" else Path(weights).expanduser()
+    state = read_weights(file)
+    log.info("encoder weights: %s", file)
     own = encoder.state_dict()
     given = {_flat(key): value for key, value in state.items()}
     needed = {key: given.get(_flat(key)) for key in own if not key.endswith("num_batches_tracked")}
@@ -225,9 +230,16 @@ def _read(path: Path) -> object:
 
 
 def _imagenet_file(name: str) -> Path:
-    """The file of an encoder's published ImageNet weights, out of the cache of earlier runs or fetched."""
+    """The file of an encoder's published ImageNet weights: where torch or the hub keeps such files, or fetched."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
+    shelf, model = Path(torch.hub.get_dir()) / "checkpoints", name.removeprefix("tu-")
+    kept = [file for file in shelf.glob(f"{model}-*.pth") if re.fullmatch(rf"{model}-[0-9a-f]{{8,64}}", file.stem)]
+    if len(kept) > 1:
+        names = " and ".join(sorted(file.name for file in kept))
+        raise InputError("model.weights=imagenet", f"{shelf} has {names}", "choose one with model.weights=<file>")
+    if kept:
+        return kept[0]
     repository, revision = _published(name)
     file = "model.safetensors"
     url = hf_hub_url(repository, file, revision=revision)
@@ -238,7 +250,7 @@ def _imagenet_file(name: str) -> Path:
         get_hf_file_metadata(url, timeout=5)  # one knock: without a network the download itself tries for minutes
         return Path(hf_hub_download(repository, file, revision=revision))
     except Exception as error:
-        fix = "fetch that file elsewhere and give model.weights=<file>, or model.weights=null for random weights"
+        fix = f"fetch {model}-<checksum>.pth elsewhere and put it into {shelf}, or give model.weights=<file>"
         what = f"{url} cannot be fetched ({type(error).__name__})"
         raise InputError("model.weights=imagenet", what, fix) from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -160,6 +161,22 @@ def test_imagenet_weights_fetched_once_need_no_network(tmp_path: Path, monkeypat
     save_file(state, tmp_path / "model.safetensors")
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: str(tmp_path / "model.safetensors"))
     assert torch.equal(net(weights="imagenet").encoder.state_dict()["conv1.weight"], state["conv1.weight"])
+
+
+def test_imagenet_weights_are_found_where_torch_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    state = smp.encoders.get_encoder("resnet18", weights=None).state_dict()
+    file = checksummed(tmp_path / "checkpoints" / "resnet18.pth", state)
+    assert torch.equal(net(weights="imagenet").encoder.state_dict()["conv1.weight"], state["conv1.weight"])
+    shutil.copy(file, file.with_name("resnet18-0badc0de.pth"))
+    with pytest.raises(InputError, match=r"has resnet18-.* and resnet18-.*; fix: choose one"):
+        net(weights="imagenet")
+
+
+def checksummed(path: Path, state: object) -> Path:
+    torch.save(state, path)
+    return path.rename(path.with_stem(f"{path.stem}-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"))
 
 
 def test_a_file_that_is_no_state_dict_is_said(tmp_path: Path) -> None:
