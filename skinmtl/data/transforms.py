@@ -86,9 +86,11 @@ def strong(
 
 
 def _moves(rotate: float, zoom: float, shift: float) -> list[Any]:
+    flips = [A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)]
+    if rotate == zoom == shift == 0:
+        return flips
     return [
-        A.HorizontalFlip(p=0.5),
-        A.VerticalFlip(p=0.5),
+        *flips,
         A.Affine(
             scale=(1 - zoom, 1 + zoom),
             keep_ratio=True,
