@@ -29,6 +29,7 @@ def isolate() -> None:
     os.environ["HOME"] = home = tempfile.mkdtemp(prefix="skinmtl-home-")
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     os.environ |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "COLUMNS": "120", "PYTHONPATH": str(HERE)}
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask the network when a test imports it before us
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the same numbers everywhere; =0 gives the tests a GPU
 
 
