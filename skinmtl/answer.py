@@ -97,10 +97,7 @@ def study_report(folder: Path, out: Path) -> Path:
         )
     varied = _varied(jobs)
     results = pd.DataFrame([_row(job, out.name, varied) for job in jobs])
-    names = {job.number: _setting(job, varied) for job in jobs}
-    settings = [
-        _reached(name, [job for job in jobs if names[job.number] == name]) for name in dict.fromkeys(names.values())
-    ]
+    settings = [_reached(name, alike) for name, alike in _settings(jobs, varied)]
     (out / "figures").mkdir(parents=True, exist_ok=True)
     stamp = "LEAKY" if any(job.info.get("leaky") for job in jobs) else ""
     drawn = _draw([setting for setting in settings if setting.n], varied, out / "figures", stamp)
@@ -130,7 +127,7 @@ def _overrides(folder: Path, ended: Mapping[str, Any]) -> dict[str, str]:
     given = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
     texts = given or re.findall(r"[^\s=,]+=\S+", str(ended.get("overrides", "")))
     pairs = (str(text).lstrip("+").partition("=") for text in texts)
-    return {key: without_folders(value.rstrip(",;")) for key, _, value in pairs}
+    return {key: value.rstrip(",;") for key, _, value in pairs}
 
 
 def _varied(jobs: Sequence[Job]) -> list[str]:
@@ -139,9 +136,21 @@ def _varied(jobs: Sequence[Job]) -> list[str]:
     return [key for key in keys if key not in REPEATS and len({job.overrides.get(key) for job in jobs}) > 1]
 
 
+def _settings(jobs: Sequence[Job], varied: Sequence[str]) -> list[tuple[str, list[Job]]]:
+    """Each setting's name with its jobs; folders that end alike are told apart by a number."""
+    alike: dict[tuple[str | None, ...], list[Job]] = {}
+    for job in jobs:
+        alike.setdefault(tuple(job.overrides.get(key) for key in varied), []).append(job)
+    names = [_setting(group[0], varied) for group in alike.values()]
+    numbered = [
+        f"{name} ({names[:i].count(name) + 1})" if names.count(name) > 1 else name for i, name in enumerate(names)
+    ]
+    return list(zip(numbered, alike.values(), strict=True))
+
+
 def _setting(job: Job, varied: Sequence[str]) -> str:
     """Such as "weighting.seg=4", or the experiment's name where nothing else varies."""
-    given = [(key, job.overrides[key]) for key in varied if key in job.overrides]
+    given = [(key, without_folders(job.overrides[key])) for key in varied if key in job.overrides]
     names = [value if key == "experiment" else f"{key}={value}" for key, value in given]
     return ", ".join(names) or str(job.info.get("name") or "as configured")
 
@@ -150,7 +159,8 @@ def _row(job: Job, study: str, varied: Sequence[str]) -> dict[str, Any]:
     test = dig(read_scores(job.run.path), "parts", "test", default={})
     row = {"study": study, "job": job.number, "experiment": job.info.get("name", job.overrides.get("experiment"))}
     row |= {"seed": job.seed, "fold": job.fold}
-    row |= {key: value for key, value in job.overrides.items() if key not in (*REPEATS, "experiment")}
+    rest = {key: value for key, value in job.overrides.items() if key not in (*REPEATS, "experiment")}
+    row |= {key: without_folders(value) for key, value in rest.items()}
     row |= {"status": job.status, "exit_code": job.ended.get("exit_code", job.info.get("exit_code"))}
     known = {name: score for task in dig(test, "scores", default={}).values() for name, score in task.items()}
     for name in SCORES:
@@ -320,7 +330,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _told(job: Job) -> str:
-    return " ".join(f"{key}={value}" for key, value in job.overrides.items()) or "no overrides"
+    return " ".join(f"{key}={without_folders(value)}" for key, value in job.overrides.items()) or "no overrides"
 
 
 def _exit(job: Job) -> object:
@@ -353,5 +363,12 @@ def _frozen(jobs: Sequence[Job], folder: Path, study: str) -> dict[str, Any]:
         "device": each("device"),
         "data_sha256": each("data", "hash"),
         "split_sha256": each("split", "hash"),
-        "jobs": [{"job": job.number, "overrides": job.overrides, "status": job.status} for job in jobs],
+        "jobs": [
+            {
+                "job": job.number,
+                "overrides": {key: without_folders(value) for key, value in job.overrides.items()},
+                "status": job.status,
+            }
+            for job in jobs
+        ],
     }

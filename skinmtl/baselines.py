@@ -49,6 +49,7 @@ def compare_run(run: Run, data_root: Path | None = None) -> pd.DataFrame:
         InputError: the photographs or the split file are not those that the run was trained under.
     """
     cfg, facts = run.config().data, run.info()
+    config.check_saved(run.config(), "data")
     root = Path(cfg.root) if data_root is None else data_root
     if data_root is None and cfg.synthetic is not None:
         config.build(cfg.synthetic).write(root)

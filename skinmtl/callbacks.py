@@ -104,6 +104,7 @@ class EpochLines(ProgressBar):
         words = [f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}"]
         words += [f"{label} {seen[key]:.3f}" for key, label in _labels(seen).items()]
         words.append(f"{time.perf_counter() - self._start:.0f} s")
+        words += ["LEAKY"] if getattr(trainer.datamodule, "leaky", False) else []  # type: ignore[attr-defined]
         self._console.print("  ".join(words), soft_wrap=True)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -181,17 +182,30 @@ class Finite(Callback):
             raise Diverged(where, what, "lower optim.lr, or look at these photographs and their masks")
 
 
-def best_and_last(folder: Path, monitor: str = "val/score") -> ModelCheckpoint:
+class BestAndLast(ModelCheckpoint):
     """`best.ckpt` by one declared scalar and `last.ckpt`, in `folder`."""
-    keep = ModelCheckpoint(
-        dirpath=folder,
-        filename="best",
-        monitor=monitor,
-        mode="max",
-        save_top_k=1,
-        save_last=True,
-        enable_version_counter=False,
-        auto_insert_metric_name=False,
-    )
-    keep.CHECKPOINT_NAME_LAST = "last"
-    return keep
+
+    CHECKPOINT_NAME_LAST = "last"
+
+    def __init__(self, folder: Path, monitor: str = "val/score") -> None:
+        super().__init__(
+            dirpath=folder,
+            filename="best",
+            monitor=monitor,
+            mode="max",
+            save_top_k=1,
+            save_last=True,
+            enable_version_counter=False,
+            auto_insert_metric_name=False,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Of a run whose folder was moved Lightning forgets which checkpoint was best, and takes the next for better.
+        before, now = str(state_dict["dirpath"]), str(self.dirpath)
+
+        def moved(path: str) -> str:
+            return now + path[len(before) :] if path.startswith(before) else path
+
+        paths = {key: moved(state_dict[key]) for key in ("best_model_path", "last_model_path", "kth_best_model_path")}
+        best = {moved(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict(state_dict | paths | {"dirpath": now, "best_k_models": best})

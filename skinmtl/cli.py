@@ -92,8 +92,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from skinmtl.runs import Run
 
     run = Run.open(arguments.run)
-    evaluate_run(run, _data_root(arguments.data_root), arguments.device)
-    print(write_run_report(run.path))
+    with run.held():
+        evaluate_run(run, _data_root(arguments.data_root), arguments.device)
+        print(write_run_report(run.path))
     return 0
 
 
@@ -120,7 +121,7 @@ def report(arguments: argparse.Namespace) -> int:
     folder: Path = arguments.folder
     if (folder / "run.json").is_file():
         print(write_run_report(folder))
-    elif next(folder.glob("*/run.json"), None):
+    elif (folder / "sweep.csv").is_file() or next(folder.glob("*/run.json"), None):
         print(study_report(folder, arguments.out or Path("experiments") / folder.resolve().parent.name))
     else:
         raise InputError(
@@ -139,6 +140,8 @@ def score(arguments: argparse.Namespace) -> int:
 
 def compare(arguments: argparse.Namespace) -> int:
     """Differences, first minus second, on the lesions that both tables have."""
+    import pandas as pd
+
     from skinmtl.runs import write_text
     from skinmtl.scores import is_leaky, paired, read_predictions
 
@@ -154,18 +157,21 @@ def compare(arguments: argparse.Namespace) -> int:
         table.add_row(name, *(f"{value:+.4f}" for value in cells), f"{row['low']:+.4f} to {row['high']:+.4f}")
     Console().print(table)
     if arguments.out is not None:
-        rows = [",".join([name, *(f"{value:.6f}" for value in row.values())]) for name, row in differences.items()]
-        write_text(arguments.out, "\n".join(["score,first,second,difference,low,high", *rows]) + "\n")
+        rows = pd.DataFrame.from_dict(differences, orient="index").round(6).assign(stamp="LEAKY" if leaky else "")
+        write_text(arguments.out, rows.to_csv(index_label="score"))
     return 0
 
 
 def baselines(arguments: argparse.Namespace) -> int:
     """Colour histograms with logistic regression, and Otsu's threshold, beside the run's own scores."""
     from skinmtl.baselines import compare_run
+    from skinmtl.facts import stamps
     from skinmtl.runs import Run
 
-    table = Table("method", "task", "score", "value", title="held-out test lesions of this run")
-    for row in compare_run(Run.open(arguments.run), _data_root(arguments.data_root)).itertuples():
+    run = Run.open(arguments.run)
+    title = f"held-out test lesions of this run {stamps(run.info())}".rstrip()
+    table = Table("method", "task", "score", "value", title=title)
+    for row in compare_run(run, _data_root(arguments.data_root)).itertuples():
         table.add_row(str(row.method), str(row.task), str(row.score), f"{row.value:.3f}")
     Console().print(table)
     return 0

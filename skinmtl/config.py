@@ -7,7 +7,6 @@ constructor is a key from then on, with no line to change here.
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ ROLES = {
     "schedule": "on",
     "trainer": "fit",
     "callbacks": "on_train_epoch_end",
-    "logger": "log_metrics",
+    "logger": "log_run",
 }
 BY_NAME = ("loss", "callbacks")  # several parts, each under a name of its own, where null is none
 ONE = ("data", "augment", "sampler", "model", "weighting", "optim", "schedule", "trainer")
@@ -87,6 +86,23 @@ def check(cfg: DictConfig, run: Callable[..., Any]) -> None:
         faults += _walk(node, str(key), tree)
     # What looks at several parts, or builds them, leans on each being sound.
     faults = faults or list(_across(tree)) or list(_dry(tree))
+    if faults:
+        raise Faults(faults)
+
+
+def check_saved(cfg: Mapping[str, Any], *keys: str) -> None:
+    """Look at some nodes of a run's saved config before they are built: anybody may have edited them.
+
+    Raises:
+        Faults: every fault that the constructors' signatures show.
+    """
+    faults: list[SkinmtlError] = []
+    for key in keys:
+        if key not in cfg:
+            faults.append(ConfigError(key, "the saved config has no such part", "restore the run's .hydra/config.yaml"))
+            continue
+        node = _resolved(cfg[key], key, faults)
+        faults += [*_shape_faults(key, node), *_walk(node, key, {key: node})]
     if faults:
         raise Faults(faults)
 
@@ -229,16 +245,37 @@ def _across(tree: Node) -> Iterator[ConfigError]:
         what = f"{data['fold']} of {data['folds']} folds, which are counted from 0"
         yield ConfigError("data.fold", what, f"use 0 to {data['folds'] - 1}")
     weights = tree["model"].get("weights")
-    if weights not in (None, "imagenet") and not os.path.isfile(weights):
+    if weights not in (None, "imagenet") and not Path(weights).expanduser().is_file():
         yield ConfigError("model.weights", f"there is no file {weights}", "give null, imagenet or a file of weights")
     yield from _trainer_faults(tree["trainer"])
-    scalars = ["val/score", "val/loss", *(f"val/{task}/{name}" for task in tasks for name in SCORES[task])]
+    trainer = tree["trainer"]
+    scaled = str(trainer.get("precision")) in ("16", "16-mixed")
+    if scaled and trainer.get("gradient_clip_val") and tree["optim"].get("fused"):
+        what = "gradients of float16 cannot be clipped for a fused optimiser"
+        yield ConfigError("optim.fused", what, "set it to false, or trainer.precision=bf16-mixed")
     for name, node in tree["callbacks"].items():
-        monitor = None if node is None else node.get("monitor")
-        if monitor is not None and monitor not in scalars:
-            near = difflib.get_close_matches(str(monitor), scalars, 1)
-            fix = f"did you mean {near[0]!r}?" if near else f"it should be {', '.join(scalars)}"
-            yield ConfigError(f"callbacks.{name}.monitor", f"this run does not log {monitor!r}", fix)
+        if node is not None:
+            yield from _callback_faults(f"callbacks.{name}", node, tasks)
+
+
+def _callback_faults(where: str, node: Node, tasks: Sequence[str]) -> Iterator[ConfigError]:
+    from pytorch_lightning.callbacks import ProgressBar
+
+    constructor = find(node["_target_"])
+    if isinstance(constructor, type) and issubclass(constructor, ProgressBar):
+        yield ConfigError(where, "a run has its own progress bar", "remove it")
+    known, monitor = arguments(constructor), node.get("monitor")
+    if monitor is None:
+        return
+    scalars = ["val/score", "val/loss", *(f"val/{task}/{name}" for task in tasks for name in SCORES[task])]
+    if monitor not in scalars:
+        near = difflib.get_close_matches(str(monitor), scalars, 1)
+        fix = f"did you mean {near[0]!r}?" if near else f"it should be {', '.join(scalars)}"
+        yield ConfigError(f"{where}.monitor", f"validation does not log {monitor!r}", fix)
+    elif "mode" in known:
+        mode, better = node.get("mode", known["mode"].default), "min" if monitor.endswith("loss") else "max"
+        if mode in ("min", "max") and mode != better:
+            yield ConfigError(f"{where}.mode", f"{mode!r}, but of {monitor} the {better} is best", f"use {better}")
 
 
 def _task_faults(tree: Node, tasks: Sequence[str]) -> Iterator[ConfigError]:
@@ -259,6 +296,8 @@ def _task_faults(tree: Node, tasks: Sequence[str]) -> Iterator[ConfigError]:
         if task in known and tree["weighting"].get(task) not in (None, known[task].default):
             what = f"a weight, but tasks are {tasks}"
             yield ConfigError(f"weighting.{task}", what, f"add {task} to tasks, or leave it at {known[task].default}")
+    if all(tree["weighting"].get(task) == 0 for task in tasks):
+        yield ConfigError("weighting", "every task weighs nothing", "give one of them a weight above 0")
 
 
 def _trainer_faults(node: Node) -> Iterator[ConfigError]:
@@ -271,7 +310,11 @@ def _trainer_faults(node: Node) -> Iterator[ConfigError]:
     for key in ("limit_train_batches", "limit_val_batches", "accumulate_grad_batches", "log_every_n_steps"):
         if node.get(key) is not None and node[key] <= 0:
             yield ConfigError(f"trainer.{key}", f"{node[key]} leaves nothing", "give null, or 1 and more")
-    if node.get("devices", 1) not in (1, "1", [0]) or node.get("num_nodes", 1) != 1:
+    clip = node.get("gradient_clip_val")
+    if clip is not None and clip < 0:
+        yield ConfigError("trainer.gradient_clip_val", f"{clip} would turn gradients round", "use null for no clipping")
+    devices = node.get("devices", 1)
+    if not (devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)) or node.get("num_nodes", 1) != 1:
         yield ConfigError("trainer.devices", "a run trains on one device", "use 1; a sweep can use others beside it")
     try:
         resolve_precision(node.get("precision"), node.get("accelerator", "auto"))
@@ -286,6 +329,8 @@ def _dry(tree: Node) -> Iterator[SkinmtlError]:
 
     for key in ("augment", "sampler", "weighting"):
         yield from _attempt(tree[key], key, build)
+    for task in tree["tasks"]:
+        yield from _attempt(tree["loss"][task], f"loss.{task}", lambda node: build(node, class_counts=[1, 1]))
     for name, node in tree["callbacks"].items():
         yield from _attempt(node, f"callbacks.{name}", build) if node is not None else ()
     one = [torch.nn.Parameter(torch.zeros(1))]

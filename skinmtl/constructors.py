@@ -44,6 +44,7 @@ GIVEN = {
     TRAINER: {
         *("callbacks", "logger", "plugins", "use_distributed_sampler", "num_sanity_val_steps"),
         *("enable_model_summary", "default_root_dir", "enable_checkpointing", "max_time", "max_steps"),
+        *("enable_progress_bar", "fast_dev_run", "overfit_batches", "val_check_interval", "barebones"),
     }
 }
 WORDS = {(TRAINER, "precision"): "auto"}  # ours, beside what the hint admits

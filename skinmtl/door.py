@@ -126,8 +126,9 @@ def _job(cfg: DictConfig, script: Path) -> float:
         config.check(cfg, run)
     OmegaConf.resolve(cfg)
     folder = Path(running.runtime.output_dir)
-    (folder / ".hydra").mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
+    if not (folder / "run.json").exists():  # else the run says what may be done with its folder
+        (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
     return run(**{str(key): value for key, value in cfg.items()}, folder=folder)
 
 

@@ -45,7 +45,7 @@ def evaluate(run: Run, data_root: Path | None = None, device: str = "auto") -> d
     table = predictions_table(predictor, data)
     split = {"hash": data.split_hash, "fold": data.fold}
     result = scores.evaluate(table, data.dx_classes, data.mask_classes) | {"split": split}
-    # All in memory before the first write, so that a failure leaves the former evaluation whole.
+    # Scored before the first write, so that a failure leaves the former table and scores as they were.
     table.to_csv(temp := run.predictions_file.with_suffix(".tmp"), index=False)
     temp.replace(run.predictions_file)
     run.write_scores(result)
@@ -56,13 +56,16 @@ def evaluate(run: Run, data_root: Path | None = None, device: str = "auto") -> d
 def run_data(run: Run, data_root: Path | None = None) -> DataModule:
     """The photographs and the split that a run was trained under, checked against what its checkpoint says."""
     cfg = run.config()
-    changes: dict[str, Any] = {"split": str(run.split_file), "workers": 0}
+    config.check_saved(cfg, "data", "augment", "sampler")
+    # No cache: it would hold the training photographs, too.
+    changes: dict[str, Any] = {"split": str(run.split_file), "workers": 0, "cache": "off"}
     if data_root is not None:
         changes |= {"root": str(data_root), "synthetic": None}
     parts = {"augment": config.build(cfg.augment), "sampler": config.build(cfg.sampler), "seed": cfg.seed}
     data: DataModule = config.build({**cfg.data, **changes}, **parts)
     data.prepare_data()
     data.setup("evaluate")
+    data.leaky = data.leaky or bool(run.info().get("leaky"))  # weights that it started from may have been
     facts = load_checkpoint(run.checkpoint())["skinmtl"]
     for key, now in (("split_hash", data.split_hash), ("data_hash", data.data_hash)):
         if facts[key] != now:

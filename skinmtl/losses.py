@@ -66,6 +66,8 @@ class DiceBCE(nn.Module):
         smooth: Annotated[float, Interval(gt=0)] = 1.0,
     ) -> None:
         super().__init__()
+        if dice == bce == 0:
+            raise ValueError("dice and bce are both 0, so nothing would be learned")
         self.dice, self.bce, self.smooth = dice, bce, smooth
 
     def forward(self, logits: Tensor, batch: Batch) -> Tensor:

@@ -89,8 +89,7 @@ class MultiTaskNet(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
         _try(self, size, encoder)
-        if weights is not None:
-            load_encoder(self.encoder, encoder, weights)
+        self.weights_file = None if weights is None else load_encoder(self.encoder, encoder, weights)
 
     def forward(self, image: Tensor) -> Logits:
         """Float32 logits by task: `seg` (B, 1 or M, H, W), `cls` (B, K), from (B, 3, H, W) uint8 photographs."""
@@ -164,8 +163,10 @@ def _try(network: MultiTaskNet, size: tuple[int, int], encoder: str) -> None:
     assert "seg" not in logits or logits["seg"].shape[2:] == tuple(size)
 
 
-def load_encoder(encoder: nn.Module, name: str, weights: str) -> None:
+def load_encoder(encoder: nn.Module, name: str, weights: str) -> dict[str, str]:
     """Fill an encoder from `imagenet` or from a file; weights of the classifier beyond its features are left over.
+
+    Gives the file's name and sha256.
 
     Raises:
         InputError: the file is not there, its checksum is not the one in its name, or names or shapes do not fit.
@@ -189,6 +190,7 @@ def load_encoder(encoder: nn.Module, name: str, weights: str) -> None:
         found = "; ".join(f"{what} {_some(names)}" for what, names in faults.items() if names)
         raise InputError(weights, f"does not fit encoder {name}: {found}", "give that encoder's own weights")
     encoder.load_state_dict({key: given.get(_flat(key), value) for key, value in own.items()})
+    return {"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
 
 
 def _flat(key: str) -> str:

@@ -66,9 +66,12 @@ class Predictor:
             image: a file, or (H, W, 3) uint8 RGB.
 
         Raises:
-            InputError: the file is not a whole photograph.
+            InputError: the file is not a whole photograph, or the array is none.
         """
-        pixels = read_image(Path(image)) if isinstance(image, (str, Path)) else image
+        pixels = read_image(Path(image)) if isinstance(image, (str, Path)) else np.asarray(image)
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+            what = f"{pixels.dtype} of shape {pixels.shape}"
+            raise InputError("image", what, "give (H, W, 3) uint8 RGB, 0 to 255, or a file")
         return next(self.predict_each([pixels], batch_size=1))
 
     def predict_each(self, images: Iterable[NDArray[np.uint8]], batch_size: int = 32) -> Iterator[Prediction]:
@@ -117,6 +120,7 @@ def load_run(path: Path | str, which: str = "best", device: str = "auto") -> Pre
     """
     run = Run.open(path)
     cfg = run.config()
+    config.check_saved(cfg, "model")
     checkpoint = checkpoints.load(run.checkpoint(which))
     facts = checkpoint.get("skinmtl")
     if not isinstance(facts, dict):

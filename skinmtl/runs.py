@@ -20,10 +20,15 @@ from skinmtl.errors import InputError
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file so that a reader sees the old one or the whole new one."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """As `write_text`, whatever the bytes."""
     temp = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temp.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temp.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temp.replace(path)

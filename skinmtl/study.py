@@ -59,7 +59,9 @@ def job(cfg: DictConfig, script: Path) -> float:
     console.print(f"job {number}  {words}", soft_wrap=True, markup=False)
     start = time.monotonic()
     try:
-        write_text(config, OmegaConf.to_yaml(cfg, resolve=True))
+        frozen = OmegaConf.to_yaml(cfg, resolve=True)
+        if not Run(folder).info_file.exists():  # else the child says what may be done with the folder
+            write_text(config, frozen)
         code, stopped = _child(script, config.parent, folder)
     except OmegaConfBaseException as error:
         refusal = ConfigError(str(error.full_key or "config"), first_line(error), "mend what it points to")
@@ -82,7 +84,7 @@ def job(cfg: DictConfig, script: Path) -> float:
             f"job {number}", f"exit code {code}: {last}", f"see {os.path.relpath(folder / 'log.txt')}", code
         )
     assert isinstance(score, float)
-    console.print(f"job {number}  score {score:.4f} after {seconds:.0f} s", soft_wrap=True)
+    console.print(f"job {number}  score {score:.4f} after {seconds:.0f} s  {stamps(info)}".rstrip(), soft_wrap=True)
     return score
 
 
@@ -97,7 +99,7 @@ def _child(script: Path, config: Path, folder: Path) -> tuple[int, bool]:
     command += ["hydra/job_logging=none", "hydra/hydra_logging=none"]
     env = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
     env = {name: value for name, value in env.items() if name not in FOREIGN_NAMES}
-    with (folder / "log.txt").open("w", encoding="utf-8") as log:
+    with (folder / "log.txt").open("a", encoding="utf-8") as log:
         child = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         with _handed_on(child) as stopped:
             code = child.wait()

@@ -11,32 +11,35 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
+import pandas as pd
 import pytorch_lightning as pl
 import torch
-from annotated_types import Ge
+from annotated_types import Interval
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from skinmtl import config
-from skinmtl.callbacks import Clock, EpochLines, Finite, MetricsFile, best_and_last
+from skinmtl.callbacks import BestAndLast, Clock, EpochLines, Finite, MetricsFile
 from skinmtl.checkpoints import SafeCheckpointIO
 from skinmtl.checkpoints import load as load_checkpoint
 from skinmtl.data.datamodule import DataModule
-from skinmtl.errors import ConfigError, Interrupted, SkinmtlError
+from skinmtl.data.splits import STAGES
+from skinmtl.errors import ConfigError, InputError, Interrupted, SkinmtlError
 from skinmtl.evaluate import evaluate
 from skinmtl.facts import flat, stamps, without_folders, without_folders_in
 from skinmtl.module import MultiTaskModule
 from skinmtl.predict import network_state
 from skinmtl.report import write_run_report
-from skinmtl.runs import Run, find, write_text
+from skinmtl.runs import Run, find, write_bytes, write_text
 from skinmtl.tasks import TASKS
 from skinmtl.tracking import WandB
 
@@ -61,7 +64,7 @@ PACKAGES = (
 
 def run(
     name: str,
-    seed: Annotated[int, Ge(0)],
+    seed: Annotated[int, Interval(ge=0, lt=2**32)],
     tasks: list[str],
     data: DictConfig,
     augment: DictConfig,
@@ -104,6 +107,7 @@ def run(
         try:
             return _run(nodes, here, init_from, start, board)
         except BaseException as error:
+            here.update({"seconds": _with_former(here, fit=time.perf_counter() - start)})
             stopped = isinstance(error, KeyboardInterrupt)
             code = error.exit_code if isinstance(error, SkinmtlError) else 75 if stopped else 1
             status = "interrupted" if code == 75 else "failed"
@@ -116,16 +120,17 @@ def run(
 def _run(nodes: Mapping[str, Any], here: Run, init_from: str | None, start: float, board: WandB | None) -> float:
     pl.seed_everything(nodes["seed"], verbose=False)
     resumed = here.info_file.exists()
-    here.update(_origin(nodes, here.path))
+    here.update(_origin(nodes, here))
     data = _data(nodes)
-    here.update(_facts(data))
+    _check_targets(nodes["tasks"], data)
     module = make_module(nodes, data)
     if init_from is not None:
-        _start_from(Run.open(init_from), module, data)
-    clock, keep = Clock(), best_and_last(here.path / "checkpoints")
+        here.update({"init_from": _start_from(Run.open(init_from), module, data, here)})
+    here.update(_facts(data) | {"encoder_weights": module.network.weights_file})
+    clock, keep = Clock(), BestAndLast(here.path / "checkpoints")
     trainer = _trainer(nodes, here, [clock, keep], board)
     here.update({"parameters": sum(p.numel() for p in module.network.parameters()), "precision": trainer.precision})
-    write_text(here.split_file, data.split_file.read_text(encoding="utf-8"))
+    write_bytes(here.split_file, data.split_file.read_bytes())
 
     if board is not None:
         board.start(_plain(nodes), stamps(here.info()))
@@ -136,6 +141,13 @@ def _run(nodes: Mapping[str, Any], here: Run, init_from: str | None, start: floa
         again = f"the same command with resume={os.path.relpath(here.path)} goes on from the last epoch"
         fix = again if _has_last(here) else "start again: no epoch had ended yet"
         raise Interrupted(here.path.name, "stopped from outside", fix) from None
+    except MisconfigurationException as error:
+        raise ConfigError("trainer", " ".join(str(error).split()), "see conf/trainer") from error
+    except ValueError as error:
+        if "Expected more than 1 value per channel" not in str(error):
+            raise
+        what = "batch normalisation needs more than one value a channel"
+        raise ConfigError("data.batch_size", what, "use larger batches, or larger images") from error
     fitted = time.perf_counter()
     if keep.best_model_score is None:
         raise ConfigError("trainer", "no epoch ended with a validation, so nothing was kept", "train for longer")
@@ -145,8 +157,8 @@ def _run(nodes: Mapping[str, Any], here: Run, init_from: str | None, start: floa
 
     evaluate(here)
     end = time.perf_counter()
-    seconds = {"fit": fitted - fit_start, "evaluate": end - fitted, "total": end - start}
-    here.update({"status": "finished", "exit_code": 0, "seconds": {key: round(v, 1) for key, v in seconds.items()}})
+    seconds = _with_former(here, fit=fitted - fit_start, evaluate=end - fitted)
+    here.update({"status": "finished", "exit_code": 0, "error": None, "seconds": seconds})
     page = write_run_report(here.path)
     if board is not None:
         board.log_run(here)
@@ -155,18 +167,49 @@ def _run(nodes: Mapping[str, Any], here: Run, init_from: str | None, start: floa
     return score
 
 
-def _start_from(parent: Run, module: MultiTaskModule, data: DataModule) -> None:
-    """Take another run's best weights; refuse those that may have seen these test lesions, or that do not fit."""
+def _with_former(here: Run, **seconds: float) -> dict[str, float]:
+    """Seconds of this attempt added to those of the ones before it, and their total."""
+    former = here.info().get("seconds") or {}
+    parts = {key: round(former.get(key, 0.0) + seconds.get(key, 0.0), 1) for key in ("fit", "evaluate")}
+    return parts | {"total": round(sum(parts.values()), 1)}
+
+
+def _check_targets(tasks: Sequence[str], data: DataModule) -> None:
+    """Refuse to train or to test a task on photographs none of which shows it."""
+    column = {"seg": "mask", "cls": "dx"}
+    for task in tasks:
+        for part in STAGES:
+            if data.table[column[task]].iloc[data.rows(part)].isna().all():
+                what = f"no {part} photograph has a {column[task]}, which task {task} needs"
+                fix = "unpack the masks beside them" if task == "seg" else "give diagnoses"
+                raise InputError(f"data.root={data.root}", what, f"{fix}, or leave {task} out of tasks")
+
+
+def _start_from(parent: Run, module: MultiTaskModule, data: DataModule, here: Run) -> dict[str, Any]:
+    """Take another run's best weights and give its facts; refuse what has seen these test lesions or does not fit.
+
+    What those weights have seen is kept in seen.csv, for whoever starts from this run.
+    """
     checkpoint = load_checkpoint(parent.checkpoint())
     facts = checkpoint["skinmtl"]
-    if facts["data_hash"] == data.data_hash and (facts["split_hash"], facts["fold"]) != (data.split_hash, data.fold):
-        what = f"{parent.path.name} was trained under another split or fold, so it has seen test lesions of this one"
+    split = pd.read_csv(parent.split_file, dtype=str)
+    seen = split.loc[split[f"fold_{facts['fold']}"] != "test", ["image_id", "group"]]
+    if (parent.path / "seen.csv").is_file():
+        seen = pd.concat([seen, pd.read_csv(parent.path / "seen.csv", dtype=str)]).drop_duplicates()
+    test = data.split[data.split[f"fold_{data.fold}"] == "test"]
+    known = test["image_id"].isin(seen["image_id"]) | test["group"].isin(seen["group"])
+    if known.any():
+        what = f"{parent.path.name} has learned from lesions of {int(known.sum())} of the {len(test)} test photographs"
         raise ConfigError("init_from", what, f"use data.split={os.path.relpath(parent.split_file)} and its fold")
+    write_text(here.path / "seen.csv", seen.to_csv(index=False))
+    # Without lesion ids there, nobody knows which lesions it has seen.
+    data.leaky = data.leaky or bool(parent.info().get("leaky"))
     try:
         module.network.load_state_dict(network_state(checkpoint["state_dict"]))
     except RuntimeError as error:
         what = f"weights of {parent.path.name} do not fit: {' '.join(str(error).split())[:300]}"
         raise ConfigError("init_from", what, "use the model and tasks of that run") from None
+    return {"run_id": parent.path.name} | {key: facts[key] for key in ("split_hash", "data_hash", "fold")}
 
 
 def keep_memory() -> None:
@@ -206,12 +249,16 @@ def calm() -> Iterator[None]:
 
 def _home(fresh: Run, resume: str | None, config: Mapping[str, Any]) -> Run:
     """Where to write: the fresh folder, or that of the run to go on with, whose config has to be this one."""
-    if resume is None:
-        return fresh
     if resume == "auto":
         # Run ids begin with their time, so the last by name is the newest.
         runs = sorted(find(fresh.path.parent), key=lambda run: run.path.name, reverse=True)
-        return next((run for run in runs if run != fresh and _goes_on(run, config)), fresh)
+        if (found := next((run for run in runs if _goes_on(run, config)), None)) is not None:
+            return found
+    if resume in (None, "auto"):
+        if fresh.info_file.exists():
+            what = f"{os.path.relpath(fresh.path)} holds a run already"
+            raise ConfigError("hydra.run.dir", what, "go on with it by resume=<that folder>, or name another folder")
+        return fresh
     run = Run.open(resume)
     if different := _differences(run, config):
         keys = ", ".join(different)
@@ -314,8 +361,16 @@ def _trainer(nodes: Mapping[str, Any], here: Run, callbacks: list[pl.Callback], 
     return trainer
 
 
-def _origin(nodes: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """What is known before anything is built."""
+def _origin(nodes: Mapping[str, Any], here: Run) -> dict[str, Any]:
+    """What is known before anything is built; of a run that goes on, only what the new attempt changes."""
+    now = _attempt(nodes, here.path)
+    if not here.info_file.exists():
+        return now
+    again = {key: now[key] for key in ("started", "command", "commit", "versions", "device", "threads")}
+    return {"status": "running", "exit_code": None, "resumed": [*here.info().get("resumed", []), again]}
+
+
+def _attempt(nodes: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {
         "run_id": folder.name,
         "name": nodes["name"],

@@ -149,7 +149,14 @@ def run(synthetic_root: Path, tmp_path: Path) -> Run:
     split = splits.draw(table, 3, 0)
     splits.save(split, run.split_file)
     (run.path / ".hydra").mkdir()
-    data = {"root": str(synthetic_root), "layout": "auto", "allow_leak": False, "synthetic": None, "fold": 1}
+    data = {
+        "_target_": "skinmtl.data.datamodule.DataModule",
+        "root": str(synthetic_root),
+        "layout": "auto",
+        "allow_leak": False,
+        "synthetic": None,
+        "fold": 1,
+    }
     (run.path / ".hydra" / "config.yaml").write_text(json.dumps({"data": data}))
     hashes = {"split": splits.digest(run.split_file), "data": cache.fingerprint(table)}
     run.info_file.write_text(json.dumps({"size": [32, 32]} | {key: {"hash": it} for key, it in hashes.items()}))

@@ -172,10 +172,29 @@ def test_a_strangers_run_folder_executes_nothing(run: Run, tmp_path: Path, capsy
 
 
 def test_weights_that_have_seen_the_test_lesions_are_no_start(run: Run, synthetic_root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="init_from.*has seen test lesions"):
+    with pytest.raises(ConfigError, match="init_from.*has learned from lesions of"):
         train(tmp_path / "run", synthetic_root, [f"init_from={run.path}", "data.fold=1"])
 
 
 def test_no_folder_of_the_machine_stands_in_run_json_or_in_a_checkpoint(run: Run, synthetic_root: Path) -> None:
     assert str(synthetic_root) not in run.info_file.read_text()
     assert str(synthetic_root).encode() not in run.checkpoint().read_bytes()
+
+
+@pytest.mark.parametrize("image", [np.random.default_rng(0).random((48, 64, 3)), np.zeros((48, 64), np.uint8)])
+def test_an_array_that_is_no_photograph_is_refused(run: Run, image: np.ndarray) -> None:
+    with pytest.raises(InputError, match=r"give \(H, W, 3\) uint8 RGB"):
+        skinmtl.load_run(run.path).predict(image)
+
+
+@pytest.mark.parametrize("part", ["model", "data"])
+def test_a_mistake_in_a_saved_config_is_one_line(
+    run: Run, tmp_path: Path, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run.path, copy)
+    config = copy / ".hydra" / "config.yaml"
+    config.write_text(config.read_text().replace(f"{part}:\n", f"{part}:\n  dropuot: 1\n", 1))
+    assert cli.main(["evaluate", str(copy)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{part}.dropuot" in line

@@ -311,6 +311,20 @@ def test_study_file_holds_hashes_and_overrides_and_no_folder_of_its_owner(sweep:
     assert not any(b"somebody" in path.read_bytes() for path in out.rglob("*") if path.is_file())
 
 
+def test_settings_whose_folders_end_alike_stay_apart(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path / "sweep", weights=("1", "4"), seeds=1)
+    for path in sweep.glob("*/.hydra/overrides.yaml"):
+        text = (
+            path.read_text()
+            .replace("weighting.seg=1", "model.weights=/low/w.pth")
+            .replace("weighting.seg=4", "model.weights=/high/w.pth")
+        )
+        path.write_text(text)
+    text = (study_report(sweep, tmp_path / "out") / "README.md").read_text()
+    assert "| model.weights=.../w.pth (1) | 1 |" in text and "| model.weights=.../w.pth (2) | 1 |" in text
+    assert "/high" not in text
+
+
 def test_tradeoff_is_drawn_for_weights_of_losses_and_for_nothing_else(sweep: Path, tmp_path: Path) -> None:
     weights = study_report(sweep, tmp_path / "weights") / "figures"
     assert {path.name for path in weights.iterdir()} == {"scores.png", "tradeoff.png"}

@@ -13,6 +13,7 @@ import torch
 from training import train
 
 from skinmtl import checkpoints, cli
+from skinmtl.callbacks import BestAndLast
 from skinmtl.errors import ConfigError, Diverged, InputError, Interrupted
 from skinmtl.runs import Run
 
@@ -106,6 +107,82 @@ def test_a_run_in_other_hands_is_left_alone(synthetic_root: Path, tmp_path: Path
     train(tmp_path / "e", synthetic_root, long)
     assert Run(stopped).info()["status"] == "finished"
     assert not (tmp_path / "e" / "run.json").exists()
+
+
+def test_a_folder_that_holds_a_run_is_not_trained_over(synthetic_root: Path, tmp_path: Path) -> None:
+    first = train(tmp_path / "run", synthetic_root, TINY)
+    before = first.info()
+    shutil.move(first.path / ".hydra", tmp_path / ".hydra")  # `train` writes it anew
+    with pytest.raises(ConfigError, match=r"hydra\.run\.dir: .* holds a run already"):
+        train(first.path, synthetic_root, [*TINY, "seed=7"])
+    assert first.info() == before
+
+
+def test_a_run_that_goes_on_adds_up_its_seconds_and_forgets_its_error(synthetic_root: Path, tmp_path: Path) -> None:
+    long = [*TINY, "trainer.max_epochs=2"]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr("skinmtl.module.MultiTaskModule.on_train_epoch_start", stop_at_epoch(1), raising=False)
+        train(tmp_path / "a", synthetic_root, long)
+    run = Run(tmp_path / "a")
+    run.update({"seconds": {"fit": 1000.0}, "commit": "0123456789ab"})
+    assert "stopped from outside" in run.info()["error"]
+    train(tmp_path / "b", synthetic_root, [*long, f"resume={run.path}"])
+    info = run.info()
+    assert info["error"] is None and info["commit"] == "0123456789ab" and len(info["resumed"]) == 1
+    assert 1000 < info["seconds"]["fit"] < info["seconds"]["total"] < 1100
+
+
+def test_of_a_moved_run_the_best_checkpoint_is_remembered(tmp_path: Path) -> None:
+    keep = BestAndLast(tmp_path / "before")
+    keep.best_model_path = str(tmp_path / "before" / "best.ckpt")
+    keep.best_model_score, keep.best_k_models = torch.tensor(0.9), {keep.best_model_path: torch.tensor(0.9)}
+    keep.kth_best_model_path = keep.best_model_path
+    moved = BestAndLast(tmp_path / "after")
+    moved.load_state_dict(keep.state_dict())
+    assert moved.best_model_score == 0.9
+    assert list(moved.best_k_models) == [moved.best_model_path] == [str(tmp_path / "after" / "best.ckpt")]
+
+
+def test_photographs_without_any_mask_do_not_train_a_mask(synthetic_root: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(synthetic_root, root)
+    (root / "synthetic.json").unlink()
+    shutil.rmtree(next(root.glob("*segmentations*")))
+    with pytest.raises(InputError, match="no train photograph has a mask"):
+        train(tmp_path / "both", root, TINY)
+    train(tmp_path / "cls", root, [*TINY, "tasks=[cls]", "loss/seg=none"])
+
+
+def test_a_split_file_of_ones_own_is_carried_byte_by_byte_and_needs_every_part(
+    synthetic_root: Path, tmp_path: Path
+) -> None:
+    drawn = train(tmp_path / "a" / "run", synthetic_root, TINY).split_file.read_text()
+    mine = tmp_path / "mine.csv"
+    mine.write_bytes(drawn.replace("\n", "\r\n").encode())
+    run = train(tmp_path / "b" / "run", synthetic_root, [*TINY, f"data.split={mine}"])
+    assert run.split_file.read_bytes() == mine.read_bytes()
+    mine.write_text(drawn.replace("val", "train"))
+    with pytest.raises(ConfigError, match=r"data\.split: .*fold_0 has no val photographs"):
+        train(tmp_path / "c" / "run", synthetic_root, [*TINY, f"data.split={mine}"])
+
+
+def test_what_weights_have_seen_goes_along_from_run_to_run(synthetic_root: Path, tmp_path: Path) -> None:
+    root = tmp_path / "mirror"
+    mirror(synthetic_root, root)
+    leaky = train(tmp_path / "a" / "run", root, [*TINY, "data.allow_leak=true"])
+    with pytest.raises(ConfigError, match=r"init_from: run has learned from lesions of \d+ of the"):
+        train(tmp_path / "b" / "run", synthetic_root, [*TINY, f"init_from={leaky.path}"])
+    same = [*TINY, "data.allow_leak=true", f"data.split={leaky.split_file}"]
+    child = train(tmp_path / "c" / "run", root, [*same, f"init_from={leaky.path}"])
+    assert child.info()["init_from"]["run_id"] == "run"
+    # The child's own split may hide what its parent has seen; seen.csv does not.
+    split = pd.read_csv(child.split_file)
+    split["fold_0"] = split["fold_0"].map({"train": "test", "val": "val", "test": "train"})
+    split.to_csv(child.split_file, index=False)
+    swapped = tmp_path / "swapped.csv"
+    split.to_csv(swapped, index=False)
+    with pytest.raises(ConfigError, match="init_from"):
+        train(tmp_path / "d" / "run", root, [*same[:-1], f"data.split={swapped}", f"init_from={child.path}"])
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_rows(synthetic_root: Path, tmp_path: Path) -> None:

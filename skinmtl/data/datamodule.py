@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Interval
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
@@ -104,7 +104,7 @@ class DataModule(pl.LightningDataModule):
         folds: Annotated[int, Ge(2)] = 5,
         fold: Annotated[int, Ge(0)] = 0,
         split: str | None = None,
-        split_seed: Annotated[int, Ge(0)] = 0,
+        split_seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0,
         split_dir: str = "outputs/splits",
         allow_leak: bool = False,
         cache: Literal["auto", "off"] = "auto",
@@ -219,6 +219,9 @@ class DataModule(pl.LightningDataModule):
                 "data.fold", f"{self.fold}, but {self.split_file} has {', '.join(folds)}", "take one of them"
             )
         stages = self.split.set_index("image_id")[f"fold_{self.fold}"]
+        if empty := [stage for stage in splits.STAGES if stage not in set(stages)]:
+            what = f"fold_{self.fold} has no {' and no '.join(empty)} photographs"
+            raise ConfigError("data.split", f"{self.split_file}: {what}", "mark some train, some val, some test")
         return stages.reindex(self.table["image_id"]).to_numpy(dtype=object)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -80,7 +81,8 @@ def _dataverse(root: Path) -> pd.DataFrame:
     _require(raw, required, path)
 
     images, faults = _images(sorted(root.glob("HAM10000_images_part_*")), root)
-    masks = _masks(sorted(root.glob("HAM10000_segmentations*")))
+    masks, more = _masks(sorted(root.glob("HAM10000_segmentations*")))
+    faults += more
     ages = raw["age"].where(~raw["age"].isin(UNKNOWN_AGE))
     age = pd.to_numeric(ages, errors="coerce")
     faults += _row_faults(
@@ -118,7 +120,8 @@ def _mirror(root: Path) -> pd.DataFrame:
     _require(raw.rename(columns=str.lower), ["image", *DX], path)
 
     images, faults = _images([root / "images"], root)
-    masks = _masks([root / "masks"])
+    masks, more = _masks([root / "masks"])
+    faults += more
     ids = raw[names["image"]]
     hot = raw[[names[dx] for dx in DX]].set_axis(list(DX), axis=1).apply(pd.to_numeric, errors="coerce")
     wrong = ~(hot.isin([0, 1]).all(axis=1) & (hot.sum(axis=1) == 1))
@@ -150,18 +153,20 @@ def _read_csv(path: Path) -> pd.DataFrame:
     """Every cell as stripped text; a byte-order mark and Windows line ends are fine."""
     separator = "\t" if path.suffix == ".tab" else ","
     try:
-        raw = pd.read_csv(
-            path,
-            sep=separator,
-            dtype=str,
-            keep_default_na=False,
-            encoding="utf-8-sig",
-            index_col=False,
-            skip_blank_lines=False,  # the index stays the line in the file, for messages
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # cells beyond the header would be shifted
+            raw = pd.read_csv(
+                path,
+                sep=separator,
+                dtype=str,
+                keep_default_na=False,
+                encoding="utf-8-sig",
+                index_col=False,
+                skip_blank_lines=False,  # the index stays the line in the file, for messages
+            )
     except UnicodeDecodeError as error:
         raise InputError(str(path), "not UTF-8 text", "save it as UTF-8 CSV") from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, pd.errors.ParserWarning) as error:
         raise InputError(str(path), " ".join(f"not a table: {error}".split()), "save it as UTF-8 CSV") from error
     raw = raw.rename(columns=str.strip)
     for name in raw:
@@ -195,13 +200,18 @@ def _images(folders: Sequence[Path], root: Path) -> tuple[dict[str, str], list[S
     return found, faults
 
 
-def _masks(folders: Sequence[Path]) -> dict[str, str]:
-    """Mask files by the id of their photograph."""
-    return {
-        stem.removesuffix("_segmentation"): path
-        for stem, suffix, path in _listing(folders)
-        if suffix == ".png" and stem.endswith("_segmentation")
-    }
+def _masks(folders: Sequence[Path]) -> tuple[dict[str, str], list[SkinmtlError]]:
+    """Mask files, `<id>_segmentation.png` or `<id>.png`, by the id of their photograph, and a fault for each second."""
+    found: dict[str, str] = {}
+    faults: list[SkinmtlError] = []
+    for stem, suffix, path in _listing(folders):
+        image_id = stem.removesuffix("_segmentation")
+        if suffix != ".png":
+            continue
+        if image_id in found:
+            faults.append(InputError(path, f"the mask of {image_id} is also {found[image_id]}", "keep one of them"))
+        found[image_id] = path
+    return found, faults
 
 
 def _listing(folders: Sequence[Path]) -> Iterable[tuple[str, str, str]]:
