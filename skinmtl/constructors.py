@@ -35,7 +35,13 @@ ROOTS = (
     "torch.optim",
     "pytorch_lightning",
 )  # where a name has to begin for its module to be imported at all
-FUNCTIONS = tuple(f"skinmtl.data.transforms.{name}" for name in ("none", "light", "strong"))
+FUNCTIONS = (
+    *(f"skinmtl.data.transforms.{name}" for name in ("none", "light", "strong")),
+    *(
+        f"skinmtl.data.samplers.{name}"
+        for name in ("class_balanced", "sqrt_balanced", "effective_number", "class_aware")
+    ),
+)
 ALLOW = "SKINMTL_ALLOW"  # names of a user's own packages, separated by commas; never read from a file
 TRAINER = "pytorch_lightning.trainer.trainer.Trainer"
 # What a run hands to constructors that are not ours. `max_time` would stop within an epoch, `max_steps` before the

@@ -123,6 +123,7 @@ def _run(nodes: Mapping[str, Any], here: Run, init_from: str | None, start: floa
     here.update(_origin(nodes, here))
     data = _data(nodes)
     _check_targets(nodes["tasks"], data)
+    _say_shares(nodes, data)
     module = make_module(nodes, data)
     if init_from is not None:
         here.update({"init_from": _start_from(Run.open(init_from), module, data, here)})
@@ -359,6 +360,18 @@ def _trainer(nodes: Mapping[str, Any], here: Run, callbacks: list[pl.Callback], 
         default_root_dir=str(here.path),
     )
     return trainer
+
+
+def _say_shares(nodes: Mapping[str, Any], data: DataModule) -> None:
+    """Say what the sampler makes of the diagnoses, and warn where the loss corrects for the same thing again."""
+    if "cls" not in nodes["tasks"] or not data.sampler.rebalances:
+        return
+    shares = zip(data.dx_classes, data.class_shares(), strict=True)
+    log.info("an epoch shows %s", ", ".join(f"{name} {share:.1%}" for name, share in shares))
+    if nodes["loss"].cls.get("class_weights", "none") != "none":
+        log.warning(
+            "sampler and loss.cls.class_weights both bring up rare diagnoses; set one of them to shuffle or none"
+        )
 
 
 def _origin(nodes: Mapping[str, Any], here: Run) -> dict[str, Any]:

@@ -124,8 +124,8 @@ def test_epochs_positions_and_seeds_are_drawn_apart(root: Path) -> None:
 
 def test_a_photograph_drawn_twice_in_an_epoch_is_not_drawn_alike(root: Path) -> None:
     class Repeat(Shuffle):
-        def order(self, n: int, seed: int, epoch: int) -> np.ndarray:
-            return np.zeros(n, dtype=np.int64)
+        def order(self, dx: np.ndarray, lesion: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+            return np.zeros(len(dx), dtype=np.int64)
 
     data = make(root)
     data.sampler = Repeat()
@@ -147,7 +147,7 @@ def test_training_goes_on_where_it_stood(root: Path, done: int) -> None:
 
 def unbroken_order(data: DataModule, epoch: int) -> list[int]:
     rows = data.rows("train")
-    return rows[Shuffle().order(len(rows), data.seed, epoch)].tolist()
+    return rows[Shuffle().order(rows, rows, data.seed, epoch)].tolist()
 
 
 def test_two_ranks_draw_what_one_draws(root: Path) -> None:

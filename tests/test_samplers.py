@@ -1,15 +1,26 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import pytest
+from scipy.stats import chisquare
 
-from skinmtl.data.samplers import EpochSampler, InOrder, Shuffle
+from skinmtl.data import samplers
+from skinmtl.data.samplers import EpochSampler, InOrder, Shuffle, Weighted
 
 ROWS = np.arange(100, 141)  # 41 rows of some larger table
+DX = np.repeat([0, 1, 2, -1], [25, 9, 3, 4])
+LESION = np.arange(41) // 2  # some lesions stand under two diagnoses, which a table may have
+WEIGHTED = [samplers.class_balanced, samplers.sqrt_balanced, samplers.effective_number, samplers.class_aware]
 
 
-def sampler(start: tuple[int, int] = (0, 0), seed: int = 0, rank: int = 0, world: int = 1) -> EpochSampler:
-    return EpochSampler(Shuffle().order, ROWS, seed, lambda: start, batch_size=4, rank=rank, world=world)
+def sampler(
+    start: tuple[int, int] = (0, 0), seed: int = 0, rank: int = 0, world: int = 1, kind: Shuffle | None = None
+) -> EpochSampler:
+    order = partial((kind or Shuffle()).order, DX, LESION)
+    return EpochSampler(order, ROWS, seed, lambda: start, batch_size=4, rank=rank, world=world)
 
 
 def test_an_epoch_has_every_row_once_in_an_order_of_its_own() -> None:
@@ -27,7 +38,7 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
 
 
 def test_every_permutation_of_three_is_as_likely_as_another() -> None:
-    orders = np.array([Shuffle().order(3, seed=0, epoch=epoch) for epoch in range(600)])
+    orders = np.array([Shuffle().order(DX[:3], DX[:3], seed=0, epoch=epoch) for epoch in range(600)])
     _, counts = np.unique(orders, axis=0, return_counts=True)
     assert len(counts) == 6
     assert ((counts - 100) ** 2 / 100).sum() < 20.5  # chi-square, 5 degrees of freedom, p > 0.001
@@ -43,9 +54,10 @@ def test_entered_late_an_epoch_is_the_rest_of_the_unbroken_one(world: int, skip:
 
 
 @pytest.mark.parametrize("world", [2, 3, 4])
-def test_ranks_share_one_draw_with_equal_steps(world: int) -> None:
-    alone = list(sampler())
-    ranks = [list(sampler(rank=rank, world=world)) for rank in range(world)]
+@pytest.mark.parametrize("make", [Shuffle, *WEIGHTED])
+def test_ranks_share_one_draw_with_equal_steps(world: int, make: Callable[[], Shuffle]) -> None:
+    alone = list(sampler(kind=make()))
+    ranks = [list(sampler(rank=rank, world=world, kind=make())) for rank in range(world)]
     assert {len(places) for places in ranks} == {len(ROWS) // world}
     together = [place for step in zip(*ranks, strict=True) for place in step]
     assert together == alone[: len(ROWS) // world * world]
@@ -58,3 +70,46 @@ def test_evaluation_sees_each_row_once_on_whatever_ranks(n: int) -> None:
         assert sorted(row for share in shares for _, _, row in share) == ROWS[:n].tolist()
         assert [len(share) for share in shares] == [len(InOrder(ROWS[:n], rank, world)) for rank in range(world)]
     assert [row for _, _, row in InOrder(ROWS)] == ROWS.tolist()
+
+
+@pytest.mark.parametrize("make", WEIGHTED)
+def test_weighted_draws_have_the_intended_shares_and_no_epoch_repeats_another(make: Callable[[], Weighted]) -> None:
+    kind = make()
+    epochs = np.array([kind.order(DX, LESION, seed=0, epoch=epoch) for epoch in range(400)])
+    expected = kind.weights(DX, LESION)
+    assert expected.sum() == pytest.approx(1)
+    counts = np.bincount(epochs.ravel(), minlength=41)
+    assert chisquare(counts, expected * epochs.size).pvalue > 1e-3
+    uniform = np.full(41, epochs.size / 41)
+    assert chisquare(counts, uniform).pvalue < 1e-6, "the test tells an unweighted sampler apart"
+    assert len(np.unique(epochs, axis=0)) == 400
+
+
+def shares(kind: Weighted, dx: np.ndarray = DX) -> np.ndarray:
+    """Expected share of each diagnosis among the labelled places of an epoch."""
+    weights = kind.weights(dx, LESION)
+    drawn = np.bincount(dx[dx >= 0], weights[dx >= 0])
+    return drawn / drawn.sum()
+
+
+def test_shares_are_those_of_the_papers() -> None:
+    n = np.array([25, 9, 3])
+    np.testing.assert_allclose(shares(samplers.class_balanced()), 1 / 3)
+    np.testing.assert_allclose(shares(samplers.class_aware()), 1 / 3)
+    np.testing.assert_allclose(shares(samplers.sqrt_balanced()), np.sqrt(n) / np.sqrt(n).sum())
+    for beta in (0.0, 0.9, 0.999):
+        by_hand = n * (1 - beta) / (1 - beta**n)
+        np.testing.assert_allclose(shares(samplers.effective_number(beta)), by_hand / by_hand.sum())
+    np.testing.assert_allclose(shares(samplers.effective_number(0.0)), n / n.sum())
+
+
+def test_class_aware_takes_lesions_equally_and_photographs_within_them() -> None:
+    dx, lesion = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 2])
+    np.testing.assert_allclose(samplers.class_aware().weights(dx, lesion), [1 / 8, 1 / 8, 1 / 4, 1 / 2])
+
+
+@pytest.mark.parametrize("make", WEIGHTED)
+def test_photographs_without_a_diagnosis_keep_their_share(make: Callable[[], Weighted]) -> None:
+    np.testing.assert_allclose(make().weights(DX, LESION)[DX < 0], 1 / 41)
+    none = np.full(41, -1)
+    np.testing.assert_allclose(make().weights(none, LESION), 1 / 41)

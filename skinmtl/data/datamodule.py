@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -160,6 +161,19 @@ class DataModule(pl.LightningDataModule):
         counts = self.table["dx"].iloc[self.rows(stage)].value_counts(sort=False)
         return [int(counts[dx]) for dx in self.dx_classes]
 
+    def class_shares(self) -> list[float]:
+        """Expected share of each diagnosis among the labelled photographs of an epoch, in the order of `dx_classes`."""
+        dx, lesion = self._labels(self.rows("train"))
+        weights = self.sampler.weights(dx, lesion)
+        drawn = np.bincount(dx[dx >= 0], weights[dx >= 0], minlength=len(self.dx_classes))
+        return [float(share) for share in drawn / max(drawn.sum(), np.finfo(float).tiny)]
+
+    def _labels(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Diagnosis and lesion of some rows, both counted from 0; no diagnosis is -1."""
+        cases = self.table.iloc[rows]
+        lesions = np.unique(cases["lesion_id"].fillna(cases["image_id"]), return_inverse=True)[1]
+        return cases["dx"].cat.codes.to_numpy(dtype=np.int64), lesions.astype(np.int64)
+
     def train_dataloader(self) -> Loader:
         """Augmented batches in the epoch's order, from where training stands; all of the full size."""
         rows = self.rows("train")
@@ -168,9 +182,8 @@ class DataModule(pl.LightningDataModule):
             # A batch of another size than the rest would disturb batch norm, so the last partial one is left out.
             what = f"{self.batch_size} is more than the {len(rows) // self._world()} training photographs of a process"
             raise ConfigError("data.batch_size", what, "use a smaller one")
-        sampler = EpochSampler(
-            self.sampler.order, rows, self.seed, self._start, self.batch_size, self._rank(), self._world()
-        )
+        order = partial(self.sampler.order, *self._labels(rows))
+        sampler = EpochSampler(order, rows, self.seed, self._start, self.batch_size, self._rank(), self._world())
         return self._loader(self._samples(self.augment), sampler, drop_last=True)
 
     def val_dataloader(self) -> Loader:

@@ -1,39 +1,124 @@
-"""In which order photographs come: a function of seed and epoch, cut into ranks, entered at any batch."""
+"""Which photographs come and in which order: a function of seed and epoch, cut into ranks, entered at any batch.
+
+An epoch has as many places as there are training photographs, whatever the sampler.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Interval
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from skinmtl.data.transforms import mix
 
 Place = tuple[int, int, int]  # epoch, position in the epoch's order over all ranks, row of the case table
-Order = Callable[[int, int, int], NDArray[np.int64]]
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
+# Relative weights (n,) of labelled photographs, from their diagnoses (n,) and lesions (n,), both counted from 0.
+Weigh = Callable[[Integers, Integers], Floats]
 
 
 class Shuffle:
     """Every photograph once an epoch, in an order of its own each epoch."""
 
-    def order(self, n: int, seed: int, epoch: int) -> NDArray[np.int64]:
-        """A permutation of 0 ... n-1 that depends on the arguments alone, so all ranks draw the same."""
-        return np.random.default_rng(mix(seed, epoch)).permutation(n).astype(np.int64)
+    rebalances = False
+
+    def weights(self, dx: Integers, lesion: Integers) -> Floats:
+        """How likely each photograph is at a place, (n,), summing to one."""
+        return np.full(len(dx), 1 / max(1, len(dx)))
+
+    def order(self, dx: Integers, lesion: Integers, seed: int, epoch: int) -> Integers:
+        """Indices (n,) into the n photographs, by the arguments alone, so all ranks draw the same.
+
+        Args:
+            dx: diagnoses (n,), counted from 0; -1 for none.
+            lesion: lesions (n,), counted from 0.
+            seed: the run's.
+            epoch: counted from 0.
+        """
+        return np.random.default_rng(mix(seed, epoch)).permutation(len(dx)).astype(np.int64)
+
+
+class Weighted(Shuffle):
+    """Photographs drawn with replacement; those without a diagnosis keep the share that they have of all."""
+
+    rebalances = True
+
+    def __init__(self, weigh: Weigh) -> None:
+        self._weigh = weigh
+
+    def weights(self, dx: Integers, lesion: Integers) -> Floats:
+        """As `Shuffle.weights`."""
+        weights = super().weights(dx, lesion)
+        known = dx >= 0
+        if known.any():
+            relative = self._weigh(dx[known], lesion[known])
+            weights[known] = relative * (known.mean() / relative.sum())
+        return weights
+
+    def order(self, dx: Integers, lesion: Integers, seed: int, epoch: int) -> Integers:
+        """As `Shuffle.order`; an index may occur more than once."""
+        weights = self.weights(dx, lesion)
+        # Not default_rng(...).choice: it wants weights that sum to one within 1e-8, which many small ones miss.
+        edges = np.cumsum(weights)
+        places = np.random.default_rng(mix(seed, epoch)).random(len(dx)) * edges[-1]
+        drawn: Integers = np.searchsorted(edges, places, side="right").clip(max=len(dx) - 1)
+        return drawn
+
+
+def class_balanced() -> Weighted:
+    """Every diagnosis equally often: a photograph weighs 1 / n, n the training photographs of its diagnosis."""
+    return Weighted(lambda dx, lesion: 1 / _number(dx))
+
+
+def sqrt_balanced() -> Weighted:
+    """Half the way: 1 / sqrt(n). A diagnosis with a hundredth of the photographs is drawn a tenth as often."""
+    return Weighted(lambda dx, lesion: 1 / np.sqrt(_number(dx)))
+
+
+def effective_number(beta: Annotated[float, Interval(ge=0, lt=1)] = 0.999) -> Weighted:
+    """(1 - beta) / (1 - beta^n): of n photographs, as many count as tell apart. Cui et al. 2019, arXiv:1901.05555."""
+    return Weighted(lambda dx, lesion: (1 - beta) / (1 - beta ** _number(dx)))
+
+
+def class_aware() -> Weighted:
+    """A diagnosis, then one of its lesions, then one of its photographs, each with equal chances.
+
+    Shen, Lin and Huang 2016, arXiv:1512.05830, with a step for lesions: of a lesion seen in several photographs each
+    weighs less.
+    """
+
+    def weigh(dx: Integers, lesion: Integers) -> Floats:
+        pairs = np.stack([dx, lesion], axis=1)
+        distinct, which, photographs = np.unique(pairs, axis=0, return_inverse=True, return_counts=True)
+        lesions = np.bincount(distinct[:, 0], minlength=dx.max() + 1)  # by diagnosis
+        return 1 / (lesions[dx] * photographs[which.reshape(-1)])
+
+    return Weighted(weigh)
+
+
+def _number(dx: Integers) -> Floats:
+    """For each photograph (n,), how many have its diagnosis."""
+    return np.bincount(dx)[dx].astype(float)
 
 
 class EpochSampler(Sampler[Place]):
     """This rank's share of one epoch, from the batch where training stands.
 
-    The order over all ranks is drawn alike on each, cut to a multiple of `world` (equal steps for all), and every
-    `world`-th place from `rank` on is this rank's. `start` gives (epoch, batches of it already done) when an epoch
-    begins; after those batches the remaining places are the very ones that an unbroken epoch would have had.
+    The order over all ranks, `order(seed, epoch)` into `rows`, is drawn alike on each, cut to a multiple of `world`
+    (equal steps for all), and every `world`-th place from `rank` on is this rank's. `start` gives (epoch, batches of it
+    already done) when an epoch begins; after those batches the remaining places are the very ones that an unbroken
+    epoch would have had.
     """
 
     def __init__(
         self,
-        order: Order,
-        rows: Sequence[int] | NDArray[np.int64],
+        order: Callable[[int, int], Integers],
+        rows: Sequence[int] | Integers,
         seed: int,
         start: Callable[[], tuple[int, int]],
         batch_size: int,
@@ -49,7 +134,7 @@ class EpochSampler(Sampler[Place]):
 
     def __iter__(self) -> Iterator[Place]:
         epoch, skip = self._start()
-        order = self._order(len(self._rows), self._seed, epoch)
+        order = self._order(self._seed, epoch)
         places = range(self._rank, len(self) * self._world, self._world)[skip * self._batch_size :]
         for position in places:
             yield epoch, position, int(self._rows[order[position]])
@@ -58,7 +143,7 @@ class EpochSampler(Sampler[Place]):
 class InOrder(Sampler[Place]):
     """Rows once each, in table order; ranks share them out without repeating one, so their shares may differ by one."""
 
-    def __init__(self, rows: Sequence[int] | NDArray[np.int64], rank: int = 0, world: int = 1) -> None:
+    def __init__(self, rows: Sequence[int] | Integers, rank: int = 0, world: int = 1) -> None:
         self._rows, self._positions = np.asarray(rows), range(rank, len(rows), world)
 
     def __len__(self) -> int:
