@@ -172,7 +172,7 @@ class DataModule(pl.LightningDataModule):
         """Diagnosis and lesion of some rows, both counted from 0; no diagnosis is -1."""
         cases = self.table.iloc[rows]
         lesions = np.unique(cases["lesion_id"].fillna(cases["image_id"]), return_inverse=True)[1]
-        return cases["dx"].cat.codes.to_numpy(dtype=np.int64), lesions.astype(np.int64)
+        return np.asarray(cases["dx"].cat.codes, dtype=np.int64), lesions.astype(np.int64)
 
     def train_dataloader(self) -> Loader:
         """Augmented batches in the epoch's order, from where training stands; all of the full size."""
