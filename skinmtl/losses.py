@@ -91,13 +91,13 @@ class CrossEntropy(nn.Module):
         class_weights: Literal["none", "sqrt", "balanced"] = "none",
         label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
         *,
-        class_counts: Sequence[int],
+        class_counts: Sequence[float],
     ) -> None:
         super().__init__()
         self.label_smoothing = label_smoothing
         counts = torch.tensor(class_counts, dtype=torch.float32)
         power = {"none": 0.0, "sqrt": -0.5, "balanced": -1.0}[class_weights]
-        weight = torch.where(counts > 0, counts.clamp(min=1) ** power, 0)
+        weight = torch.where(counts > 0, counts**power, 0)
         self.register_buffer("weight", weight * counts.sum() / (weight * counts).sum(), persistent=False)
 
     def forward(self, logits: Tensor, batch: Batch) -> Tensor:

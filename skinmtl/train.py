@@ -306,7 +306,7 @@ def make_module(nodes: Mapping[str, Any], data: DataModule) -> MultiTaskModule:
     """Network, tasks, losses and optimiser of a checked config, sized from the data."""
     tasks: list[str] = list(nodes["tasks"])
     classes = {"seg": data.mask_classes, "cls": data.dx_classes}
-    counts = {"seg": {}, "cls": {"class_counts": data.class_counts("train")}}
+    counts = {"seg": {}, "cls": {"class_counts": data.class_counts()}}
     network = config.build(
         nodes["model"],
         tasks=tasks,
@@ -406,7 +406,7 @@ def _facts(data: DataModule) -> dict[str, Any]:
     """What the photographs and the split are, without a folder's name that could name a person or a place."""
     parts = {}
     for part in ("train", "val", "test"):
-        rows = data.table.iloc[data.rows(part)]
+        rows = data.table.iloc[data.rows(part, source=0)]
         counts = rows["dx"].value_counts().reindex(data.dx_classes, fill_value=0)
         parts[part] = {
             "images": len(rows),
@@ -420,7 +420,16 @@ def _facts(data: DataModule) -> dict[str, Any]:
         "synthetic": data.synthetic is not None,
         "size": list(data.size),
         "split": {"hash": data.split_hash, "fold": data.fold, "folds": data.folds, **parts},
-        "data": {"hash": data.data_hash, "layout": data.layout, "images": len(data.table)},
+        "data": {"hash": data.data_hash, "layout": data.layout, "images": int((data.source == 0).sum())},
+        "also": {
+            name: {
+                "images": int((data.source == number).sum()),
+                "masks": int(data.table["mask"][data.source == number].notna().sum()),
+                "diagnoses": int(data.table["dx"][data.source == number].notna().sum()),
+                "share": source.share,
+            }
+            for number, (name, source) in enumerate(data.also.items(), start=1)
+        },
     }
 
 

@@ -33,7 +33,7 @@ DATA = """
     data.dermatoscopy
     data.synthetic data.sources
     data.splits data.images
-    data.cache data.transforms
+    data.cache data.transforms data.also
     data.samplers
     data.datamodule
 """

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import chisquare
 
 from skinmtl.data import samplers
-from skinmtl.data.samplers import EpochSampler, InOrder, Shuffle, Weighted
+from skinmtl.data.samplers import EpochSampler, InOrder, Portion, Shuffle, Weighted
 
 ROWS = np.arange(100, 141)  # 41 rows of some larger table
 DX = np.repeat([0, 1, 2, -1], [25, 9, 3, 4])
@@ -17,14 +17,30 @@ WEIGHTED = [samplers.class_balanced, samplers.sqrt_balanced, samplers.effective_
 
 
 def sampler(
-    start: tuple[int, int] = (0, 0), seed: int = 0, rank: int = 0, world: int = 1, kind: Shuffle | None = None
+    start: tuple[int, int] = (0, 0),
+    seed: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    kind: Shuffle | None = None,
+    places: int = 4,
 ) -> EpochSampler:
     order = partial((kind or Shuffle()).order, DX, LESION)
-    return EpochSampler(order, ROWS, seed, lambda: start, batch_size=4, rank=rank, world=world)
+    return EpochSampler([Portion(ROWS, order, places)], seed, lambda: start, rank, world)
+
+
+def mixed(epoch: int = 0, skip: int = 0, rank: int = 0, world: int = 1) -> EpochSampler:
+    """Four places for the 41 rows, two for seven others, one for 90 more."""
+    few, many = np.arange(7), np.arange(200, 290)
+    portions = [
+        Portion(ROWS, partial(Shuffle().order, DX, LESION), 4),
+        Portion(few, partial(Shuffle().order, few, few), 2),
+        Portion(many, partial(Shuffle().order, many, many), 1),
+    ]
+    return EpochSampler(portions, 0, lambda: (epoch, skip), rank, world)
 
 
 def test_an_epoch_has_every_row_once_in_an_order_of_its_own() -> None:
-    epochs = [list(sampler((epoch, 0))) for epoch in range(3)]
+    epochs = [list(sampler((epoch, 0), places=1)) for epoch in range(3)]
     for number, epoch in enumerate(epochs):
         assert [place[:2] for place in epoch] == [(number, position) for position in range(len(ROWS))]
         assert sorted(row for _, _, row in epoch) == ROWS.tolist()
@@ -56,11 +72,11 @@ def test_entered_late_an_epoch_is_the_rest_of_the_unbroken_one(world: int, skip:
 @pytest.mark.parametrize("world", [2, 3, 4])
 @pytest.mark.parametrize("make", [Shuffle, *WEIGHTED])
 def test_ranks_share_one_draw_with_equal_steps(world: int, make: Callable[[], Shuffle]) -> None:
-    alone = list(sampler(kind=make()))
+    alone = list(sampler(kind=make(), places=1))
     ranks = [list(sampler(rank=rank, world=world, kind=make())) for rank in range(world)]
-    assert {len(places) for places in ranks} == {len(ROWS) // world}
+    assert {len(places) for places in ranks} == {len(ROWS) // (4 * world) * 4}
     together = [place for step in zip(*ranks, strict=True) for place in step]
-    assert together == alone[: len(ROWS) // world * world]
+    assert together == alone[: len(together)]
 
 
 @pytest.mark.parametrize("n", range(18))
@@ -113,3 +129,33 @@ def test_photographs_without_a_diagnosis_keep_their_share(make: Callable[[], Wei
     np.testing.assert_allclose(make().weights(DX, LESION)[DX < 0], 1 / 41)
     none = np.full(41, -1)
     np.testing.assert_allclose(make().weights(none, LESION), 1 / 41)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_each_batch_of_each_rank_holds_every_source_by_its_places(world: int) -> None:
+    for rank in range(world):
+        rows = np.array([row for _, _, row in mixed(rank=rank, world=world)]).reshape(-1, 7)
+        assert len(rows) == 41 // (4 * world)
+        sources = np.searchsorted([7, 200], rows, side="right")
+        assert (np.sort(sources) == [0, 0, 1, 1, 1, 1, 2]).all()
+
+
+def test_sources_small_and_large_come_evenly_however_long_an_epoch_is() -> None:
+    drawn = np.array([row for epoch in range(9) for _, _, row in mixed(epoch)])
+    assert len(drawn) == 9 * 10 * 7
+    for low, high in ((0, 7), (200, 290)):
+        counts = np.bincount(drawn)[low:high]
+        assert counts.max() - counts.min() <= 1 and counts.sum() == (drawn >= low).sum() - (drawn >= high).sum()
+    shuffled = [drawn[epoch * 70 : (epoch + 1) * 70] for epoch in range(9)]
+    assert len({tuple(rows[rows < 7]) for rows in shuffled}) == 9
+
+
+def test_mixed_ranks_share_one_draw_and_late_entry_changes_nothing() -> None:
+    ranks = [list(mixed(1, rank=rank, world=2)) for rank in range(2)]
+    positions = sorted(position for places in ranks for _, position, _ in places)
+    assert positions == list(range(5 * 14))
+    for rank in range(2):
+        assert list(mixed(1, skip=3, rank=rank, world=2)) == ranks[rank][3 * 7 :]
+    # The first source's draw is what it is alone, and on both ranks together what one process draws.
+    first = [row for step in zip(*ranks, strict=True) for _, _, row in step if 100 <= row < 141]
+    assert first == [row for _, _, row in sampler((1, 0))][: len(first)]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytorch_lightning as pl
 import torch
 from annotated_types import Ge, Interval
@@ -17,8 +18,9 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from skinmtl.data import cache, sources, splits
+from skinmtl.data.also import Also, places
 from skinmtl.data.cache import Photographs
-from skinmtl.data.samplers import EpochSampler, InOrder, Place, Shuffle
+from skinmtl.data.samplers import EpochSampler, InOrder, Place, Portion, Shuffle, Weigh
 from skinmtl.data.splits import Stage
 from skinmtl.data.synthetic import Synthetic
 from skinmtl.data.transforms import Transform, none
@@ -90,8 +92,8 @@ class DataModule(pl.LightningDataModule):
     `size` is (height, width) in pixels, or one number for a square. `split` is a split file; where it is null, one
     of `folds` folds is drawn from `split_seed` the first time, kept in `split_dir` and never redrawn; `fold` says
     which of its folds tests. With `cache` auto, photographs are decoded once into `cache_dir` when the disk has room.
-    `synthetic` draws the data at `root` first. `workers` 0 loads in the training process; the pixels do not depend
-    on it.
+    `synthetic` draws the data at `root` first. `also` are further sources, which only train. `workers` 0 loads in the
+    training process; the pixels do not depend on it.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class DataModule(pl.LightningDataModule):
         allow_leak: bool = False,
         cache: Literal["auto", "off"] = "auto",
         cache_dir: str = "outputs/.cache",
+        also: Mapping[str, Also] | None = None,
         *,
         augment: Transform,
         sampler: Shuffle,
@@ -122,6 +125,7 @@ class DataModule(pl.LightningDataModule):
         self.folds, self.fold, self.split_seed, self.allow_leak = (folds, fold, split_seed, allow_leak)
         self.cache, self.cache_dir, self.split_dir = (cache, Path(cache_dir), Path(split_dir))
         self.augment, self.sampler, self.seed = augment, sampler, seed
+        self.also = dict(also or {})
         self.mask_classes = sources.MASK_CLASSES
         self._given = Path(split) if split else None
         self._photographs: Photographs | None = None
@@ -136,37 +140,54 @@ class DataModule(pl.LightningDataModule):
         """Read the table, the split and where the pixels are; the second call costs nothing."""
         if self._photographs is not None:
             return
-        self.table = sources.read(self.root, self.layout, self.allow_leak)
-        self.leaky = sources.is_leaky(self.table)
-        self.dx_classes: tuple[str, ...] = tuple(self.table["dx"].cat.categories)
-        self.data_hash = cache.fingerprint(self.table)
+        first = sources.read(self.root, self.layout, self.allow_leak)
+        self.leaky = sources.is_leaky(first)
+        self.dx_classes: tuple[str, ...] = tuple(first["dx"].cat.categories)
+        self.data_hash = cache.fingerprint(first)
 
-        self.split_file = self._given or splits.get(self.table, self.folds, self.split_seed, self.split_dir)
+        self.split_file = self._given or splits.get(first, self.folds, self.split_seed, self.split_dir)
         self.split = splits.load(self.split_file)
-        splits.check(self.split, self.table, self.split_file)
+        splits.check(self.split, first, self.split_file)
         self.split_hash = splits.digest(self.split_file)
-        self._stages = self._stages_of_fold()
+
+        tables = [first, *(source.read(first) for source in self.also.values())]
+        self.table = pd.concat(tables, ignore_index=True)
+        self.source = np.repeat(np.arange(len(tables)), list(map(len, tables)))  # (N,), 0 is data.root
+        self._stages = np.append(self._stages_of_fold(first), np.full(len(self.table) - len(first), "train"))
         counts = ", ".join(f"{stage} {len(self.rows(stage)):,}" for stage in splits.STAGES)
         logger.info("fold %d of %s (sha256 %s): %s", self.fold, self.split_file, self.split_hash[:12], counts)
 
         pixels = cache.get(self.table, self.size, self.root, self.cache_dir) if self.cache == "auto" else None
         self._photographs = Photographs.of(self.table, self.size, pixels)
 
-    def rows(self, stage: Stage) -> NDArray[np.int64]:
-        """Rows of the case table in this stage of the fold, ascending."""
-        return np.flatnonzero(self._stages == stage)
+    def rows(self, stage: Stage, source: int | None = None) -> NDArray[np.int64]:
+        """Rows of the case table in this stage of the fold, ascending; `source` 0 is data.root, None all."""
+        wanted = self._stages == stage
+        return np.flatnonzero(wanted if source is None else wanted & (self.source == source))
 
-    def class_counts(self, stage: Stage = "train") -> list[int]:
-        """Photographs of each diagnosis in a stage, in the order of `dx_classes`."""
-        counts = self.table["dx"].iloc[self.rows(stage)].value_counts(sort=False)
-        return [int(counts[dx]) for dx in self.dx_classes]
+    def class_counts(self) -> list[float]:
+        """Training photographs of each diagnosis, (K,); those of a further source as often as its places show them."""
+        return [float(count) for count in self._per_epoch(lambda dx, lesion: np.ones(len(dx)))]
 
     def class_shares(self) -> list[float]:
-        """Expected share of each diagnosis among the labelled photographs of an epoch, in the order of `dx_classes`."""
-        dx, lesion = self._labels(self.rows("train"))
-        weights = self.sampler.weights(dx, lesion)
-        drawn = np.bincount(dx[dx >= 0], weights[dx >= 0], minlength=len(self.dx_classes))
+        """Expected share of each diagnosis among the labelled photographs of an epoch, (K,)."""
+        drawn = self._per_epoch(lambda dx, lesion: self.sampler.weights(dx, lesion) * len(dx))
         return [float(share) for share in drawn / max(drawn.sum(), np.finfo(float).tiny)]
+
+    def _per_epoch(self, draws: Weigh) -> NDArray[np.float64]:
+        """How often each diagnosis comes while data.root is passed once, (K,); `draws` says it of each photograph."""
+        parts, count = self._parts(), places(self.also, self.batch_size)
+        total = np.zeros(len(self.dx_classes))
+        for rows, fills in zip(parts, count, strict=True):
+            dx, lesion = self._labels(rows)
+            passes = (len(parts[0]) / count[0]) / (len(rows) / fills)
+            known = dx >= 0
+            total += passes * np.bincount(dx[known], draws(dx, lesion)[known], minlength=len(total))
+        return total
+
+    def _parts(self) -> list[NDArray[np.int64]]:
+        """Training rows of each source."""
+        return [self.rows("train", source) for source in range(1 + len(self.also))]
 
     def _labels(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Diagnosis and lesion of some rows, both counted from 0; no diagnosis is -1."""
@@ -176,33 +197,35 @@ class DataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> Loader:
         """Augmented batches in the epoch's order, from where training stands; all of the full size."""
-        rows = self.rows("train")
-        self._train_batches = len(rows) // self._world() // self.batch_size
-        if self._train_batches == 0:
+        portions = [
+            Portion(rows, partial(self.sampler.order, *self._labels(rows)), count)
+            for rows, count in zip(self._parts(), places(self.also, self.batch_size), strict=True)
+        ]
+        sampler = EpochSampler(portions, self.seed, self._start, self._rank(), self._world())
+        self._train_batches = sampler.batches
+        if sampler.batches == 0:
             # A batch of another size than the rest would disturb batch norm, so the last partial one is left out.
-            what = f"{self.batch_size} is more than the {len(rows) // self._world()} training photographs of a process"
+            each = len(portions[0].rows) // self._world()
+            what = f"{self.batch_size} is more than the {each} training photographs of a process"
             raise ConfigError("data.batch_size", what, "use a smaller one")
-        order = partial(self.sampler.order, *self._labels(rows))
-        sampler = EpochSampler(order, rows, self.seed, self._start, self.batch_size, self._rank(), self._world())
-        return self._loader(self._samples(self.augment), sampler, drop_last=True)
+        return self._loader(self._samples(self.augment), sampler)
 
     def val_dataloader(self) -> Loader:
         """Validation photographs as they are, each once, in table order."""
         sampler = InOrder(self.rows("val"), self._rank(), self._world())
-        return self._loader(self._samples(none()), sampler, drop_last=False)
+        return self._loader(self._samples(none()), sampler)
 
     def _samples(self, transform: Transform) -> Samples:
         assert self._photographs is not None, "setup() comes first"
         return Samples(self._photographs, self.table["dx"].cat.codes.tolist(), transform, self.seed)
 
-    def _loader(self, samples: Samples, sampler: EpochSampler | InOrder, drop_last: bool) -> Loader:
+    def _loader(self, samples: Samples, sampler: EpochSampler | InOrder) -> Loader:
         return Loader(
             samples,
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.workers,
             collate_fn=collate,
-            drop_last=drop_last,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_one_thread,
             persistent_workers=self.workers > 0,
@@ -224,8 +247,8 @@ class DataModule(pl.LightningDataModule):
     def _world(self) -> int:
         return 1 if self.trainer is None else self.trainer.world_size
 
-    def _stages_of_fold(self) -> NDArray[np.object_]:
-        """Stage of each row of the table, (N,), in the chosen fold."""
+    def _stages_of_fold(self, first: pd.DataFrame) -> NDArray[np.object_]:
+        """Stage of each photograph at data.root in the chosen fold."""
         folds = [name for name in self.split.columns if name.startswith("fold_")]
         if f"fold_{self.fold}" not in folds:
             raise ConfigError(
@@ -235,7 +258,7 @@ class DataModule(pl.LightningDataModule):
         if empty := [stage for stage in splits.STAGES if stage not in set(stages)]:
             what = f"fold_{self.fold} has no {' and no '.join(empty)} photographs"
             raise ConfigError("data.split", f"{self.split_file}: {what}", "mark some train, some val, some test")
-        return stages.reindex(self.table["image_id"]).to_numpy(dtype=object)
+        return stages.reindex(first["image_id"]).to_numpy(dtype=object)
 
 
 def _limited(batches: int, limit: float) -> int:

@@ -1,11 +1,13 @@
 """Which photographs come and in which order: a function of seed and epoch, cut into ranks, entered at any batch.
 
-An epoch has as many places as there are training photographs, whatever the sampler.
+An epoch has as many places for the photographs at data.root as there are of them in training, cut to whole batches,
+whatever the sampler.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -18,7 +20,7 @@ from skinmtl.data.transforms import mix
 Place = tuple[int, int, int]  # epoch, position in the epoch's order over all ranks, row of the case table
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
-# Relative weights (n,) of labelled photographs, from their diagnoses (n,) and lesions (n,), both counted from 0.
+# Weights (n,) of photographs, from their diagnoses (n,) and lesions (n,), both counted from 0.
 Weigh = Callable[[Integers, Integers], Floats]
 
 
@@ -106,38 +108,66 @@ def _number(dx: Integers) -> Floats:
     return np.bincount(dx)[dx].astype(float)
 
 
+@dataclass(frozen=True)
+class Portion:
+    """The photographs of one source, and how many places of each process's batch they fill."""
+
+    rows: Integers  # (n,) rows of the case table
+    order: Callable[[int, int], Integers]  # of a seed and an epoch: indices (n,) into `rows`
+    places: int
+
+
 class EpochSampler(Sampler[Place]):
     """This rank's share of one epoch, from the batch where training stands.
 
-    The order over all ranks, `order(seed, epoch)` into `rows`, is drawn alike on each, cut to a multiple of `world`
-    (equal steps for all), and every `world`-th place from `rank` on is this rank's. `start` gives (epoch, batches of it
-    already done) when an epoch begins; after those batches the remaining places are the very ones that an unbroken
-    epoch would have had.
+    An epoch passes once over the first portion: so many whole batches on each rank. The other portions fill their
+    places from passes of their own, one after the other across epochs, so that none of their photographs is drawn less
+    than the rest. The order over all ranks is drawn alike on each, a function of seed and epoch; every `world`-th place
+    from `rank` on is this rank's, in each portion of each batch. `start` gives (epoch, batches of it already done) when
+    an epoch begins; after those batches the remaining places are the very ones that an unbroken epoch would have had.
     """
 
     def __init__(
         self,
-        order: Callable[[int, int], Integers],
-        rows: Sequence[int] | Integers,
+        portions: Sequence[Portion],
         seed: int,
         start: Callable[[], tuple[int, int]],
-        batch_size: int,
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self._order, self._rows, self._seed, self._start = (order, np.asarray(rows), seed, start)
-        self._batch_size, self._rank, self._world = batch_size, rank, world
+        self._portions, self._seed, self._start, self._rank, self._world = portions, seed, start, rank, world
+        self.batch_size = sum(portion.places for portion in portions)
+        self.batches = len(portions[0].rows) // (portions[0].places * world)
 
     def __len__(self) -> int:
         """Places of a whole epoch on this rank, wherever it is entered: trainers count batches by it."""
-        return len(self._rows) // self._world
+        return self.batches * self.batch_size
 
     def __iter__(self) -> Iterator[Place]:
         epoch, skip = self._start()
-        order = self._order(self._seed, epoch)
-        places = range(self._rank, len(self) * self._world, self._world)[skip * self._batch_size :]
-        for position in places:
-            yield epoch, position, int(self._rows[order[position]])
+        rows = self._epoch(epoch)
+        for position in range(self._rank + skip * self.batch_size * self._world, len(rows), self._world):
+            yield epoch, position, int(rows[position])
+
+    def _epoch(self, epoch: int) -> Integers:
+        """The row at each place of an epoch over all ranks, (batches * batch_size * world,)."""
+        parts = []
+        for number, portion in enumerate(self._portions):
+            count = self.batches * portion.places * self._world
+            if number == 0:
+                drawn = portion.order(self._seed, epoch)[:count]
+            else:
+                drawn = _passes(portion, mix(self._seed, number), epoch * count, count)
+            parts.append(portion.rows[drawn].reshape(self.batches, portion.places * self._world))
+        return np.concatenate(parts, axis=1).reshape(-1)
+
+
+def _passes(portion: Portion, seed: int, first: int, count: int) -> Integers:
+    """Places `first` to `first + count` of the order that goes through all photographs again and again."""
+    size = len(portion.rows)
+    begin, end = first // size, -(-(first + count) // size)
+    drawn = np.concatenate([portion.order(seed, number) for number in range(begin, end)])
+    return drawn[first - begin * size :][:count]
 
 
 class InOrder(Sampler[Place]):
