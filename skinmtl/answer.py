@@ -6,8 +6,7 @@ are pooled into one, so that every photograph is tested once, and the unit is th
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,13 @@ import yaml
 from skinmtl import figures
 from skinmtl.errors import InputError
 from skinmtl.facts import HEADLINES, dig, read_scores, stamps, without_folders, words
-from skinmtl.runs import Run, write_text
+from skinmtl.jobs import REPEATS, Job, by_setting, read_jobs, varied_keys
+from skinmtl.runs import write_text
 from skinmtl.scores import DRAWS, Floats, Sample, dx_classes
 
 SCORES = (*HEADLINES, "accuracy", "macro_f1", "mcc")
-REPEATS = ("seed", "data.fold")  # what repeats a setting and does not make another one
+SPLIT_BY = "data.split_by"
+LEARNED = 0.95  # training accuracy below which a network has not learned its photographs by heart
 MARKS = ("<!-- results -->", "<!-- /results -->")
 FIGURES = {
     "scores": "Test scores of each setting: dots are means over replicates, bars their 95% intervals over lesions, "
@@ -31,33 +32,6 @@ FIGURES = {
     "tradeoff": "Outlines against diagnoses on the test part: each setting's mean Dice and balanced accuracy with 95% "
     "intervals over lesions. Up and to the right is better at both.",
 }
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run of a sweep: its number, what it was told, how it ended, and its folder, where run.json may lack."""
-
-    number: int
-    overrides: dict[str, str]
-    ended: Mapping[str, Any]
-    run: Run
-    info: dict[str, Any]
-
-    @property
-    def seed(self) -> object:
-        """Its seed, or None where nothing says."""
-        return self.info.get("seed", self.overrides.get("seed"))
-
-    @property
-    def fold(self) -> object:
-        """Its fold, or None where nothing says."""
-        fold: object = dig(self.info, "split", "fold", default=self.overrides.get("data.fold"))
-        return fold
-
-    @property
-    def status(self) -> str:
-        """How it ended, such as "finished" or "failed"."""
-        return str(self.ended.get("status") or self.info.get("status") or "never started")
 
 
 @dataclass(frozen=True)
@@ -95,9 +69,9 @@ def study_report(folder: Path, out: Path) -> Path:
         raise InputError(
             str(folder), "no job in this folder", "give a sweep's folder, such as outputs/<study>/<run_id>"
         )
-    varied = _varied(jobs)
+    varied = varied_keys(jobs)
     results = pd.DataFrame([_row(job, out.name, varied) for job in jobs])
-    settings = [_reached(name, alike) for name, alike in _settings(jobs, varied)]
+    settings = [_reached(name, alike) for name, alike in by_setting(jobs, varied)]
     (out / "figures").mkdir(parents=True, exist_ok=True)
     stamp = "LEAKY" if any(job.info.get("leaky") for job in jobs) else ""
     drawn = _draw([setting for setting in settings if setting.n], varied, out / "figures", stamp)
@@ -106,53 +80,6 @@ def study_report(folder: Path, out: Path) -> Path:
     write_text(out / "study.yaml", yaml.safe_dump(_frozen(jobs, folder, out.name), sort_keys=False, allow_unicode=True))
     write_text(out / "README.md", readme)
     return out
-
-
-def read_jobs(folder: Path) -> list[Job]:
-    """The jobs of a sweep in the order of their numbers, those that failed too."""
-    table = pd.read_csv(folder / "sweep.csv", dtype=str) if (folder / "sweep.csv").is_file() else pd.DataFrame()
-    rows = table.to_dict("records")
-    ended = {int(row["job"]): {str(k): v for k, v in row.items() if pd.notna(v)} for row in rows}
-    numbers = {int(path.name) for path in folder.iterdir() if path.is_dir() and path.name.isdigit()}
-    jobs = []
-    for number in sorted(numbers | ended.keys()):
-        run = Run(folder / str(number))
-        info = run.info() if run.info_file.is_file() else {}
-        jobs.append(Job(number, _overrides(run.path, ended.get(number, {})), ended.get(number, {}), run, info))
-    return jobs
-
-
-def _overrides(folder: Path, ended: Mapping[str, Any]) -> dict[str, str]:
-    path = folder / ".hydra" / "overrides.yaml"
-    given = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-    texts = given or re.findall(r"[^\s=,]+=\S+", str(ended.get("overrides", "")))
-    pairs = (str(text).lstrip("+").partition("=") for text in texts)
-    return {key: value.rstrip(",;") for key, _, value in pairs}
-
-
-def _varied(jobs: Sequence[Job]) -> list[str]:
-    """Overrides that differ between the jobs, without those that only repeat a setting."""
-    keys = dict.fromkeys(key for job in jobs for key in job.overrides)
-    return [key for key in keys if key not in REPEATS and len({job.overrides.get(key) for job in jobs}) > 1]
-
-
-def _settings(jobs: Sequence[Job], varied: Sequence[str]) -> list[tuple[str, list[Job]]]:
-    """Each setting's name with its jobs; folders that end alike are told apart by a number."""
-    alike: dict[tuple[str | None, ...], list[Job]] = {}
-    for job in jobs:
-        alike.setdefault(tuple(job.overrides.get(key) for key in varied), []).append(job)
-    names = [_setting(group[0], varied) for group in alike.values()]
-    numbered = [
-        f"{name} ({names[:i].count(name) + 1})" if names.count(name) > 1 else name for i, name in enumerate(names)
-    ]
-    return list(zip(numbered, alike.values(), strict=True))
-
-
-def _setting(job: Job, varied: Sequence[str]) -> str:
-    """Such as "weighting.seg=4", or the experiment's name where nothing else varies."""
-    given = [(key, without_folders(job.overrides[key])) for key in varied if key in job.overrides]
-    names = [value if key == "experiment" else f"{key}={value}" for key, value in given]
-    return ", ".join(names) or str(job.info.get("name") or "as configured")
 
 
 def _row(job: Job, study: str, varied: Sequence[str]) -> dict[str, Any]:
@@ -281,6 +208,8 @@ def _answer(jobs: Sequence[Job], settings: Sequence[Setting], drawn: Sequence[st
         "No interval where replicates were tested on different photographs.",
         *_differences(settings, shown),
     ]
+    for line in leak_gap(jobs):
+        lines += ["", line]
     failed = [job for job in jobs if job.status != "finished"]
     lines += ["", f"{len(jobs) - len(failed)} of {len(jobs)} runs finished."]
     lines += [f"- job {job.number} ({_told(job)}): {job.status}, exit code {_exit(job)}" for job in failed]
@@ -290,23 +219,70 @@ def _answer(jobs: Sequence[Job], settings: Sequence[Setting], drawn: Sequence[st
 
 
 def _differences(settings: Sequence[Setting], shown: Sequence[str]) -> list[str]:
-    """A table of each setting minus the first, where both were tested on the same photographs."""
+    """Tables of each setting minus the first: paired on the same photographs, else each resampled on its own."""
     first, *others = settings
-    others = [s for s in others if s.draws and s.images == first.images and s.lesions == first.lesions]
-    if not others:
+    if not first.draws:
         return []
-    rows = []
-    for other in others:
-        cells = []
-        for score in shown:
-            if score not in other.draws or score not in first.draws:
-                cells.append("none")
-                continue
-            low, high = np.nanpercentile(other.draws[score] - first.draws[score], [2.5, 97.5])
-            cells.append(f"{other.values[score].mean() - first.values[score].mean():+.3f} ({low:+.3f} to {high:+.3f})")
-        rows.append([other.name, *cells])
-    note = f"Difference to {first.name}, on the same photographs and the same resampled lesions, 95% interval:"
-    return ["", note, "", *_table(["setting", *map(words, shown)], rows)]
+    lines: list[str] = []
+    for paired, note in (
+        (True, f"Difference to {first.name}, on the same photographs and the same resampled lesions, 95% interval:"),
+        (
+            False,
+            f"Difference to {first.name}, each on test photographs of its own and resampled by itself, 95% interval:",
+        ),
+    ):
+        rows = [
+            [other.name, *(_difference(other, first, score, paired) for score in shown)]
+            for other in others
+            if other.draws and _same_test(other, first) is paired
+        ]
+        if rows:
+            lines += ["", note, "", *_table(["setting", *map(words, shown)], rows)]
+    return lines
+
+
+def _same_test(one: Setting, other: Setting) -> bool:
+    return one.images == other.images and one.lesions == other.lesions
+
+
+def _difference(one: Setting, other: Setting, score: str, paired: bool) -> str:
+    if score not in one.draws or score not in other.draws:
+        return "none"
+    theirs = other.draws[score]
+    if not paired:  # both were drawn from one seed; in another order they have nothing to do with each other
+        theirs = np.random.default_rng(0).permutation(theirs)
+    low, high = np.nanpercentile(one.draws[score] - theirs, [2.5, 97.5])
+    return f"{one.values[score].mean() - other.values[score].mean():+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def leak_gap(jobs: Sequence[Job]) -> list[str]:
+    """What finished runs under both values of data.split_by say about leaking, in sentences; none for other sweeps."""
+    jobs = [job for job in jobs if job.status == "finished"]
+    varied = varied_keys(jobs)
+    if SPLIT_BY not in varied:
+        return []
+    lines = []
+    for name, alike in by_setting(jobs, [key for key in varied if key != SPLIT_BY]):
+        leaky, honest = (
+            _reached(name, [job for job in alike if job.overrides.get(SPLIT_BY, "lesion") == by])
+            for by in ("photograph", "lesion")
+        )
+        gaps = [f"{words(score)} {_difference(leaky, honest, score, paired=False)}" for score in HEADLINES]
+        lines.append(f"{name}: split by photograph minus split by lesion, 95% interval: {', '.join(gaps)}.")
+        learned = [_training_accuracy(job) for job in alike]
+        short = min(learned) <= LEARNED
+        lines.append(
+            f"{name}: training accuracy at the end {', '.join(f'{value:.3f}' for value in learned)}: "
+            + (f"not above {LEARNED}, so too short to show a leak." if short else f"above {LEARNED}, long enough.")
+        )
+    return lines
+
+
+def _training_accuracy(job: Job) -> float:
+    """Of the last epoch, as augmented; 0 where the run does not say, for one without a diagnosis."""
+    table = pd.read_csv(job.run.path / "metrics.csv")
+    values = table.get("train/cls/accuracy", pd.Series(dtype=float)).dropna()
+    return float(values.iloc[-1]) if len(values) else 0.0
 
 
 def _size(setting: Setting) -> tuple[str, str]:

@@ -267,11 +267,14 @@ def _callback_faults(where: str, node: Node, tasks: Sequence[str]) -> Iterator[C
     known, monitor = arguments(constructor), node.get("monitor")
     if monitor is None:
         return
-    scalars = ["val/score", "val/loss", *(f"val/{task}/{name}" for task in tasks for name in SCORES[task])]
+    # A training epoch's scores are known after its validation, when a callback looks unless told otherwise.
+    stage = "train" if node.get("check_on_train_epoch_end") else "val"
+    scalars = [f"{stage}/{name}" for name in ("score", "loss", *(f"{t}/{name}" for t in tasks for name in SCORES[t]))]
     if monitor not in scalars:
         near = difflib.get_close_matches(str(monitor), scalars, 1)
         fix = f"did you mean {near[0]!r}?" if near else f"it should be {', '.join(scalars)}"
-        yield ConfigError(f"{where}.monitor", f"validation does not log {monitor!r}", fix)
+        what = f"{'training' if stage == 'train' else 'validation'} does not log {monitor!r}"
+        yield ConfigError(f"{where}.monitor", what, fix)
     elif "mode" in known:
         mode, better = node.get("mode", known["mode"].default), "min" if monitor.endswith("loss") else "max"
         if mode in ("min", "max") and mode != better:

@@ -22,8 +22,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from skinmtl.answer import leak_gap
 from skinmtl.errors import ConfigError, SkinmtlError, first_line
 from skinmtl.facts import stamps
+from skinmtl.jobs import read_jobs
 from skinmtl.runs import Run, write_text
 
 COLUMNS = ("job", "overrides", "status", "exit_code", "score", "stamp", "seconds", "folder")
@@ -151,7 +153,7 @@ def _add_row(sweep: Path, row: dict[str, Any]) -> None:
 
 
 def print_table(sweep: Path) -> None:
-    """All jobs of a sweep on the terminal: overrides, score, seconds, and how each ended."""
+    """All jobs of a sweep on the terminal: overrides, score, seconds, how each ended; what it says about leaking."""
     if not (sweep / "sweep.csv").is_file():
         return
     table = Table("job", "overrides", "score", "stamp", "seconds", "status", title=os.path.relpath(sweep))
@@ -162,4 +164,7 @@ def print_table(sweep: Path) -> None:
             table.add_row(
                 row["job"], escape(row["overrides"]), score, row["stamp"], f"{float(row['seconds']):.0f}", ending
             )
-    Console(stderr=True).print(table)
+    console = Console(stderr=True, highlight=False)
+    console.print(table)
+    for line in leak_gap(read_jobs(sweep)):
+        console.print(line, markup=False)

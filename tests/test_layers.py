@@ -18,7 +18,7 @@ FLOORS = """
     types errors
     data network losses weighting gradients metrics scores optim figures facts page constructors
     tasks runs config checkpoints
-    module
+    module jobs
     predict callbacks tracking
     evaluate baselines answer
     report

@@ -93,7 +93,8 @@ class DataModule(pl.LightningDataModule):
     of `folds` folds is drawn from `split_seed` the first time, kept in `split_dir` and never redrawn; `fold` says
     which of its folds tests. With `cache` auto, photographs are decoded once into `cache_dir` when the disk has room.
     `synthetic` draws the data at `root` first. `also` are further sources, which only train. `workers` 0 loads in the
-    training process; the pixels do not depend on it.
+    training process; the pixels do not depend on it. `split_by` photograph puts photographs of a lesion on both sides,
+    to show what that does to scores; it wants `allow_leak`.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class DataModule(pl.LightningDataModule):
         split: str | None = None,
         split_seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0,
         split_dir: str = "outputs/splits",
+        split_by: Literal["lesion", "photograph"] = "lesion",
         allow_leak: bool = False,
         cache: Literal["auto", "off"] = "auto",
         cache_dir: str = "outputs/.cache",
@@ -125,6 +127,10 @@ class DataModule(pl.LightningDataModule):
         self.folds, self.fold, self.split_seed, self.allow_leak = (folds, fold, split_seed, allow_leak)
         self.cache, self.cache_dir, self.split_dir = (cache, Path(cache_dir), Path(split_dir))
         self.augment, self.sampler, self.seed = augment, sampler, seed
+        self.split_by = split_by
+        if split_by == "photograph" and not allow_leak:
+            what = "photographs of one lesion would train and test"
+            raise ConfigError("data.split_by", what, "set data.allow_leak=true, too, and have scores stamped LEAKY")
         self.also = dict(also or {})
         self.mask_classes = sources.MASK_CLASSES
         self._given = Path(split) if split else None
@@ -141,13 +147,14 @@ class DataModule(pl.LightningDataModule):
         if self._photographs is not None:
             return
         first = sources.read(self.root, self.layout, self.allow_leak)
-        self.leaky = sources.is_leaky(first)
+        self.leaky = sources.is_leaky(first) or self.split_by == "photograph"
         self.dx_classes: tuple[str, ...] = tuple(first["dx"].cat.categories)
         self.data_hash = cache.fingerprint(first)
 
-        self.split_file = self._given or splits.get(first, self.folds, self.split_seed, self.split_dir)
+        kept_together = first if self.split_by == "lesion" else first.assign(lesion_id=first["image_id"])
+        self.split_file = self._given or splits.get(kept_together, self.folds, self.split_seed, self.split_dir)
         self.split = splits.load(self.split_file)
-        splits.check(self.split, first, self.split_file)
+        splits.check(self.split, kept_together, self.split_file)
         self.split_hash = splits.digest(self.split_file)
 
         tables = [first, *(source.read(first) for source in self.also.values())]
