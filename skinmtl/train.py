@@ -123,8 +123,8 @@ def _run(nodes: Mapping[str, Any], here: Run, init_from: str | None, start: floa
     here.update(_origin(nodes, here))
     data = _data(nodes)
     _check_targets(nodes["tasks"], data)
-    _say_shares(nodes, data)
     module = make_module(nodes, data)
+    _say_shares(nodes, data, module)
     if init_from is not None:
         here.update({"init_from": _start_from(Run.open(init_from), module, data, here)})
     here.update(_facts(data) | {"encoder_weights": module.network.weights_file})
@@ -362,16 +362,22 @@ def _trainer(nodes: Mapping[str, Any], here: Run, callbacks: list[pl.Callback], 
     return trainer
 
 
-def _say_shares(nodes: Mapping[str, Any], data: DataModule) -> None:
-    """Say what the sampler makes of the diagnoses, and warn where the loss corrects for the same thing again."""
-    if "cls" not in nodes["tasks"] or not data.sampler.rebalances:
+def _say_shares(nodes: Mapping[str, Any], data: DataModule, module: MultiTaskModule) -> None:
+    """Say what sampler and loss make of the diagnoses, and warn where both bring up the rare ones."""
+    if "cls" not in nodes["tasks"]:
         return
-    shares = zip(data.dx_classes, data.class_shares(), strict=True)
-    log.info("an epoch shows %s", ", ".join(f"{name} {share:.1%}" for name, share in shares))
-    if nodes["loss"].cls.get("class_weights", "none") != "none":
-        log.warning(
-            "sampler and loss.cls.class_weights both bring up rare diagnoses; set one of them to shuffle or none"
-        )
+    shares = torch.tensor(data.class_shares())
+    log.info("an epoch shows %s", _shares(data.dx_classes, shares))
+    weight = getattr(module.tasks["cls"].loss, "weight", None)
+    if weight is None or bool((weight[shares > 0] == weight[shares > 0][0]).all()):
+        return
+    log.info("the loss counts them as %s", _shares(data.dx_classes, shares * weight / (shares * weight).sum()))
+    if data.sampler.rebalances:
+        log.warning("sampler and class weights both bring up rare diagnoses; fix: sampler=shuffle, or no class weights")
+
+
+def _shares(names: Sequence[str], shares: torch.Tensor) -> str:
+    return ", ".join(f"{name} {share:.1%}" for name, share in zip(names, shares.tolist(), strict=True))
 
 
 def _origin(nodes: Mapping[str, Any], here: Run) -> dict[str, Any]:

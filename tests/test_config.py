@@ -147,6 +147,13 @@ MISTAKES: list[tuple[str, object, str]] = [
         "val/scor",
         "validation does not log 'val/scor'; fix: did you mean 'val/score'?",
     ),
+    (
+        "callbacks.early_stopping.monitor",
+        "train/cls/accuracy",
+        "validation does not log 'train/cls/accuracy'; fix: did you mean 'val/cls/accuracy'?",
+    ),
+    ("data.also.isic", {"_target_": "skinmtl.data.also.Also", "root": "x", "share": 1.0}, "data.also.isic.share: 1.0"),
+    ("data.also.isic", {"_target_": "skinmtl.data.also.Also", "root": "x"}, "data.also.isic.share: Also needs it"),
     ("trainer.max_epochs", 0, "trainer.max_epochs: 0 epochs"),
     ("trainer.max_epochs", None, "trainer.max_epochs: None epochs"),
     ("trainer.check_val_every_n_epoch", 99, "trainer.check_val_every_n_epoch: 99 epochs between validations, but 30"),

@@ -8,13 +8,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
-from layouts import write_dataverse, write_mirror
+from layouts import photograph, write_dataverse, write_mirror
 from PIL import Image
 
 from skinmtl.data import cache, images, sources, splits, transforms
+from skinmtl.data.also import Also, places
 from skinmtl.data.datamodule import DataModule
 from skinmtl.data.samplers import Shuffle
 from skinmtl.data.transforms import Transform
@@ -325,3 +327,87 @@ def test_real_photographs_come_as_batches() -> None:
     batch = next(iter(data.train_dataloader()))
     assert batch["image"].float().mean() > 60
     assert 0.05 < batch["mask"].float().mean() < 0.6
+
+
+def test_split_by_photograph_leaks_and_is_stamped(root: Path) -> None:
+    with pytest.raises(ConfigError, match="data.split_by: photographs of one lesion would train and test"):
+        make(root, split_by="photograph")
+    data = make(root, split_by="photograph", allow_leak=True)
+    lesions = {stage: set(data.table["lesion_id"].iloc[data.rows(stage)]) for stage in ("train", "test")}
+    assert data.leaky and lesions["train"] & lesions["test"]
+    honest = make(root, allow_leak=True)
+    lesions = {stage: set(honest.table["lesion_id"].iloc[honest.rows(stage)]) for stage in ("train", "test")}
+    assert not honest.leaky and not lesions["train"] & lesions["test"]
+
+
+@pytest.fixture
+def other(root: Path, tmp_path: Path) -> Path:
+    """A second source: 30 photographs without masks, of which two have ids of the first and one its very bytes."""
+    folder = tmp_path / "other"
+    write_mirror(folder, lesions=20)
+    for path in (folder / "masks").iterdir():
+        path.unlink()
+    table = pd.read_csv(folder / "GroundTruth.csv")
+    new = {old: f"OWN_{number:03d}" for number, old in enumerate(table["image"]) if number > 1}
+    for number, (old, name) in enumerate(new.items()):
+        (folder / "images" / f"{old}.jpg").unlink()
+        Image.fromarray(photograph(1000 + number)[0]).save(folder / "images" / f"{name}.jpg")
+    first = root / "HAM10000_images_part_1" / "ISIC_0000004.jpg"
+    (folder / "images" / "OWN_009.jpg").write_bytes(first.read_bytes())
+    table["image"] = table["image"].replace(new)
+    table.to_csv(folder / "GroundTruth.csv", index=False)
+    return folder
+
+
+def test_a_second_source_fills_its_share_of_every_batch_and_never_tests(root: Path, other: Path) -> None:
+    alone, data = make(root, batch_size=8), make(root, batch_size=8, also={"other": Also(str(other), share=0.25)})
+    assert data.data_hash == alone.data_hash and data.split_hash == alone.split_hash
+    extra = data.table.iloc[data.rows("train", source=1)]
+    assert len(extra) == 30 - 3 and extra["image_id"].str.startswith("OWN_").all()
+    assert "OWN_009" not in set(extra["image_id"])
+    for stage in ("val", "test"):
+        assert data.rows(stage).tolist() == alone.rows(stage).tolist()
+
+    batches, plain = list(data.train_dataloader()), list(alone.train_dataloader())
+    assert len(batches) == len(alone.rows("train")) // 6 > len(plain)
+    for batch in batches:
+        second = torch.tensor([int(data.source[row]) == 1 for row in batch["index"]])
+        assert second.sum() == 2 and not batch["has_mask"][second].any()
+        assert (batch["dx"][second] >= 0).all()
+    drawn = [row for batch in batches for row in batch["index"].tolist()]
+    first = [row for row in drawn if row < len(alone.table)]
+    assert len(set(first)) == len(first), "an epoch passes once over the first source"
+
+
+def test_diagnoses_are_counted_as_often_as_an_epoch_shows_them(root: Path, other: Path) -> None:
+    data = make(root, batch_size=8, also={"other": Also(str(other), share=0.25)})
+    rows = [row for epoch in range(40) for batch in epochs_of(data, epoch) for row in batch]
+    drawn = np.bincount(data.table["dx"].cat.codes.to_numpy()[rows], minlength=len(data.dx_classes))
+    np.testing.assert_allclose(data.class_shares(), drawn / drawn.sum(), atol=0.02)
+    counts = np.array(data.class_counts())
+    np.testing.assert_allclose(counts / counts.sum(), data.class_shares())
+    assert not np.allclose(data.class_shares(), make(root, batch_size=8).class_shares(), atol=0.005)
+
+
+def epochs_of(data: DataModule, epoch: int) -> list[list[int]]:
+    loader = data.train_dataloader()
+    at(data, done=epoch * len(loader))
+    return [batch["index"].tolist() for batch in loader]
+
+
+def test_a_second_source_with_strange_diagnoses_or_nothing_of_its_own_is_refused(root: Path, other: Path) -> None:
+    table = sources.read(root)
+    with pytest.raises(InputError, match="every photograph is one of data.root, too"):
+        Also(str(root), share=0.5).read(table)
+    fewer = table[table["dx"] != "mel"].assign(dx=lambda t: t["dx"].cat.remove_unused_categories())
+    with pytest.raises(InputError, match="diagnoses that the photographs at data.root do not have: mel"):
+        Also(str(other), share=0.5).read(fewer)
+
+
+def test_shares_have_to_leave_room_and_to_hold_a_photograph(root: Path) -> None:
+    assert places({}, 8) == [8]
+    assert places({"a": Also("a", 0.25), "b": Also("b", 0.5)}, 8) == [2, 2, 4]
+    with pytest.raises(ConfigError, match=r"data.also.a.share: 0.05 of a batch of 8 is no photograph"):
+        places({"a": Also("a", 0.05)}, 8)
+    with pytest.raises(ConfigError, match="data.also: together they fill all 8 places"):
+        places({"a": Also("a", 0.5), "b": Also("b", 0.5)}, 8)

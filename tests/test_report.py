@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -332,6 +333,38 @@ def test_tradeoff_is_drawn_for_weights_of_losses_and_for_nothing_else(sweep: Pat
         path.write_text(path.read_text().replace("weighting.seg", "optim.lr"))
     rates = study_report(sweep, tmp_path / "rates") / "figures"
     assert {path.name for path in rates.iterdir()} == {"scores.png"}
+
+
+def write_leaking(folder: Path, learned: float, key: str = "data.split_by") -> Path:
+    """Two runs, one split by lesion and one, better, by photograph, with a training accuracy at the end."""
+    for number, (by, skill) in enumerate((("lesion", 0.7), ("photograph", 1.0))):
+        run = write_run(folder / str(number), skill=skill, leaky=by == "photograph")
+        (run / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump([f"{key}={by}", "seed=0"]))
+        table = pd.concat([metrics(), pd.DataFrame({"train/cls/accuracy": [0.5, learned]})])
+        table.to_csv(run / "metrics.csv", index=False)
+    return folder
+
+
+@pytest.mark.parametrize(("learned", "says"), [(0.96, "long enough"), (0.94, "too short to show a leak")])
+def test_leak_gap_is_said_with_its_interval_and_whether_training_was_long_enough(
+    tmp_path: Path, learned: float, says: str
+) -> None:
+    sweep = write_leaking(tmp_path / "sweep", learned)
+    text = (study_report(sweep, tmp_path / "out") / "README.md").read_text()
+    assert says in text and "LEAKY" in text
+    tables = [pd.read_csv(sweep / str(number) / "predictions.csv").query("split == 'test'") for number in (1, 0)]
+    leaky, honest = (balanced_accuracy_score(table["dx"], table["predicted_dx"]) for table in tables)
+    found = re.search(r"Balanced accuracy ([+-][\d.]+) \(([+-][\d.]+) to ([+-][\d.]+)\)", text)
+    assert found is not None
+    gap, low, high = map(float, found.groups())
+    assert gap == pytest.approx(leaky - honest, abs=6e-4) and low < gap < high
+    # Each resampled by itself: wider than where the same lesions are resampled for both.
+    assert high - low > 0.02
+
+
+def test_other_sweeps_say_nothing_about_leaking(tmp_path: Path) -> None:
+    sweep = write_leaking(tmp_path / "sweep", 0.96, key="augment")
+    assert "training accuracy" not in (study_report(sweep, tmp_path / "out") / "README.md").read_text()
 
 
 def test_synthetic_runs_are_stamped_in_the_answer(tmp_path: Path) -> None:

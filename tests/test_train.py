@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from layouts import write_mirror
 from training import train
 
 from skinmtl import checkpoints, cli
 from skinmtl.callbacks import BestAndLast
+from skinmtl.data import sources
 from skinmtl.errors import ConfigError, Diverged, InputError, Interrupted
 from skinmtl.runs import Run
 
@@ -248,3 +250,29 @@ def mirror(source: Path, root: Path) -> None:
     table = pd.read_csv(source / "HAM10000_metadata.csv")
     onehot = pd.get_dummies(table["dx"].str.upper()).astype(float)
     pd.concat([table["image_id"].rename("image"), onehot], axis=1).to_csv(root / "GroundTruth.csv", index=False)
+
+
+def test_shares_are_said_and_balancing_twice_is_warned_of(
+    synthetic_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    train(tmp_path / "twice", synthetic_root, ["sampler=class_balanced", "loss.cls.class_weights=sqrt"])
+    assert "an epoch shows" in caplog.text and "both bring up rare diagnoses" in caplog.text
+    for once in (["sampler=class_balanced", "loss.cls.class_weights=none"], ["loss.cls.class_weights=sqrt"]):
+        caplog.clear()
+        train(tmp_path / once[0], synthetic_root, once)
+        assert "an epoch shows" in caplog.text and "both bring up" not in caplog.text
+
+
+def test_a_second_source_trains_and_is_recorded(synthetic_root: Path, tmp_path: Path) -> None:
+    write_mirror(tmp_path / "labels", lesions=9)
+    shutil.rmtree(tmp_path / "labels" / "masks")
+    table = pd.read_csv(tmp_path / "labels" / "GroundTruth.csv")
+    for old in table["image"]:
+        (tmp_path / "labels" / "images" / f"{old}.jpg").rename(tmp_path / "labels" / "images" / f"OWN_{old}.jpg")
+    table.assign(image="OWN_" + table["image"]).to_csv(tmp_path / "labels" / "GroundTruth.csv", index=False)
+    run = train(tmp_path / "run", synthetic_root, ["also=labels", f"data.also.labels.root={tmp_path / 'labels'}"])
+    info = run.info()
+    assert info["also"] == {"labels": {"images": 13, "masks": 0, "diagnoses": 13, "share": 0.25}}
+    assert info["data"]["images"] == 64 and not info["leaky"]
+    assert set(run.predictions()["image_id"]) <= set(sources.read(synthetic_root)["image_id"])
