@@ -18,7 +18,7 @@ from skinmtl.errors import Faults, InputError, SkinmtlError
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("image_id", "lesion_id", "image", "mask", "dx", "age", "sex", "localization", "dx_type", "source")
-UNKNOWN_AGE = ("", "NA", "unknown")
+UNKNOWN_AGE = ("", "na", "nan", "unknown")  # in any case
 OLDEST = 120  # years
 IMAGE_ID = r"\w[\w .,()+-]*"  # no folders, nothing that a page or a spreadsheet could take for its own
 
@@ -91,14 +91,17 @@ def _cell_faults(cases: Cases) -> list[SkinmtlError]:
         spellings = rows["dx"].groupby(rows["dx"].str.lower()).transform("nunique")
         checks["a dx in two spellings"] = (spellings > 1, "write small and large letters alike")
     if "age" in rows:
-        given = ~rows["age"].isin(UNKNOWN_AGE)
-        wrong = given & ~_years(rows["age"]).between(0, OLDEST)
+        wrong = _is_given(rows["age"]) & ~_years(rows["age"]).between(0, OLDEST)
         checks["age is not a number of years"] = (wrong, f"give 0 to {OLDEST}, or leave it blank")
     return row_faults(cases.file, ids, checks)
 
 
 def _years(text: pd.Series) -> pd.Series:
-    return pd.to_numeric(text.where(~text.isin(UNKNOWN_AGE)), errors="coerce").astype("float64")
+    return pd.to_numeric(text.where(_is_given(text)), errors="coerce").astype("float64")
+
+
+def _is_given(age: pd.Series) -> pd.Series:
+    return ~age.str.lower().isin(UNKNOWN_AGE)
 
 
 def _join_lesions(cases: Cases, layout: Layout, file: Path | None) -> list[SkinmtlError]:
