@@ -298,7 +298,8 @@ def test_a_partly_labelled_table_counts_what_is_known(tmp_path: Path) -> None:
     known = raw["dx"][data.rows("train")].value_counts()
     assert data.class_counts() == [known[dx] for dx in data.dx_classes]
     for batch in data.train_dataloader():
-        assert [data.dx_classes[dx] if dx >= 0 else "" for dx in batch["dx"]] == raw["dx"][batch["index"]].tolist()
+        words = [data.dx_classes[dx] if dx >= 0 else "" for dx in batch["dx"].tolist()]
+        assert words == raw["dx"][batch["index"].tolist()].tolist()
 
 
 def test_lesion_ids_are_passed_on(tmp_path: Path) -> None:
