@@ -53,7 +53,8 @@ def compare_run(run: Run, data_root: Path | None = None) -> pd.DataFrame:
     root = Path(cfg.root) if data_root is None else data_root
     if data_root is None and cfg.synthetic is not None:
         config.build(cfg.synthetic).write(root)
-    table = sources.read(root, cfg.layout, cfg.allow_leak)
+    masks, lesions = (Path(cfg[key]) if cfg.get(key) else None for key in ("masks", "lesions"))
+    table = sources.read(root, cfg.layout, cfg.allow_leak, masks, lesions)
     split = splits.load(run.split_file)
     splits.check(split, table, run.split_file)
     digests = {"data": (root, cache.fingerprint(table)), "split": (run.split_file, splits.digest(run.split_file))}

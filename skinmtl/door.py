@@ -36,7 +36,8 @@ OPTIONS = {
 KEYS = {
     "experiment=": "what to run; one of those above",
     "study=": "several runs and one answer; one of those above",
-    "data.root=": "the folder of HAM10000, as downloaded",
+    "data.root=": "the folder of HAM10000, as downloaded; or of another source, data=kaggle, csv, ...",
+    "data.masks= data.lesions=": "masks, lesion ids from elsewhere",
     "data.size=": "[height,width] in pixels, or one number for a square",
     "data.batch_size= data.workers=": "photographs a step; processes that load them",
     "data.fold= data.folds=": "which test fold, of how many; no lesion is in two",

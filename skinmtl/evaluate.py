@@ -157,7 +157,7 @@ def _pictures(rows: pd.DataFrame, predictor: Predictor, data: DataModule) -> Ite
         target = read_mask(Path(place["mask"]), image.shape[:2])
         prediction = predictor.predict(image)
         assert prediction.mask is not None
-        words = [f"Dice {row.dice:.2f}", str(row.dx)]
+        words = [f"Dice {row.dice:.2f}"] + ([row.dx] if isinstance(row.dx, str) else [])
         if prediction.dx is not None:
             words.append(f"as {prediction.dx}")
         yield figures.Example(image, target, prediction.mask, "  ".join(words))

@@ -182,7 +182,7 @@ def _check_targets(tasks: Sequence[str], data: DataModule) -> None:
         for part in STAGES:
             if data.table[column[task]].iloc[data.rows(part)].isna().all():
                 what = f"no {part} photograph has a {column[task]}, which task {task} needs"
-                fix = "unpack the masks beside them" if task == "seg" else "give diagnoses"
+                fix = "unpack the masks beside them, or give data.masks" if task == "seg" else "give diagnoses"
                 raise InputError(f"data.root={data.root}", what, f"{fix}, or leave {task} out of tasks")
 
 

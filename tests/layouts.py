@@ -74,6 +74,56 @@ def write_mirror(root: Path, lesions: int = 14) -> pd.DataFrame:
     return hot
 
 
+def write_kaggle(root: Path, lesions: int = 14) -> pd.DataFrame:
+    """As the Dataverse has it, but for masks, which lie in `root`-masks, and for the sources; gives the metadata."""
+    table = write_dataverse(root, lesions).drop(columns="dataset")
+    (root / "HAM10000_segmentations_lesion_tschandl").rename(root.with_name(f"{root.name}-masks"))
+    table.to_csv(root / "HAM10000_metadata.csv", index=False)
+    (root / "hmnist_28_28_L.csv").write_text("pixel0000,label\n0,1\n")
+    return table
+
+
+def write_task3(root: Path, lesions: int = 14) -> pd.DataFrame:
+    """ISIC 2018, Task 3, with lesion groupings; gives the metadata that they were made of."""
+    table = metadata(lesions)
+    write_mirror(root, lesions)
+    name = "ISIC2018_Task3_Training"
+    (root / "images").rename(root / f"{name}_Input")
+    (root / "masks").rename(root.with_name(f"{root.name}-masks"))
+    (root / f"{name}_GroundTruth").mkdir()
+    (root / "GroundTruth.csv").rename(root / f"{name}_GroundTruth" / f"{name}_GroundTruth.csv")
+    names = {"image_id": "image", "lesion_id": "lesion_id", "dx_type": "diagnosis_confirm_type"}
+    table.rename(columns=names)[list(names.values())].to_csv(root / f"{name}_LesionGroupings.csv", index=False)
+    return table
+
+
+def write_task1(root: Path, photographs: int = 20) -> None:
+    """ISIC 2018, Task 1: photographs and masks, a licence among the former."""
+    folders = root / "ISIC2018_Task1-2_Training_Input", root / "ISIC2018_Task1_Training_GroundTruth"
+    for folder in folders:
+        folder.mkdir(parents=True)
+    (folders[0] / "LICENSE.txt").touch()
+    for number in range(photographs):
+        image, mask = photograph(number)
+        Image.fromarray(image).save(folders[0] / f"ISIC_{number:07d}.jpg")
+        Image.fromarray(mask).save(folders[1] / f"ISIC_{number:07d}_segmentation.png")
+
+
+def write_own(root: Path, lesions: int = 14) -> pd.DataFrame:
+    """photos/, outlines/<id>_mask.png and mine.csv, whose paths begin at `root`; gives the latter's table."""
+    table = metadata(lesions).drop(columns=["dx_type", "dataset"])
+    table["image"] = "photos/" + table["image_id"] + ".jpg"
+    table["mask"] = "outlines/" + table["image_id"] + "_mask.png"
+    for name in ("photos", "outlines"):
+        (root / name).mkdir(parents=True)
+    for number, row in enumerate(table.itertuples()):
+        image, mask = photograph(number)
+        Image.fromarray(image).save(root / row.image)
+        Image.fromarray(mask).save(root / row.mask)
+    table.to_csv(root / "mine.csv", index=False)
+    return table
+
+
 def ham10000_table(seed: int = 0) -> pd.DataFrame:
     """A case table of 10,015 photographs of 7,470 lesions with HAM10000's class counts and multiplicities."""
     rng = np.random.default_rng(seed)

@@ -12,13 +12,13 @@ import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
-from layouts import photograph, write_dataverse, write_mirror
+from layouts import photograph, write_dataverse, write_mirror, write_own, write_task1
 from PIL import Image
 
 from skinmtl.data import cache, images, sources, splits, transforms
 from skinmtl.data.also import Also, places
 from skinmtl.data.datamodule import DataModule
-from skinmtl.data.samplers import Shuffle
+from skinmtl.data.samplers import Shuffle, class_aware, class_balanced
 from skinmtl.data.transforms import Transform
 from skinmtl.errors import ConfigError, Faults, InputError
 from skinmtl.types import Batch
@@ -272,6 +272,42 @@ def test_a_given_split_is_used_and_checked(root: Path, tmp_path: Path) -> None:
     splits.save(mine.iloc[1:], tmp_path / "short.csv")
     with pytest.raises(Faults, match=r"short\.csv: images of the data that are missing: ISIC_0000000"):
         make(root, split="short.csv")
+
+
+@pytest.mark.parametrize("kind", ["shuffle", "class_balanced", "class_aware"])
+def test_photographs_without_any_diagnosis_make_batches(tmp_path: Path, kind: str) -> None:
+    write_task1(tmp_path / "task1", photographs=30)
+    (tmp_path / "task1" / "ISIC2018_Task1_Training_GroundTruth" / "ISIC_0000003_segmentation.png").unlink()
+    data = make(tmp_path / "task1", allow_leak=True, layout="isic2018_task1")
+    data.sampler = {"shuffle": Shuffle, "class_balanced": class_balanced, "class_aware": class_aware}[kind]()
+    assert data.dx_classes == ()
+    assert data.class_counts() == data.class_shares() == []
+    batches = [*data.train_dataloader(), *data.val_dataloader()]
+    assert all((batch["dx"] == -1).all() for batch in batches)
+    for batch in batches:
+        assert batch["has_mask"].tolist() == [index != 3 for index in batch["index"].tolist()]
+        assert batch["mask"].amax((1, 2)).tolist() == batch["has_mask"].int().tolist()
+
+
+def test_a_partly_labelled_table_counts_what_is_known(tmp_path: Path) -> None:
+    raw = write_own(tmp_path / "own", lesions=30)
+    raw.loc[::3, "dx"] = ""
+    raw.to_csv(tmp_path / "own" / "mine.csv", index=False)
+    data = make(tmp_path / "own", masks=str(tmp_path / "own" / "outlines"))
+    assert data.layout == "csv"
+    known = raw["dx"][data.rows("train")].value_counts()
+    assert data.class_counts() == [known[dx] for dx in data.dx_classes]
+    for batch in data.train_dataloader():
+        words = [data.dx_classes[dx] if dx >= 0 else "" for dx in batch["dx"].tolist()]
+        assert words == raw["dx"][batch["index"].tolist()].tolist()
+
+
+def test_lesion_ids_are_passed_on(tmp_path: Path) -> None:
+    write_mirror(tmp_path / "mirror")
+    raw = write_own(tmp_path / "own")
+    data = make(tmp_path / "mirror", lesions=str(tmp_path / "own" / "mine.csv"))
+    assert not data.leaky
+    assert data.table["lesion_id"].tolist() == raw["lesion_id"].tolist()
 
 
 def test_a_leaky_layout_is_stamped(tmp_path: Path) -> None:

@@ -31,7 +31,11 @@ DATA = """
     data.__init__
     data.lesions
     data.dermatoscopy
-    data.synthetic data.sources
+    data.synthetic data.sources.ham10000 data.sources.tables
+    data.sources.folders
+    data.sources.layouts
+    data.sources.cases
+    data.sources.__init__
     data.splits data.images
     data.cache data.transforms data.also
     data.samplers

@@ -60,6 +60,26 @@ def test_test_folds_are_those_of_scikit_learn(table: pd.DataFrame, seed: int) ->
         assert np.array_equal(np.flatnonzero(split[fold] == "test"), test)
 
 
+@pytest.mark.parametrize("known", [0.0, 0.5])
+def test_photographs_without_a_diagnosis_are_shared_out_like_one_more(table: pd.DataFrame, known: float) -> None:
+    few = table[:2000].assign(dx=table["dx"].where(np.random.default_rng(0).random(len(table)) < known)).reset_index()
+    assert few["dx"].isna().mean() == pytest.approx(1 - known, abs=0.05)
+    words = few["dx"].astype(object).fillna("")
+    judge = StratifiedGroupKFold(5, shuffle=True, random_state=0).split(few, words, few["lesion_id"])
+    split = splits.draw(few, folds=5, seed=0)
+    splits.check(split, few)
+    for fold, (_, test) in zip(FOLDS, judge, strict=True):
+        assert np.array_equal(np.flatnonzero(split[fold] == "test"), test)
+        assert (split[fold][few["dx"].isna()] == "val").mean() == pytest.approx(4 / 5 * splits.VAL_SHARE, abs=0.01)
+
+
+def test_a_diagnosis_that_becomes_unknown_is_another_split_file(table: pd.DataFrame, tmp_path: Path) -> None:
+    few = table[:200]
+    blank = few.assign(dx=few["dx"].where(few.index != 7))
+    assert splits.get(few, 5, 0, tmp_path) != splits.get(blank, 5, 0, tmp_path)
+    assert splits.get(blank, 5, 0, tmp_path).exists()
+
+
 @pytest.mark.parametrize("stage", ["val", "test"])
 def test_each_diagnosis_has_its_share_of_every_side(table: pd.DataFrame, split: pd.DataFrame, stage: str) -> None:
     share = {"test": 1 / 5, "val": 4 / 5 * splits.VAL_SHARE}[stage]

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from layouts import write_mirror
+from layouts import write_mirror, write_task1
 from training import train
 
 from skinmtl import checkpoints, cli
@@ -237,6 +237,19 @@ def copy_of_lesions(source: Path, root: Path, count: int) -> None:
     (root / "synthetic.json").unlink(missing_ok=True)
     table = pd.read_csv(root / "HAM10000_metadata.csv").drop_duplicates("lesion_id").head(count)
     table.assign(lesion_id=table["image_id"]).to_csv(root / "HAM10000_metadata.csv", index=False)
+
+
+def test_masks_alone_train_the_task_that_they_are_for_and_no_other(tmp_path: Path) -> None:
+    write_task1(tmp_path / "task1", photographs=40)
+    leaky = [*TINY, "data.allow_leak=true"]
+    with pytest.raises(InputError, match=r"no train photograph has a dx, which task cls needs.*leave cls out"):
+        train(tmp_path / "both", tmp_path / "task1", leaky)
+    run = train(tmp_path / "seg", tmp_path / "task1", leaky, experiment="resnet18_unet_seg")
+    assert run.info()["data"]["layout"] == "isic2018_task1"
+    table = run.predictions()
+    assert table["dx"].isna().all()
+    assert table["dice"].notna().all()
+    assert table["leaky"].all()
 
 
 def mirror(source: Path, root: Path) -> None:

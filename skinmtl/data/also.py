@@ -22,16 +22,18 @@ class Also:
     """A second source: `share` is the part of every batch that it fills.
 
     It is never validated or tested on, so it needs no lesion ids; what it has in common with the first source is left
-    out. Its diagnoses are those of the first source or missing.
+    out. Its diagnoses are those of the first source or missing. `masks` is a folder of masks instead of its own.
     """
 
     def __init__(
         self,
         root: str,
         share: Annotated[float, Interval(gt=0, lt=1)],
-        layout: Literal["auto", "dataverse", "mirror"] = "auto",
+        layout: Literal["auto"] | sources.Layout = "auto",
+        masks: str | None = None,
     ) -> None:
         self.root, self.share, self.layout = Path(root), share, layout
+        self.masks = Path(masks) if masks else None
 
     def read(self, first: pd.DataFrame) -> pd.DataFrame:
         """Its case table without photographs, files or lesions of the `first` source, with the diagnoses of that one.
@@ -39,7 +41,7 @@ class Also:
         Raises:
             InputError: diagnoses that the first source does not know, or nothing left.
         """
-        table = sources.read(self.root, self.layout, allow_leak=True)
+        table = sources.read(self.root, self.layout, allow_leak=True, masks=self.masks)
         known = list(first["dx"].cat.categories)
         if strange := sorted(set(table["dx"].dropna()) - set(known)):
             what = f"diagnoses that the photographs at data.root do not have: {', '.join(strange)}"

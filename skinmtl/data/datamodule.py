@@ -100,7 +100,9 @@ class DataModule(pl.LightningDataModule):
     def __init__(
         self,
         root: str = "data/ham10000",
-        layout: Literal["auto", "dataverse", "mirror"] = "auto",
+        layout: Literal["auto"] | sources.Layout = "auto",
+        masks: str | None = None,
+        lesions: str | None = None,
         synthetic: Synthetic | None = None,
         size: Pixels | tuple[Pixels, Pixels] = (192, 256),
         batch_size: Annotated[int, Ge(1)] = 32,
@@ -122,6 +124,7 @@ class DataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.root, self.layout, self.synthetic = Path(root), layout, synthetic
+        self.masks, self.lesions = Path(masks) if masks else None, Path(lesions) if lesions else None
         self.size = (size, size) if isinstance(size, int) else (size[0], size[1])
         self.batch_size, self.workers = batch_size, workers
         self.folds, self.fold, self.split_seed, self.allow_leak = (folds, fold, split_seed, allow_leak)
@@ -146,8 +149,11 @@ class DataModule(pl.LightningDataModule):
         """Read the table, the split and where the pixels are; the second call costs nothing."""
         if self._photographs is not None:
             return
-        first = sources.read(self.root, self.layout, self.allow_leak)
+        first = sources.read(self.root, self.layout, self.allow_leak, self.masks, self.lesions)
+        self.layout = first.attrs["layout"]
         self.leaky = sources.is_leaky(first) or self.split_by == "photograph"
+        if self.leaky:
+            logger.warning("LEAKY: photographs of one lesion may train and test; scores are too good")
         self.dx_classes: tuple[str, ...] = tuple(first["dx"].cat.categories)
         self.data_hash = cache.fingerprint(first)
 

@@ -28,15 +28,17 @@ def draw(table: pd.DataFrame, folds: int, seed: int) -> pd.DataFrame:
     """One row per photograph: `image_id`, `group`, and `fold_0` ... each train, val or test.
 
     Test folds are those of scikit-learn's StratifiedGroupKFold(folds, shuffle=True, random_state=seed) on dx by
-    lesion; inside the rest, an eighth of each diagnosis' photographs is validation, whole lesions at a time.
+    lesion; inside the rest, an eighth of each diagnosis' photographs is validation, whole lesions at a time. Those
+    without a diagnosis count as one more.
     """
     groups = pd.factorize(table["lesion_id"], sort=True)[0]
-    classes, names = pd.factorize(table["dx"].astype(str), sort=True)
+    classes, names = pd.factorize(_words(table["dx"]), sort=True)
     lesions = pd.Series(groups).groupby(classes).nunique()
     if len(set(groups)) < folds:
         raise ConfigError("data.folds", f"{folds} folds of {len(set(groups))} lesions", "ask for fewer folds")
     for code in lesions.index[lesions < folds]:
-        logger.warning("%s has %d lesions: not every one of %d folds can test it", names[code], lesions[code], folds)
+        name = names[code] or "no diagnosis"
+        logger.warning("%s has %d lesions: not every one of %d folds can test it", name, lesions[code], folds)
 
     test = stratified_group_folds(classes, groups, folds, seed)
     split = pd.DataFrame({"image_id": table["image_id"], "group": table["lesion_id"]})
@@ -46,6 +48,11 @@ def draw(table: pd.DataFrame, folds: int, seed: int) -> pd.DataFrame:
         stage[rest[_val(classes[rest], groups[rest], np.random.RandomState([seed, fold]))]] = "val"
         split[f"fold_{fold}"] = stage
     return split
+
+
+def _words(column: pd.Series) -> pd.Series:
+    """A column of words; what is missing is a blank one."""
+    return column.astype(object).where(column.notna(), "")
 
 
 def stratified_group_folds(
@@ -150,7 +157,7 @@ def get(table: pd.DataFrame, folds: int, seed: int, folder: Path) -> Path:
     """The split file of this table, folds and seed in `folder`; drawn the first time, never again."""
     facts = hashlib.sha256(f"{VERSION} {folds} {seed}\n".encode())
     for column in ("image_id", "lesion_id", "dx"):
-        facts.update("\n".join(table[column].astype(str)).encode())
+        facts.update("\n".join(_words(table[column])).encode())
     path = folder / f"{folds}_folds_seed_{seed}_{facts.hexdigest()[:12]}.csv"
     if not path.exists():
         save(draw(table, folds, seed), path)

@@ -1,0 +1,179 @@
+"""The case table: any layout in, one shape out, checked once, on arrival."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from skinmtl.data.sources.folders import masks as masks_in
+from skinmtl.data.sources.ham10000 import DX
+from skinmtl.data.sources.layouts import LAYOUTS, Cases, Layout, recognise
+from skinmtl.data.sources.layouts import lesions as lesions_in
+from skinmtl.data.sources.tables import most, row_faults, shown
+from skinmtl.errors import Faults, InputError, SkinmtlError
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = ("image_id", "lesion_id", "image", "mask", "dx", "age", "sex", "localization", "dx_type", "source")
+UNKNOWN_AGE = ("", "na", "nan", "unknown")  # in any case
+OLDEST = 120  # years
+IMAGE_ID = r"\w[\w .,()+-]*"  # no folders, nothing that a page or a spreadsheet could take for its own
+
+
+def read(
+    root: Path,
+    layout: Literal["auto"] | Layout = "auto",
+    allow_leak: bool = False,
+    masks: Path | None = None,
+    lesions: Path | None = None,
+) -> pd.DataFrame:
+    """The case table: one row per photograph, sorted by `image_id`, with the columns of `COLUMNS`.
+
+    `image` and `mask` are absolute paths; `mask` is missing where there is none; `dx` is categorical over the diagnoses
+    that occur, those of HAM10000 in the order of `DX` and before any others, and missing where none is known.
+    `attrs["layout"]` is what was read; `attrs["leaky"]` is True where nobody gave lesion ids and `allow_leak` lets each
+    photograph pass for a lesion of its own.
+
+    Args:
+        root: the folder, or a table of one's own.
+        layout: which layout lies there; auto looks.
+        allow_leak: whether a layout without lesion ids is read at all.
+        masks: a folder of masks, instead of the layout's own.
+        lesions: a table that says which photograph shows which lesion, for a layout that does not.
+
+    Raises:
+        InputError: nothing usable at `root`.
+        Faults: everything wrong with the table, with row numbers (the header is row 1).
+    """
+    root = Path(root).absolute()
+    found = recognise(root) if layout == "auto" else layout
+    cases = LAYOUTS[found](root)
+    faults = [*cases.faults, *_cell_faults(cases)]
+    faults += _join_lesions(cases, found, lesions)
+    leaky = "lesion_id" not in cases.rows
+    if leaky and not allow_leak:
+        faults.append(_leak(cases, found))
+    mask_of, more = _masks(cases, masks)
+    faults += [*more, *_torn(cases)]
+    if faults:
+        raise Faults(faults)
+
+    table = _table(cases, mask_of).sort_values("image_id", kind="stable").reset_index(drop=True)
+    table.attrs |= {"leaky": leaky, "layout": found}
+    _report(table, root)
+    return table
+
+
+def is_leaky(table: pd.DataFrame) -> bool:
+    """Whether lesion ids were made up, so that a lesion may be on two sides of a split."""
+    return bool(table.attrs.get("leaky", False)) or bool((table["lesion_id"] == table["image_id"]).all())
+
+
+def _cell_faults(cases: Cases) -> list[SkinmtlError]:
+    """What is wrong with single cells, and with ids that occur twice."""
+    rows, ids = cases.rows, cases.rows["image_id"]
+    odd = ~ids.str.fullmatch(IMAGE_ID)
+    checks = {
+        "not an image id": (odd, "begin with a letter or digit; use letters, digits, spaces and . , _ - + ( ) only"),
+        "the same id twice": (ids.duplicated(keep=False) & ~odd, "keep one row per photograph"),
+        "no such photograph": (~ids.isin(list(cases.images)) & ~odd, "unpack all image folders, or remove the rows"),
+    }
+    if "lesion_id" in rows:
+        checks["lesion_id is blank"] = (rows["lesion_id"] == "", "every photograph needs its lesion")
+    if "dx" in rows and cases.dx is not None:
+        checks["dx is blank"] = (rows["dx"] == "", f"use {', '.join(cases.dx)}")
+        checks["unknown dx"] = (~rows["dx"].isin([*cases.dx, ""]), f"use {', '.join(cases.dx)}")
+    elif "dx" in rows:
+        checks["not the name of a diagnosis"] = (~rows["dx"].map(str.isprintable), "use letters, digits and spaces")
+        spellings = rows["dx"].groupby(rows["dx"].str.lower()).transform("nunique")
+        checks["a dx in two spellings"] = (spellings > 1, "write small and large letters alike")
+    if "age" in rows:
+        wrong = _is_given(rows["age"]) & ~_years(rows["age"]).between(0, OLDEST)
+        checks["age is not a number of years"] = (wrong, f"give 0 to {OLDEST}, or leave it blank")
+    return row_faults(cases.file, ids, checks)
+
+
+def _years(text: pd.Series) -> pd.Series:
+    return pd.to_numeric(text.where(_is_given(text)), errors="coerce").astype("float64")
+
+
+def _is_given(age: pd.Series) -> pd.Series:
+    return ~age.str.lower().isin(UNKNOWN_AGE)
+
+
+def _join_lesions(cases: Cases, layout: Layout, file: Path | None) -> list[SkinmtlError]:
+    """Give the rows the lesion ids of another file."""
+    if file is None:
+        return []
+    if "lesion_id" in cases.rows:
+        return [InputError("data.lesions", f"{cases.file} has lesion ids of its own ({layout})", "leave it null")]
+    cases.rows["lesion_id"], faults = lesions_in(Path(file).absolute(), cases.rows["image_id"])
+    return faults
+
+
+def _leak(cases: Cases, layout: Layout) -> InputError:
+    what = f"no lesion ids in the layout {layout}, so photographs of one lesion would train and test"
+    fix = "join them with data.lesions=<HAM10000_metadata.csv or LesionGroupings.csv>, use the Dataverse layout, "
+    return InputError(str(cases.file), what, f"{fix}or set data.allow_leak=true and have scores stamped LEAKY")
+
+
+def _masks(cases: Cases, folder: Path | None) -> tuple[dict[str, str], list[SkinmtlError]]:
+    """Paths of masks by image id: from the folder if one is given, else the layout's own."""
+    if folder is None and "mask" in cases.rows:
+        named = cases.rows[cases.rows["mask"] != ""]
+        return dict(zip(named["image_id"], named["mask"], strict=True)), []
+    if folder is None:
+        return masks_in(cases.mask_folders, cases.images)
+    if not Path(folder).is_dir():
+        return {}, [InputError(f"data.masks={folder}", "no such folder", "give a folder of masks, or null")]
+    found, faults = masks_in([Path(folder).absolute()], cases.images)
+    if not found and not faults:
+        faults = [InputError(f"data.masks={folder}", "no masks here", "give a folder of masks, or null")]
+    return found, faults
+
+
+def _torn(cases: Cases) -> list[SkinmtlError]:
+    """A fault for each lesion with more than one diagnosis."""
+    if not {"lesion_id", "dx"} <= set(cases.rows):
+        return []
+    rows = cases.rows[(cases.rows["lesion_id"] != "") & (cases.rows["dx"] != "")]
+    several = rows.groupby("lesion_id")["dx"].transform("nunique") > 1
+    faults: list[SkinmtlError] = []
+    for lesion, torn in rows[several].groupby("lesion_id"):
+        where = ", ".join(f"{shown(dx)} (row {row})" for row, dx in zip(torn.index, torn["dx"], strict=True))
+        what = f"lesion {shown(str(lesion))} has several diagnoses: {where}"
+        faults.append(InputError(str(cases.file), what, "mend dx or lesion_id"))
+    return most(faults)
+
+
+def _table(cases: Cases, mask_of: dict[str, str]) -> pd.DataFrame:
+    """The rows in the shape of the case table."""
+    rows, ids = cases.rows, cases.rows["image_id"]
+    table = pd.DataFrame({"image_id": ids, "image": ids.map(cases.images)})
+    table["mask"] = pd.Series([mask_of.get(image_id) for image_id in ids], index=rows.index, dtype="str")
+    table["lesion_id"] = rows.get("lesion_id", ids)
+    for name in ("dx", "sex", "localization", "dx_type", "source"):
+        blank = pd.Series(pd.NA, index=rows.index, dtype="str")
+        table[name] = rows[name].where(rows[name] != "") if name in rows else blank
+    table["age"] = _years(rows["age"]) if "age" in rows else float("nan")
+    present = set(table["dx"].dropna())
+    names = [dx for dx in DX if dx in present] + sorted(present.difference(DX))
+    table["dx"] = pd.Categorical(table["dx"], categories=names)
+    return table[list(COLUMNS)]
+
+
+def _report(table: pd.DataFrame, root: Path) -> None:
+    counts = ", ".join(f"{dx} {count:,}" for dx, count in table["dx"].value_counts(sort=False).items())
+    logger.info(
+        "%s layout at %s: %s photographs, %s lesions, %s without a mask, %s without a diagnosis; %s",
+        table.attrs["layout"],
+        root,
+        f"{len(table):,}",
+        "unknown" if table.attrs["leaky"] else f"{table['lesion_id'].nunique():,}",
+        f"{table['mask'].isna().sum():,}",
+        f"{table['dx'].isna().sum():,}",
+        counts or "no diagnoses",
+    )

@@ -1,0 +1,245 @@
+"""Layouts that people have on disk: how each is recognised, and a function that reads it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+import pandas as pd
+
+from skinmtl.data.sources.folders import IMAGE_SUFFIXES, MASK_ENDINGS, existing, parts, photographs
+from skinmtl.data.sources.ham10000 import DX, HOW_TO_GET
+from skinmtl.data.sources.tables import (
+    MOST_NAMED,
+    listed,
+    misspelt,
+    read_table,
+    require,
+    row_faults,
+    say_ignored,
+    shown,
+)
+from skinmtl.errors import InputError, SkinmtlError
+
+Layout = Literal["dataverse", "kaggle", "mirror", "isic2018_task3", "isic2018_task1", "csv", "folder"]
+
+METADATA = ("HAM10000_metadata.csv", "HAM10000_metadata.tab", "HAM10000_metadata")
+IMAGES, SEGMENTATIONS = "HAM10000_images_part", "HAM10000_segmentations"
+TASK1, TASK3 = "ISIC2018_Task1-2_Training", "ISIC2018_Task3_Training"
+HOW_TO_GET_ISIC = "unpack the files of the ISIC 2018 challenge there, or point data.root at them"
+PUBLISHED = ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization")
+OWN = ("image_id", "image", "mask", "lesion_id", "dx", "age", "sex", "localization", "dx_type", "source")
+
+
+@dataclass
+class Cases:
+    """What a layout says of its photographs, before it is checked.
+
+    `rows` has one row per photograph, in text and blank where nothing is said: `image_id` and those columns of the case
+    table that the layout has. Its index is the row in `file`, for messages. `dx` are the diagnoses that may occur; None
+    where any may, and none at all.
+    """
+
+    file: Path
+    rows: pd.DataFrame
+    images: dict[str, str]  # path by id
+    mask_folders: list[Path] = field(default_factory=list)
+    dx: Sequence[str] | None = None
+    faults: list[SkinmtlError] = field(default_factory=list)
+
+
+def recognise(root: Path) -> Layout:
+    """Which layout lies at `root`; the first of `Layout` where several do."""
+    for layout, lies in _SIGNS:
+        if lies(root):
+            return layout
+    what = f"none of the layouts {', '.join(get_args(Layout))} lies here" if root.exists() else "nothing is here"
+    raise InputError(str(root), what, HOW_TO_GET)
+
+
+def dataverse(root: Path) -> Cases:
+    """HAM10000 as published: images in parts, metadata with lesion ids, masks."""
+    cases = kaggle(root)
+    cases.mask_folders = parts(root, SEGMENTATIONS)
+    return cases
+
+
+def kaggle(root: Path) -> Cases:
+    """HAM10000 from Kaggle, kmader/skin-cancer-mnist-ham10000: as published, but without masks."""
+    file = _first(root, METADATA, HOW_TO_GET)
+    raw, faults = read_table(file)
+    require(raw, PUBLISHED, file)
+    say_ignored(raw, [*PUBLISHED, "dataset"], file)
+    images, more = photographs(parts(root, IMAGES), root / f"{IMAGES}_1")
+    columns = [name for name in (*PUBLISHED, "dataset") if name in raw]
+    return Cases(file, raw[columns].rename(columns={"dataset": "source"}), images, dx=DX, faults=faults + more)
+
+
+def mirror(root: Path) -> Cases:
+    """A public mirror of HAM10000: images/, masks/, GroundTruth.csv with one column per diagnosis and no lesion ids."""
+    file = _first(root, ("GroundTruth.csv",), HOW_TO_GET)
+    rows, faults = _one_hot(file)
+    images, more = photographs([root / "images"], root / "images")
+    return Cases(file, rows, images, [root / "masks"], DX, faults + more)
+
+
+def isic2018_task3(root: Path) -> Cases:
+    """HAM10000 from the ISIC 2018 challenge, Task 3: no masks; lesion ids where LesionGroupings.csv lies beside."""
+    name = f"{TASK3}_GroundTruth"
+    file = _first(root, (f"{name}/{name}.csv", f"{name}.csv"), HOW_TO_GET_ISIC)
+    rows, faults = _one_hot(file)
+    images, more = photographs(parts(root, f"{TASK3}_Input"), root / f"{TASK3}_Input")
+    faults += more
+    if (groupings := root / f"{TASK3}_LesionGroupings.csv").is_file():
+        raw, more = read_table(groupings)
+        require(raw, ("image", "lesion_id", "diagnosis_confirm_type"), groupings)
+        rows["lesion_id"], again = lesions(groupings, rows["image_id"])
+        confirmed = dict(zip(raw["image"], raw["diagnosis_confirm_type"], strict=True))
+        rows["dx_type"] = rows["image_id"].map(confirmed).fillna("")
+        faults += again
+    return Cases(file, rows, images, dx=DX, faults=faults)
+
+
+def isic2018_task1(root: Path) -> Cases:
+    """ISIC 2018, Task 1: photographs and masks; no diagnoses, no lesion ids."""
+    images, faults = photographs(parts(root, f"{TASK1}_Input"), root / f"{TASK1}_Input")
+    return Cases(root, _ids(images), images, parts(root, "ISIC2018_Task1_Training_GroundTruth"), faults=faults)
+
+
+def csv(root: Path) -> Cases:
+    """A table of one's own, or a folder that holds one: the column `image`, any others of `OWN`.
+
+    Paths are absolute, or begin at the table's folder. Without `image_id`, ids are the file names without suffix.
+    """
+    file = root if root.is_file() else _only_table(root)
+    raw, faults = read_table(file)
+    require(raw, ("image",), file)
+    faults += misspelt(raw, OWN, file)
+    say_ignored(raw, OWN, file)
+
+    rows = raw[[name for name in OWN if name in raw]].copy()
+    names = raw["image"]
+    if "image_id" not in rows:
+        rows["image_id"] = names.map(lambda name: Path(name).stem)
+    checks: dict[str, tuple[pd.Series, str]] = {}
+    for kind in ("image", "mask"):
+        if kind in rows:
+            given = rows[kind] != ""
+            paths = rows[kind].map(lambda name: os.path.abspath(file.parent / name))
+            checks[f"no such {kind}"] = (given & ~paths.isin(existing(paths[given])), "give a path from this file on")
+            rows[kind] = paths.where(given, "")
+    checks["image is blank"] = (names == "", "give the photograph's path")
+    checks["the same photograph twice"] = (rows["image"].duplicated(keep=False) & (names != ""), "keep one of them")
+    faults += row_faults(file, names, checks)
+    return Cases(file, rows, dict(zip(rows["image_id"], rows["image"], strict=True)), faults=faults)
+
+
+def folder(root: Path) -> Cases:
+    """A folder of photographs, and nothing known about them; masks among them, by their names, are left out."""
+    images, faults = photographs([root], root)
+    own = {image_id: path for image_id, path in images.items() if not _is_mask(image_id, images)}
+    return Cases(root, _ids(own), own, faults=faults)
+
+
+LAYOUTS: dict[Layout, Callable[[Path], Cases]] = {
+    "dataverse": dataverse,
+    "kaggle": kaggle,
+    "mirror": mirror,
+    "isic2018_task3": isic2018_task3,
+    "isic2018_task1": isic2018_task1,
+    "csv": csv,
+    "folder": folder,
+}
+
+
+def lesions(file: Path, ids: pd.Series) -> tuple[pd.Series, list[SkinmtlError]]:
+    """The lesion of each photograph, from a table with `image_id` (or `image`) and `lesion_id`; others may be in it."""
+    raw, faults = read_table(file)
+    key = "image" if "image" in raw and "image_id" not in raw else "image_id"
+    require(raw, (key, "lesion_id"), file)
+    names = raw[key].map(_without_suffix)
+    mine = names.isin(ids)
+    several = raw["lesion_id"].groupby(names).transform("nunique") > 1
+    checks = {
+        "lesion_id is blank": (mine & (raw["lesion_id"] == ""), "every photograph needs its lesion"),
+        "several lesions for one photograph": (mine & several, "keep one row per photograph"),
+    }
+    faults += row_faults(file, names, checks)
+    absent = list(ids[~ids.isin(names)])
+    faults += listed(file, "no row for these photographs", [shown(image_id) for image_id in absent], "add them")
+    return ids.map(dict(zip(names, raw["lesion_id"], strict=True))).fillna(""), faults
+
+
+def _one_hot(file: Path) -> tuple[pd.DataFrame, list[SkinmtlError]]:
+    """`image_id` and `dx` of a table with one column per diagnosis, of which one is 1 and the others are 0."""
+    raw, faults = read_table(file)
+    raw = raw.rename(columns=str.lower)
+    require(raw, ("image", *DX), file)
+    say_ignored(raw, ("image", *DX), file)
+    hot = raw[list(DX)].apply(pd.to_numeric, errors="coerce").fillna(-1)
+    wrong = ~(hot.isin([0, 1]).all(axis=1) & (hot.sum(axis=1) == 1))
+    faults += row_faults(file, raw["image"], {"not one-hot": (wrong, "exactly one diagnosis is 1, the others 0")})
+    return pd.DataFrame({"image_id": raw["image"], "dx": hot.idxmax(axis=1)}), faults
+
+
+def _ids(images: dict[str, str]) -> pd.DataFrame:
+    return pd.DataFrame({"image_id": list(images)}, dtype="str")
+
+
+def _first(root: Path, names: Sequence[str], fix: str) -> Path:
+    for name in names:
+        if (root / name).is_file():
+            return root / name
+    raise InputError(str(root), f"no {names[0]} here", fix)
+
+
+def _tables(root: Path) -> list[Path]:
+    return sorted(file for file in root.glob("*.csv") if not file.name.startswith("."))
+
+
+def _only_table(root: Path) -> Path:
+    found = _tables(root)
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(shown(file.name) for file in found[:MOST_NAMED])
+    what = f"several tables, {names}" if found else "no .csv file here"
+    raise InputError(str(root), what, "point data.root at the table itself")
+
+
+def _has_photographs(root: Path) -> bool:
+    return root.is_dir() and any(name.lower().endswith(IMAGE_SUFFIXES) for name in os.listdir(root))
+
+
+def _is_mask(name: str, images: dict[str, str]) -> bool:
+    return any(name.removesuffix(ending) in images for ending in MASK_ENDINGS if ending and name.endswith(ending))
+
+
+def _without_suffix(name: str) -> str:
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in IMAGE_SUFFIXES else name
+
+
+def _has_metadata(root: Path) -> bool:
+    return any((root / name).is_file() for name in METADATA)
+
+
+def _has_truth(root: Path) -> bool:
+    return (root / "GroundTruth.csv").is_file()
+
+
+# Tables with their photographs first: metadata may lie beside another layout, to join lesion ids from. Then a table
+# alone, for what is said about the missing photographs.
+_SIGNS: tuple[tuple[Layout, Callable[[Path], bool]], ...] = (
+    ("dataverse", lambda root: _has_metadata(root) and bool(parts(root, IMAGES) and parts(root, SEGMENTATIONS))),
+    ("kaggle", lambda root: _has_metadata(root) and bool(parts(root, IMAGES))),
+    ("mirror", lambda root: _has_truth(root) and (root / "images").is_dir()),
+    ("isic2018_task3", lambda root: bool(parts(root, f"{TASK3}_Input"))),
+    ("isic2018_task1", lambda root: bool(parts(root, f"{TASK1}_Input"))),
+    ("dataverse", _has_metadata),
+    ("mirror", _has_truth),
+    ("csv", lambda root: root.is_file() or len(_tables(root)) == 1),
+    ("folder", _has_photographs),
+)

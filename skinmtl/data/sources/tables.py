@@ -1,0 +1,138 @@
+"""A table in a text file, read as it stands; faults that name its rows."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from skinmtl.errors import Faults, InputError, SkinmtlError
+
+logger = logging.getLogger(__name__)
+
+MOST_BYTES = 2**20  # of one line: what is longer is no table, and reading on could fill the memory
+MOST_NAMED = 10  # rows of one fault, or faults of one kind; the rest is counted
+
+
+def read_table(path: Path) -> tuple[pd.DataFrame, list[SkinmtlError]]:
+    """Every cell as stripped text, indexed by its row, and a fault where rows have too many or too few cells.
+
+    The header is row 1. Blank lines and columns without a name are left out, rows of a wrong length too. A byte-order
+    mark and Windows line ends are fine. Cells are parted by tabs where the name ends in .tab, by commas elsewhere.
+
+    Raises:
+        InputError: no such file, or no table in it.
+    """
+    _refuse_long_lines(path)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, delimiter="\t" if path.suffix == ".tab" else ",", strict=True)
+            header, *lines = [[cell.strip() for cell in line] for line in reader] or [[]]
+    except UnicodeDecodeError as error:
+        raise InputError(str(path), "not UTF-8 text", "save it as UTF-8 CSV") from error
+    except (OSError, csv.Error) as error:
+        raise InputError(str(path), f"not a table: {shown(str(error))}", "save it as UTF-8 CSV") from error
+    _check_header(header, path)
+
+    rows = {row: cells for row, cells in enumerate(lines, start=2) if any(cells)}
+    if not rows:
+        raise InputError(str(path), "no rows", "give one row per photograph")
+    whole = {row: cells for row, cells in rows.items() if len(cells) == len(header)}
+    ragged = [f"row {row} ({len(cells)} cells)" for row, cells in rows.items() if row not in whole]
+    fix = "give every row the header's columns, and put text with commas in quotes"
+    faults = listed(path, f"not the header's {len(header)} cells", ragged, fix)
+    if not whole:
+        raise Faults(faults)
+    table = pd.DataFrame(list(whole.values()), index=list(whole), columns=header, dtype="str")
+    return table.loc[:, [bool(name) for name in header]], faults
+
+
+def _refuse_long_lines(path: Path) -> None:
+    """Look for line ends in small pieces, for a parser would hold a whole line in memory first."""
+    since = 0  # bytes since the last line end
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(2**16):
+                before, end, _ = piece.partition(b"\n")
+                since += len(before)
+                if since > MOST_BYTES:
+                    what = f"a line of more than {MOST_BYTES:,} bytes"
+                    raise InputError(str(path), what, "give a table, one line per photograph")
+                if end:
+                    since = len(piece) - piece.rfind(b"\n") - 1
+    except OSError as error:
+        raise InputError(str(path), f"cannot be read ({error.strerror})", "give a file that can be read") from error
+
+
+def _check_header(header: Sequence[str], path: Path) -> None:
+    names = [name.lower() for name in header if name]
+    if not names:
+        raise InputError(str(path), "not a table: row 1 names no columns", "begin with the names of the columns")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(str(path), f"two columns are called {', '.join(map(shown, twice))}", "keep one of them")
+
+
+def require(table: pd.DataFrame, columns: Iterable[str], path: Path) -> None:
+    """Refuse a table that lacks a column.
+
+    Raises:
+        InputError: naming all that are missing, and those that are there.
+    """
+    missing = [name for name in columns if name not in table]
+    if missing:
+        there = f"there are {', '.join(shown(name) for name in table.columns[:12])}"
+        fix = "separate columns by commas" if len(table.columns) == 1 else there
+        raise InputError(str(path), f"no column {', '.join(missing)}", fix)
+
+
+def say_ignored(table: pd.DataFrame, known: Iterable[str], path: Path) -> None:
+    """Name in the log the columns that nobody reads."""
+    ignored = [shown(name) for name in table.columns if name not in set(known)]
+    if ignored:
+        logger.info("%s: ignored columns: %s", path, ", ".join(ignored))
+
+
+def misspelt(table: pd.DataFrame, known: Sequence[str], path: Path) -> list[SkinmtlError]:
+    """A fault for each column whose name is nearly that of one which may be there and is not."""
+    faults: list[SkinmtlError] = []
+    absent = [name for name in known if name not in table]
+    for name in table.columns.difference(list(known)):
+        if near := difflib.get_close_matches(name.lower(), absent, 1, 0.75):
+            fix = f"call it {near[0]!r}, or something unlike it if it holds something else"
+            faults.append(InputError(str(path), f"column {shown(name)}: did you mean {near[0]!r}?", fix))
+    return faults
+
+
+def row_faults(path: Path, ids: pd.Series, checks: Mapping[str, tuple[pd.Series, str]]) -> list[SkinmtlError]:
+    """A fault for each check that some rows fail, with these rows: what is wrong -> (which rows, how to fix it)."""
+    faults: list[SkinmtlError] = []
+    for what, (wrong, fix) in checks.items():
+        faults += listed(path, what, [f"row {row} ({shown(ids[row])})" for row in ids.index[wrong]], fix)
+    return faults
+
+
+def listed(path: Path, what: str, found: Sequence[str], fix: str) -> list[SkinmtlError]:
+    """One fault that names the first of what was found and counts the rest; none where nothing was."""
+    if not found:
+        return []
+    more = f" and {len(found) - MOST_NAMED:,} more" if len(found) > MOST_NAMED else ""
+    return [InputError(str(path), f"{what}: {', '.join(found[:MOST_NAMED])}{more}", fix)]
+
+
+def most(faults: Sequence[SkinmtlError]) -> list[SkinmtlError]:
+    """The first faults of one kind, and a count of the others, so that a thousand of them leave room for the rest."""
+    left = len(faults) - MOST_NAMED
+    if left <= 0:
+        return list(faults)
+    last = faults[-1]
+    return [*faults[:MOST_NAMED], InputError(last.where, f"{left:,} more faults like the one above", last.fix)]
+
+
+def shown(text: str, most: int = 80) -> str:
+    """Text of a user's file, fit to stand in one line."""
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= most else f"{text[:most]}..."
