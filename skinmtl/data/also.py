@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 class Also:
     """A second source: `share` is the part of every batch that it fills.
 
-    It is never validated or tested on, so it needs no lesion ids; what it has in common with the first source is left
-    out. Its diagnoses are those of the first source or missing. `masks` is a folder of masks instead of its own.
+    It is never validated or tested on, so it may lack lesion ids; photographs, files and known lesions that it has in
+    common with the first source are left out. Its diagnoses are those of the first source or missing. `masks` is a folder of masks instead of its own.
     """
 
     def __init__(
@@ -56,6 +56,10 @@ class Also:
                 f"{int(shared.sum()):,} of {len(table):,} photographs left out, for data.root has them or their lesion"
             )
             logger.info("%s: %s", self.root, what)
+        if sources.is_leaky(table):
+            logger.info(
+                "%s: no lesion ids, so lesions in common with data.root would go unseen (skinmtl audit)", self.root
+            )
         table = table[~shared].reset_index(drop=True)
         return table.assign(dx=pd.Categorical(table["dx"].astype(object), categories=known))
 
