@@ -22,7 +22,8 @@ class Also:
     """A second source: `share` is the part of every batch that it fills.
 
     It is never validated or tested on, so it may lack lesion ids; photographs, files and known lesions that it has in
-    common with the first source are left out. Its diagnoses are those of the first source or missing. `masks` is a folder of masks instead of its own.
+    common with the first source are left out. Its diagnoses are those of the first source or missing. `masks` is a
+    folder of masks instead of its own.
     """
 
     def __init__(
