@@ -33,6 +33,10 @@ DATA = """
     data.dermatoscopy
     data.synthetic data.sources
     data.splits data.images
+    data.prepare.__init__ data.prepare.progress data.prepare.archives data.prepare.manifest data.prepare.exif
+    data.prepare.intake data.prepare.download
+    data.prepare.arrange data.prepare.verify data.prepare.dataverse
+    data.prepare.command
     data.cache data.transforms
     data.samplers
     data.datamodule
