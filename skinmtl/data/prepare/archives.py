@@ -175,7 +175,7 @@ def _is_copy(info: zipfile.ZipInfo, first: zipfile.ZipInfo | None) -> bool:
 
 def _tar(path: Path, limits: Limits, stack: ExitStack) -> list[Member]:
     stream = stack.enter_context(_unpacked(path))
-    source = _Bounded(stream, limits.total_bytes)
+    source = _Bounded(stream, 2 * limits.total_bytes + BLOCK)  # headers and padding come on top
     archive = stack.enter_context(tarfile.open(fileobj=cast(IO[bytes], source), mode="r:"))  # noqa: SIM115
     members: list[Member] = []
     packed, total = path.stat().st_size, 0

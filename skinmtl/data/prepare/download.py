@@ -18,8 +18,9 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from email.message import Message
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from skinmtl import __version__
 from skinmtl.data.prepare import progress
@@ -129,8 +130,7 @@ def checked_url(url: str) -> str:
     Raises:
         InputError: it is neither.
     """
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme == "https" and parts.hostname or parts.scheme == "http" and _is_loopback(parts.hostname or ""):
+    if _is_allowed(url):
         return url
     raise InputError(url, "not https", "give an address that begins with https://")
 
@@ -138,12 +138,13 @@ def checked_url(url: str) -> str:
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follow a redirect only to https; to http only from this very machine to itself."""
 
-    def redirect_request(self, req: urllib.request.Request, *rest: Any) -> urllib.request.Request | None:  # noqa: ANN401
-        url = rest[-1]
-        if req.type == "https" and urllib.parse.urlsplit(url).scheme != "https":
-            raise InputError(req.full_url, f"redirects to {url}, which is not https", "check --server")
-        checked_url(url)
-        return super().redirect_request(req, *rest)
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
+    ) -> urllib.request.Request | None:
+        if req.type == "https" and urllib.parse.urlsplit(newurl).scheme != "https" or not _is_allowed(newurl):
+            fp.close()
+            raise InputError(req.full_url, f"redirects to {newurl}, which is not https", "check --server")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 class _Part:
@@ -266,6 +267,12 @@ def _wait(url: str, failures: int, error: Exception, patience: Patience) -> None
 def _digest(path: Path, kind: str) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, kind).hexdigest()
+
+
+def _is_allowed(url: str) -> bool:
+    parts = urllib.parse.urlsplit(url)
+    host = parts.hostname or ""
+    return (parts.scheme == "https" and bool(host)) or (parts.scheme == "http" and _is_loopback(host))
 
 
 def _is_loopback(host: str) -> bool:
