@@ -182,7 +182,7 @@ def walk(root: Path) -> Iterator[Path]:
     files += _once(links, inodes)
     faults += _unreadable(files)
     if faults:
-        raise Faults(faults)
+        raise Faults(sorted(faults, key=lambda fault: fault.where))
     yield from sorted(files)
 
 

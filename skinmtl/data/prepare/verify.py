@@ -31,12 +31,13 @@ Found = TypeVar("Found")
 class Report:
     """What a look at a data set found.
 
-    `notes` are sentences for the user, `sums` are sizes and sha256 by path below the folder, `faults` by the same, ""
-    for what concerns no single file.
+    `notes` are sentences for the user. The others go by path below the folder: `sums` are sizes and sha256, `masks`
+    the masks of photographs, `faults` what is wrong, "" for what concerns no single file.
     """
 
     notes: list[str] = field(default_factory=list)
     sums: dict[str, manifest.Sum] = field(default_factory=dict)
+    masks: dict[str, str] = field(default_factory=dict)
     faults: dict[str, list[SkinmtlError]] = field(default_factory=lambda: defaultdict(list))
 
     def all_faults(self) -> list[SkinmtlError]:
@@ -55,8 +56,10 @@ def check(root: Path) -> Report:
         raise InputError(str(root), "no such folder", "give the folder that `skinmtl prepare` wrote")
     report = look(root)
     if (root / manifest.NAME).is_file():
-        for path, fault in manifest.faults(root, manifest.read(root), report.sums):
-            report.faults[path] = [fault]  # that it changed says more than what became of it
+        changed = dict(manifest.faults(root, manifest.read(root), report.sums))
+        for path in changed:
+            report.faults.pop(report.masks.get(path, path), None)  # it may not fit a photograph that changed
+        report.faults |= {path: [fault] for path, fault in changed.items()}
         report.notes.append(f"{len(report.sums):,} files compared with {manifest.NAME}")
     else:
         report.notes.append(f"no {manifest.NAME} here: a changed pixel would not be seen")
@@ -76,6 +79,7 @@ def look(root: Path) -> Report:
         (Path(image), Path(mask) if isinstance(mask, str) else None)
         for image, mask in zip(table["image"].tolist(), table["mask"].tolist(), strict=True)
     ]
+    report.masks = {os.path.relpath(image, root): os.path.relpath(mask, root) for image, mask in pairs if mask}
     paired = {path for pair in pairs for path in pair}
     others = [path for path in files if path not in paired]
     pairs += [(path, None) for path in others if is_picture(path.name) and table.empty]
