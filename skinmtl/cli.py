@@ -97,12 +97,9 @@ def parser() -> argparse.ArgumentParser:
 
 def prepare(arguments: argparse.Namespace) -> int:
     """HAM10000 at a folder, decoded once and with a manifest; or that folder checked again."""
-    import logging
-
     from skinmtl.data.prepare import command, dataverse, verify
     from skinmtl.errors import Faults
 
-    logging.getLogger("skinmtl.data.sources").setLevel(logging.ERROR)  # the report says the same, and how to mend it
     out: Path = arguments.out.absolute()
     if arguments.verify:
         report = verify.check(out)

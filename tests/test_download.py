@@ -14,8 +14,9 @@ import pytest
 from dataverse import Dataverse, serving
 
 from skinmtl.data.prepare import dataverse as listing
-from skinmtl.data.prepare import download
-from skinmtl.data.prepare.download import Patience, Remote, fetch
+from skinmtl.data.prepare import web
+from skinmtl.data.prepare.download import Remote, fetch
+from skinmtl.data.prepare.web import Patience
 from skinmtl.errors import InputError, SkinmtlError
 
 DATA = np.random.default_rng(0).bytes(50_000)
@@ -161,10 +162,8 @@ def test_a_redirect_to_anything_but_https_is_refused(tmp_path: Path, to: str) ->
 def test_a_redirect_from_https_to_http_is_refused_even_to_this_machine(to: str) -> None:
     request = urllib.request.Request("https://example.org/file")
     with pytest.raises(InputError, match="which is not https"):
-        download._Redirects().redirect_request(request, io.BytesIO(), 302, "Found", {}, to)
-    followed = download._Redirects().redirect_request(
-        request, io.BytesIO(), 302, "Found", {}, "https://example.com/file"
-    )
+        web._Redirects().redirect_request(request, io.BytesIO(), 302, "Found", {}, to)
+    followed = web._Redirects().redirect_request(request, io.BytesIO(), 302, "Found", {}, "https://example.com/file")
     assert followed.full_url == "https://example.com/file"
 
 

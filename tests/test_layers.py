@@ -33,9 +33,10 @@ DATA = """
     data.dermatoscopy
     data.synthetic data.sources
     data.splits data.images
-    data.prepare.__init__ data.prepare.progress data.prepare.archives data.prepare.manifest data.prepare.exif
-    data.prepare.intake data.prepare.download
-    data.prepare.arrange data.prepare.verify data.prepare.dataverse
+    data.prepare.__init__ data.prepare.names data.prepare.progress data.prepare.web
+    data.prepare.manifest data.prepare.exif
+    data.prepare.archives data.prepare.folders data.prepare.download
+    data.prepare.intake data.prepare.arrange data.prepare.verify data.prepare.dataverse
     data.prepare.command
     data.cache data.transforms
     data.samplers

@@ -19,7 +19,8 @@ from PIL import Image
 from skinmtl import cli
 from skinmtl.data import sources
 from skinmtl.data.images import read_image
-from skinmtl.data.prepare import command, intake, manifest, verify
+from skinmtl.data.prepare import command, manifest, verify
+from skinmtl.data.prepare.folders import walk
 from skinmtl.errors import Faults, InputError, ResourceError, SkinmtlError
 
 MASKS = "HAM10000_segmentations_lesion_tschandl"
@@ -327,18 +328,18 @@ def test_circles_of_links_end_and_each_file_comes_once(root: Path, tmp_path: Pat
     (root / "HAM10000_images_part_1" / "up").symlink_to("..")
     (root / "itself").symlink_to("itself")
     (root / "second.jpg").symlink_to(next(root.rglob("*.jpg")))
-    assert list(intake.walk(root)) == expected
+    assert list(walk(root)) == expected
     elsewhere = tmp_path / "elsewhere.jpg"
     elsewhere.write_bytes(b"x")
     (root / "first.jpg").symlink_to(elsewhere)
     (root / "third.jpg").symlink_to(elsewhere)
-    assert sorted({*intake.walk(root)} - {*expected}) == [root / "first.jpg"]
+    assert sorted({*walk(root)} - {*expected}) == [root / "first.jpg"]
 
 
 def test_a_link_to_nowhere_and_a_pipe_are_named(root: Path) -> None:
     (root / "a.jpg").symlink_to("nowhere.jpg")
     os.mkfifo(root / "b.jpg")
-    said = faults(lambda: list(intake.walk(root)))
+    said = faults(lambda: list(walk(root)))
     assert [line.partition(";")[0].removeprefix(f"{root}/") for line in said] == [
         "a.jpg: a link to nowhere",
         "b.jpg: not a file",
@@ -355,7 +356,7 @@ def test_folders_that_cannot_be_listed_are_named(root: Path, monkeypatch: pytest
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    said = faults(lambda: list(intake.walk(root)))
+    said = faults(lambda: list(walk(root)))
     assert {line.partition(": ")[0] for line in said} == hidden
 
 

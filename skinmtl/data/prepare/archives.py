@@ -11,11 +11,9 @@ import gzip
 import hashlib
 import io
 import lzma
-import re
 import stat
 import struct
 import tarfile
-import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -24,10 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
+from skinmtl.data.prepare.names import FRESH, checked_name, folded, is_archive, is_clutter, shown
 from skinmtl.errors import InputError
 
-SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-FRESH = "get the archive again"
 WRONG = (
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, struct.error),
     *(NotImplementedError, RuntimeError, ValueError, LookupError, ArithmeticError, OSError),
@@ -37,10 +34,7 @@ BLOCK = 2**20  # bytes; the most that is read from an archive at once
 
 @dataclass
 class Limits:
-    """What an archive may hold; of all archives of one import together, but for `ratio`.
-
-    HAM10000 with its masks has about 20,000 files in 3 GB, of well below 1 MB each.
-    """
+    """What may be imported: `files` and `total_bytes` count down over all sources; HAM10000 stays far below each."""
 
     files: int = 500_000
     file_bytes: int = 200_000_000
@@ -80,18 +74,7 @@ class Member:
                 left -= len(piece)
                 yield piece
             if left:
-                raise EOFError(f"{_shown(self.name)} ends too early")
-
-
-def is_archive(name: str) -> bool:
-    """Whether a file's name is that of a zip or tar file."""
-    return name.lower().endswith(SUFFIXES)
-
-
-def stem(name: str) -> str:
-    """An archive's name without what makes it one."""
-    ending = max((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), key=len, default="")
-    return name[: len(name) - len(ending)]
+                raise EOFError(f"{shown(self.name)} ends too early")
 
 
 @contextmanager
@@ -148,15 +131,15 @@ def _zip(path: Path, limits: Limits, stack: ExitStack) -> list[Member]:
         name = checked_name(info.orig_filename, path)
         mode = info.external_attr >> 16
         if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise InputError(f"{path}: {_shown(name)}", "a link or a device", "leave it out of the archive")
+            raise InputError(f"{path}: {shown(name)}", "a link or a device", "leave it out of the archive")
         if info.flag_bits & 1:
-            raise InputError(f"{path}: {_shown(name)}", "encrypted", "unpack it yourself, and give the folder")
+            raise InputError(f"{path}: {shown(name)}", "encrypted", "unpack it yourself, and give the folder")
         _check_ratio(info.file_size, info.compress_size, name, path, limits)
-        if not info.is_dir() and not is_clutter(name) and not _is_copy(info, kept.get(_folded(name))):
+        if not info.is_dir() and not is_clutter(name) and not _is_copy(info, kept.get(folded(name))):
             _check_size(name, info.file_size, path, limits)
-            if _folded(name) in kept:
-                raise _collision(kept[_folded(name)].filename, name, path)
-            kept[_folded(name)] = info
+            if folded(name) in kept:
+                raise _collision(kept[folded(name)].filename, name, path)
+            kept[folded(name)] = info
             members.append(Member(path, name, info.file_size, _zip_opener(archive, info)))
     return members
 
@@ -182,7 +165,7 @@ def _tar(path: Path, limits: Limits, stack: ExitStack) -> list[Member]:
     for info in archive:
         name = checked_name(info.name, path)
         if not (info.isdir() or info.isreg()) or info.issparse():
-            raise InputError(f"{path}: {_shown(name)}", "a link or a device", "leave it out of the archive")
+            raise InputError(f"{path}: {shown(name)}", "a link or a device", "leave it out of the archive")
         tarfile.data_filter(info, str(path.parent))  # a second opinion
         limits.take([info.size], path)
         total += info.size
@@ -236,62 +219,32 @@ class _Bounded(io.RawIOBase):
         return self._stream.tell()
 
 
-def checked_name(name: str, where: Path) -> str:
-    """A member's name as a relative path with `/`, `.` parts removed; empty for the archive's own root.
-
-    Raises:
-        InputError: it leads out of the folder, or cannot be a file's name everywhere.
-    """
-    parts = [part for part in name.removesuffix("/").split("/") if part != "."]
-    if name.startswith("/") or re.match(r"[A-Za-z]:", name) or "\\" in name or ".." in parts:
-        raise InputError(f"{where}: {_shown(name)}", "a name that leads out of the archive", FRESH)
-    long = any(len(part.encode("utf-8", "surrogateescape")) > 255 for part in parts)
-    if long or len(name) > 1024 or "" in parts[:-1] or any(unicodedata.category(c) in ("Cc", "Cs") for c in name):
-        raise InputError(f"{where}: {_shown(name)}", "not a name for a file", FRESH)
-    return "/".join(parts)
-
-
-def is_clutter(name: str) -> bool:
-    """Whether a path is something that a Mac or Windows adds and nobody means."""
-    parts = name.split("/")
-    return "__MACOSX" in parts or parts[-1].startswith("._") or parts[-1] in (".DS_Store", "Thumbs.db", "desktop.ini")
-
-
 def _check_size(name: str, size: int, path: Path, limits: Limits) -> None:
     most = limits.archive_bytes if is_archive(name) else limits.file_bytes
     if size > most:
-        raise InputError(f"{path}: {_shown(name)}", f"{size:,} bytes, at most {most:,} are taken", FRESH)
+        raise InputError(f"{path}: {shown(name)}", f"{size:,} bytes, at most {most:,} are taken", FRESH)
 
 
 def _check_ratio(size: int, packed: int, name: str, path: Path, limits: Limits) -> None:
     if size > limits.small and size > limits.ratio * packed:
         what = f"{size:,} bytes packed into {packed:,}: more than 1 to {limits.ratio}"
-        raise InputError(f"{path}: {_shown(name)}", what, "this is no photograph; " + FRESH)
+        raise InputError(f"{path}: {shown(name)}", what, "this is no photograph; " + FRESH)
 
 
 def _check_collisions(names: Sequence[str], path: Path) -> None:
     """Refuse names that are one where case or accents do not count, and files that are folders of others."""
     seen: dict[str, str] = {}
     for name in names:
-        if _folded(name) in seen:
-            raise _collision(seen[_folded(name)], name, path)
-        seen[_folded(name)] = name
+        if folded(name) in seen:
+            raise _collision(seen[folded(name)], name, path)
+        seen[folded(name)] = name
     for name in names:
-        above = _folded(name)
+        above = folded(name)
         while above := above.rpartition("/")[0]:
             if above in seen:
                 raise _collision(seen[above], name, path)
 
 
 def _collision(first: str, name: str, path: Path) -> InputError:
-    what = f"the same place as {_shown(first)}"
-    return InputError(f"{path}: {_shown(name)}", what, "rename one of them in the archive")
-
-
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
-
-
-def _shown(name: str) -> str:
-    """A name for a message: on one line, and not too long."""
-    return ascii(name)[1:-1][:120]
+    what = f"the same place as {shown(first)}"
+    return InputError(f"{path}: {shown(name)}", what, "rename one of them in the archive")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
 
 from skinmtl.data import sources
-from skinmtl.data.prepare.intake import is_table
+from skinmtl.data.prepare.names import is_table
 from skinmtl.errors import Faults, InputError, SkinmtlError
-
-logger = logging.getLogger(__name__)
 
 IMAGES, MASKS, METADATA = "HAM10000_images_part", "HAM10000_segmentations_lesion_tschandl", "HAM10000_metadata"
 HAM10000 = ("dataverse", "kaggle", "mirror", "isic2018_task3")  # layouts of the same photographs
@@ -37,7 +36,8 @@ def arrange(found: Path, ready: Path, lesions: Path | None = None) -> dict[str, 
     if layout in ("csv", "folder"):
         what = "photographs, but no table of HAM10000 (no HAM10000_metadata.csv, no GroundTruth.csv)"
         raise InputError(str(found), what, "give the table too; photographs of your own need no import")
-    table = sources.read(found, allow_leak=True)
+    with _unwarned():
+        table = sources.read(found, allow_leak=True)
     if lesions is not None:
         table = join(table, lesions)
 
@@ -54,6 +54,18 @@ def arrange(found: Path, ready: Path, lesions: Path | None = None) -> dict[str, 
         pictures = [Path(path) for path in [*table["image"], *table["mask"].dropna()]]
         moves = {path.relative_to(found).as_posix(): path for path in [*labels, *pictures]}
     return _move(moves, found, ready)
+
+
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """Without the warning of a layout that leaks: lesion ids may be about to come."""
+    reader = logging.getLogger(sources.__name__)
+    before = reader.level
+    reader.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        reader.setLevel(before)
 
 
 def join(table: pd.DataFrame, file: Path) -> pd.DataFrame:

@@ -10,8 +10,9 @@ from pathlib import Path
 from skinmtl.data.prepare import manifest, verify
 from skinmtl.data.prepare.archives import Limits
 from skinmtl.data.prepare.arrange import arrange
-from skinmtl.data.prepare.download import PATIENT, Patience, Remote, fetch
+from skinmtl.data.prepare.download import Remote, fetch
 from skinmtl.data.prepare.intake import collect
+from skinmtl.data.prepare.web import PATIENT, Patience
 from skinmtl.errors import Faults, InputError, ResourceError, SkinmtlError
 
 SPARE = 2.2  # times the download: the archives and what is in them

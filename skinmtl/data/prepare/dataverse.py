@@ -7,7 +7,8 @@ import re
 import urllib.parse
 from typing import Any
 
-from skinmtl.data.prepare.download import PATIENT, Patience, Remote, checked_url, read_json
+from skinmtl.data.prepare.download import Remote
+from skinmtl.data.prepare.web import PATIENT, Patience, checked_url, read_json
 from skinmtl.errors import InputError
 
 SERVER = "https://dataverse.harvard.edu"

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from skinmtl.data.prepare import archives, exif, progress
-from skinmtl.errors import Faults, InputError, ResourceError, SkinmtlError
+from skinmtl.data.prepare.folders import walk
+from skinmtl.data.prepare.names import checked_name, is_archive, is_picture, is_table, stem
+from skinmtl.errors import InputError, ResourceError, SkinmtlError
 
-logger = logging.getLogger(__name__)
-
-PICTURES = (".jpg", ".jpeg", ".png")
-TABLES = (".csv", ".tab")
-BARE_TABLES = ("HAM10000_metadata",)  # published without an ending for years
-Identity = tuple[int, int]  # device and inode of a file or folder
 SPARE = 1.1  # of the bytes to write have to be free on the disk
 
 
@@ -37,7 +31,7 @@ def collect(paths: Sequence[Path], into: Path, limits: archives.Limits) -> dict[
     for path in paths:
         if path.is_dir():
             _from_folder(path, into, limits, faults)
-        elif archives.is_archive(path.name):
+        elif is_archive(path.name):
             _from_archive(path, into, limits, faults, depth=0)
         elif is_table(path.name) and path.is_file():
             _put(path.name, path.read_bytes(), into, faults)
@@ -47,16 +41,6 @@ def collect(paths: Sequence[Path], into: Path, limits: archives.Limits) -> dict[
     if not any(into.iterdir()):
         raise InputError(", ".join(map(str, paths)), "no photograph there", "give what holds HAM10000")
     return faults
-
-
-def is_picture(name: str) -> bool:
-    """Whether a file is a photograph or a mask, by its name."""
-    return name.lower().endswith(PICTURES)
-
-
-def is_table(name: str) -> bool:
-    """Whether a file is a table, by its name."""
-    return name.lower().endswith(TABLES) or name in BARE_TABLES
 
 
 def _from_folder(folder: Path, into: Path, limits: archives.Limits, faults: dict[str, SkinmtlError]) -> None:
@@ -73,7 +57,7 @@ def _from_folder(folder: Path, into: Path, limits: archives.Limits, faults: dict
             _put(target, file.read_bytes(), into, faults)
             step(number)
     for file in files:
-        if archives.is_archive(file.name):
+        if is_archive(file.name):
             _from_archive(file, into, limits, faults, depth=0)
 
 
@@ -81,13 +65,13 @@ def _from_archive(path: Path, into: Path, limits: archives.Limits, faults: dict[
     with archives.opened(path, limits) as members:
         _check_room(sum(member.size for member in members), into)
         wanted = [member for member in members if is_picture(member.name) or is_table(member.name)]
-        targets = _targets([member.name for member in wanted], archives.stem(path.name))
+        targets = _targets([member.name for member in wanted], stem(path.name))
         with progress.bar(f"unpacking {path.name}", len(wanted)) as step:
             for number, (member, target) in enumerate(zip(wanted, targets, strict=True), 1):
                 _put(target, b"".join(member.pieces()), into, faults)
                 step(number)
         for member in members:
-            if archives.is_archive(member.name):
+            if is_archive(member.name):
                 _from_inner(member, into, limits, faults, depth)
 
 
@@ -123,7 +107,7 @@ def _targets(names: Sequence[str], title: str) -> list[str]:
 
 def _put(target: str, data: bytes, into: Path, faults: dict[str, SkinmtlError]) -> None:
     """Write one file; nothing reaches the disk's surface one by one, for the manifest would show a loss."""
-    path = into / archives.checked_name(target, into)
+    path = into / checked_name(target, into)
     if is_picture(target):
         try:
             data = exif.without_metadata(data, path)
@@ -143,79 +127,3 @@ def _check_room(size: int, into: Path) -> None:
     if free < size * SPARE:
         what = f"{size * SPARE / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free"
         raise ResourceError(str(into.parent), what, "free space, or write elsewhere")
-
-
-def walk(root: Path) -> Iterator[Path]:
-    """Every file below a folder once, by name. Links are followed, each folder is entered once: circles end.
-
-    A link to a file that lies below `root` itself is passed over.
-
-    Raises:
-        Faults: every folder that cannot be listed, every picture or table that cannot be read.
-    """
-    files: list[Path] = []
-    links: list[tuple[Identity, Path]] = []
-    inodes: set[Identity] = set()
-    seen: set[Identity] = set()
-    faults: list[SkinmtlError] = []
-    left = [root]
-    while left:
-        folder = left.pop()
-        try:
-            here = _identity(folder)
-            entries = [] if here in seen else _entries(folder)
-        except OSError as error:
-            faults.append(InputError(str(folder), f"cannot be listed ({error.strerror})", "make it readable"))
-            continue
-        seen.add(here)
-        for entry in entries:
-            match _kind(entry):
-                case "folder":
-                    left.append(Path(entry.path))
-                case "file":
-                    inodes.add((here[0], entry.inode()))
-                    files.append(Path(entry.path))
-                case "link":
-                    links.append((_identity(Path(entry.path)), Path(entry.path)))
-                case what if is_picture(entry.name) or is_table(entry.name):
-                    faults.append(InputError(entry.path, what, "replace it with the file"))
-    files += _once(links, inodes)
-    faults += _unreadable(files)
-    if faults:
-        raise Faults(sorted(faults, key=lambda fault: fault.where))
-    yield from sorted(files)
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as found:
-        return [entry for entry in found if not entry.name.startswith(".") and not archives.is_clutter(entry.name)]
-
-
-def _kind(entry: os.DirEntry[str]) -> str:
-    """folder, file, link (to a file), or what is wrong with it."""
-    try:
-        if entry.is_dir():
-            return "folder"
-        if entry.is_file():
-            return "link" if entry.is_symlink() else "file"
-    except OSError:  # a link in a circle of links
-        pass
-    return "a link to nowhere" if entry.is_symlink() else "not a file"
-
-
-def _once(links: Iterable[tuple[Identity, Path]], known: set[Identity]) -> Iterator[Path]:
-    for identity, path in sorted(links, key=lambda link: link[1]):
-        if identity not in known:
-            known.add(identity)
-            yield path
-
-
-def _unreadable(files: Iterable[Path]) -> Iterator[SkinmtlError]:
-    for file in files:
-        if (is_picture(file.name) or is_table(file.name)) and not os.access(file, os.R_OK):
-            yield InputError(str(file), "cannot be read", "make it readable")
-
-
-def _identity(path: Path) -> Identity:
-    found = os.stat(path)
-    return found.st_dev, found.st_ino
