@@ -51,10 +51,9 @@ def fetch(remote: Remote, folder: Path, patience: Patience = PATIENT) -> Path:
         return path
     folder.mkdir(parents=True, exist_ok=True)
     part = _Part(folder / f"{remote.name}.part")
-    part.path.touch()
     try:
         resumed = _get(remote, part, patience)
-        if _digest(part.path, remote.kind) != remote.digest and resumed:
+        if resumed and _digest(part.path, remote.kind) != remote.digest:
             logger.warning("%s: its %s is wrong after a resumed download; once more", remote.name, remote.kind)
             part.restart()
             _get(remote, part, patience)
@@ -63,6 +62,7 @@ def fetch(remote: Remote, folder: Path, patience: Patience = PATIENT) -> Path:
         raise Interrupted(
             str(part.path), f"stopped at {size:,} bytes", "run the same command again: it goes on"
         ) from None
+    part.path.touch()  # a file of no bytes is never asked for
     if (found := _digest(part.path, remote.kind)) != remote.digest:
         part.remove()
         what = f"its {remote.kind} is {found}, and the listing says {remote.digest}"
@@ -79,7 +79,7 @@ class _Part:
         self.path, self._tag = path, path.with_name(f"{path.name}.etag")
 
     def size(self) -> int:
-        return self.path.stat().st_size
+        return self.path.stat().st_size if self.path.exists() else 0
 
     def tag(self) -> str:
         return self._tag.read_text(encoding="latin-1") if self._tag.exists() else ""
