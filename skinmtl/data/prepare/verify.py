@@ -100,9 +100,12 @@ def look(root: Path) -> Report:
 def _over(items: Sequence[Item], act: Callable[[Item], Found], what: str) -> Iterator[Found]:
     """What `act` gives for each, by as many threads as there are cores."""
     with ThreadPoolExecutor(os.cpu_count()) as pool, progress.bar(what, len(items)) as step:
-        for number, found in enumerate(pool.map(act, items), 1):
-            step(number)
-            yield found
+        try:
+            for number, found in enumerate(pool.map(act, items), 1):
+                step(number)
+                yield found
+        finally:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C would otherwise wait for all of them
 
 
 def _sum(path: Path) -> manifest.Sum:
@@ -122,34 +125,36 @@ def _decode(pair: tuple[Path, Path | None]) -> SkinmtlError | None:
 
 
 def counted(table: pd.DataFrame) -> list[str]:
-    """How many photographs, masks, lesions and diagnoses there are, beside what was published."""
-    photographs, total = len(table), sum(PHOTOGRAPHS.values())
+    """How many photographs, masks, lesions and diagnoses there are, beside what was published of HAM10000."""
+    photographs, masks, lesions = len(table), int(table["mask"].notna().sum()), int(table["lesion_id"].nunique())
+    counts = {str(dx): int(number) for dx, number in table["dx"].value_counts().items()}
     ids = set(table["image_id"])
-    foreign = sorted(ids - IDS)
-    notes = [f"{photographs:,} of {total:,} photographs: {_extent(ids)}"]
-    if foreign:
-        what = f"are not HAM10000's, by their ids (ISIC_0024306 to ISIC_0034320), such as {foreign[0]}"
-        notes.append(f"{len(foreign):,} photographs {what}")
+    ours = not ids.isdisjoint(IDS)
+    notes = _extent(ids)
 
-    masks = int(table["mask"].notna().sum())
     notes.append(f"{masks:,} of them have a mask" + (f", {photographs - masks:,} have none" * (masks < photographs)))
     if sources.is_leaky(table):
         notes.append("no lesion ids, so no honest split can be made: join them with --lesions <HAM10000_metadata.csv>")
     else:
-        notes.append(_of("lesions", table["lesion_id"].nunique(), LESIONS))
-    counts = table["dx"].value_counts()
-    notes += [_of(dx, int(counts.get(dx, 0)), published) for dx, published in PHOTOGRAPHS.items()]
+        notes.append(_of("lesions", lesions, LESIONS) if ours else f"{lesions:,} lesions")
+    if not ours:
+        return notes + [f"{number:,} {dx}" for dx, number in counts.items()]
+    notes += [_of(dx, counts.get(dx, 0), published) for dx, published in PHOTOGRAPHS.items()]
     if ids == IDS and any(counts.get(dx, 0) != published for dx, published in PHOTOGRAPHS.items()):
         notes.append("the photographs are the published ones and the diagnoses are not: rows were relabelled")
     return notes
 
 
-def _extent(ids: set[str]) -> str:
-    if ids == IDS:
-        return "all of HAM10000"
-    if ids < IDS:
-        return "a part of HAM10000"
-    return "not HAM10000" if ids.isdisjoint(IDS) else "HAM10000 or a part of it, and others"
+def _extent(ids: set[str]) -> list[str]:
+    """Which of the published photographs these are, by their ids."""
+    foreign = sorted(ids - IDS)
+    if ids.isdisjoint(IDS):
+        return [f"{len(ids):,} photographs, none of them HAM10000's by its id, such as {foreign[0]}"]
+    what = "all of HAM10000" if ids >= IDS else "a part of HAM10000"
+    notes = [f"{len(ids & IDS):,} of {len(IDS):,} photographs: {what}"]
+    if foreign:
+        notes.append(f"{len(foreign):,} more, not HAM10000's by their ids, such as {foreign[0]}")
+    return notes
 
 
 def _of(what: str, found: int, published: int) -> str:
