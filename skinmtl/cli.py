@@ -49,10 +49,13 @@ def parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("prepare", help="download or import HAM10000, or check what lies there")
     command.add_argument("out", type=Path, help="the folder to write, or with --verify to check")
-    command.add_argument("--from", dest="paths", type=Path, nargs="+", metavar="PATH", help="folders, zip or tar files")
+    what = command.add_mutually_exclusive_group()
+    what.add_argument(
+        "--from", dest="paths", type=Path, nargs="+", metavar="PATH", help="import folders, zip, tar files"
+    )
+    what.add_argument("--verify", action="store_true", help="decode every picture, compare with manifest.csv")
+    what.add_argument("--list", action="store_true", help="say what would be downloaded, and how much it is")
     command.add_argument("--lesions", type=Path, metavar="FILE", help="a table of image_id and lesion_id to join")
-    command.add_argument("--verify", action="store_true", help="decode every picture, compare with manifest.csv")
-    command.add_argument("--list", action="store_true", help="say what would be downloaded, and how much it is")
     command.add_argument("--server", metavar="URL", help="another Dataverse (default: https://dataverse.harvard.edu)")
     command.set_defaults(act=prepare)
 
@@ -100,7 +103,7 @@ def prepare(arguments: argparse.Namespace) -> int:
     from skinmtl.data.prepare import command, dataverse, verify
     from skinmtl.errors import Faults
 
-    out: Path = arguments.out.absolute()
+    out: Path = arguments.out.resolve()  # a link to an empty folder is filled where it leads
     if arguments.verify:
         report = verify.check(out)
         print("\n".join(report.notes))
@@ -109,6 +112,8 @@ def prepare(arguments: argparse.Namespace) -> int:
         print(f"{arguments.out}: nothing wrong")
         return 0
 
+    if arguments.lesions and not arguments.lesions.is_file():
+        raise InputError(str(arguments.lesions), "no such file", "give a table of image_id and lesion_id")
     paths, fetched = arguments.paths, None
     if not paths:
         remotes = dataverse.files(arguments.server or dataverse.SERVER)

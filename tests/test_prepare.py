@@ -218,6 +218,22 @@ def test_a_folder_that_holds_something_is_never_written_to(root: Path, out: Path
     assert contents(out) == before
 
 
+def test_a_link_to_an_empty_folder_is_filled_where_it_leads(root: Path, out: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    out.symlink_to(tmp_path / "disk")
+    assert prepare(out, "--from", root) == 0
+    assert (tmp_path / "disk" / manifest.NAME).is_file()
+    assert prepare(out, "--verify") == 0
+
+
+def test_a_disk_and_a_missing_table_are_refused_before_any_work(
+    root: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "a disk of its own" in faults(lambda: command.bring([root], Path("/")))[0]
+    assert prepare(out, "--lesions", "nowhere.csv") == 2  # a download would ask the network, which fails a test
+    assert "no such file" in capsys.readouterr().err
+
+
 def test_two_different_files_of_one_name_are_refused(root: Path, out: Path, tmp_path: Path) -> None:
     shutil.copytree(root, tmp_path / "again")
     command.bring([root, tmp_path / "again"], out)

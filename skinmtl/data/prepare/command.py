@@ -72,7 +72,9 @@ def bring(paths: Sequence[Path], out: Path, lesions: Path | None = None, limits:
 
 
 def refuse_filled(out: Path) -> None:
-    """Raise unless `out` is missing or an empty folder."""
+    """Raise unless `out` is missing or an empty folder that another can take the place of."""
+    if out.is_mount():
+        raise InputError(str(out), "a disk of its own, which cannot be written in one go", f"give {out / 'ham10000'}")
     if out.is_dir() and not any(out.iterdir()):
         return
     if out.exists() or out.is_symlink():

@@ -120,6 +120,8 @@ def _put(target: str, data: bytes, into: Path, faults: dict[str, SkinmtlError]) 
     except FileExistsError:
         if path.read_bytes() != data:
             raise InputError(target, "two files of this name, and they differ", "give one of them") from None
+    except OSError as error:
+        raise ResourceError(target, error.strerror or "cannot be written", "free space, or write elsewhere") from error
 
 
 def _check_room(size: int, into: Path) -> None:
