@@ -167,7 +167,9 @@ def test_a_redirect_from_https_to_http_is_refused_even_to_this_machine(to: str) 
     assert followed.full_url == "https://example.com/file"
 
 
-@pytest.mark.parametrize("url", ["http://dataverse.harvard.edu", "file:///tmp", "https://", "dataverse.harvard.edu"])
+@pytest.mark.parametrize(
+    "url", ["http://dataverse.harvard.edu", "file:///tmp", "https://", "https://[x", "harvard.edu"]
+)
 def test_only_https_is_asked(url: str) -> None:
     with pytest.raises(InputError, match="not https"):
         listing.files(url)

@@ -133,8 +133,11 @@ def wait(url: str, failures: int, error: Exception, patience: Patience) -> None:
 
 
 def _is_allowed(url: str) -> bool:
-    parts = urllib.parse.urlsplit(url)
-    host = parts.hostname or ""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host = parts.hostname or ""
+    except ValueError:  # half an IPv6 address, say
+        return False
     return (parts.scheme == "https" and bool(host)) or (parts.scheme == "http" and _is_loopback(host))
 
 
