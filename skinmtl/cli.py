@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,6 +47,18 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"skinmtl {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
+    command = commands.add_parser("prepare", help="download or import HAM10000, or check what lies there")
+    command.add_argument("out", type=Path, help="the folder to write, or with --verify to check")
+    what = command.add_mutually_exclusive_group()
+    what.add_argument(
+        "--from", dest="paths", type=Path, nargs="+", metavar="PATH", help="import folders, zip, tar files"
+    )
+    what.add_argument("--verify", action="store_true", help="decode every picture, compare with manifest.csv")
+    what.add_argument("--list", action="store_true", help="say what would be downloaded, and how much it is")
+    command.add_argument("--lesions", type=Path, metavar="FILE", help="a table of image_id and lesion_id to join")
+    command.add_argument("--server", metavar="URL", help="another Dataverse (default: https://dataverse.harvard.edu)")
+    command.set_defaults(act=prepare)
+
     command = commands.add_parser("evaluate", help="score a run's best checkpoint again and write its page")
     command.add_argument("run", type=Path, help="a run's folder")
     command.add_argument("data_root", nargs="?", metavar="data.root=FOLDER", help="where the photographs are now")
@@ -83,6 +96,42 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("folder", type=Path, nargs="?", default=Path("outputs"), help="default: outputs")
     command.set_defaults(act=runs)
     return top
+
+
+def prepare(arguments: argparse.Namespace) -> int:
+    """HAM10000 at a folder, decoded once and with a manifest; or that folder checked again."""
+    from skinmtl.data.prepare import command, dataverse, verify
+    from skinmtl.errors import Faults
+
+    out: Path = arguments.out.resolve()  # a link to an empty folder is filled where it leads
+    if arguments.verify:
+        report = verify.check(out)
+        print("\n".join(report.notes))
+        if report.faults:
+            raise Faults(report.all_faults())
+        print(f"{arguments.out}: nothing wrong")
+        return 0
+
+    if arguments.lesions and not arguments.lesions.is_file():
+        raise InputError(str(arguments.lesions), "no such file", "give a table of image_id and lesion_id")
+    paths, fetched = arguments.paths, None
+    if not paths:
+        remotes = dataverse.files(arguments.server or dataverse.SERVER)
+        size = sum(remote.size or 0 for remote in remotes)
+        print(f"HAM10000, {dataverse.DOI}, licence {dataverse.LICENCE}: {len(remotes)} files, {size / 1e9:.2f} GB")
+        for remote in remotes:
+            print(f"  {remote.name}  {'size not listed' if remote.size is None else f'{remote.size:,} bytes'}")
+        if arguments.list:
+            return 0
+        paths, fetched = command.download(remotes, out), command.downloads(out)
+    report = command.bring(paths, out, arguments.lesions)
+    print("\n".join(report.notes))
+    print(
+        f"{arguments.out}: {len(report.sums):,} files, decoded and in its manifest. Use it: data.root={arguments.out}"
+    )
+    if fetched:
+        shutil.rmtree(fetched)
+    return 0
 
 
 def evaluate(arguments: argparse.Namespace) -> int:

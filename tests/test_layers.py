@@ -37,6 +37,11 @@ DATA = """
     data.sources.cases
     data.sources.__init__
     data.splits data.images
+    data.prepare.__init__ data.prepare.names data.prepare.progress data.prepare.web
+    data.prepare.manifest data.prepare.exif
+    data.prepare.archives data.prepare.folders data.prepare.download
+    data.prepare.intake data.prepare.arrange data.prepare.verify data.prepare.dataverse
+    data.prepare.command
     data.cache data.transforms data.also
     data.samplers
     data.datamodule

@@ -1,0 +1,148 @@
+"""What was brought together, put into the layout in which the Dataverse has it."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+
+from skinmtl.data import sources
+from skinmtl.data.prepare.names import is_table
+from skinmtl.errors import Faults, InputError, SkinmtlError
+
+IMAGES, MASKS, METADATA = "HAM10000_images_part", "HAM10000_segmentations_lesion_tschandl", "HAM10000_metadata"
+HAM10000 = ("dataverse", "kaggle", "mirror", "isic2018_task3")  # layouts of the same photographs
+PUBLISHED = ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset")
+LABELS = re.compile(r"GroundTruth|LesionGroupings")
+
+
+def arrange(found: Path, ready: Path, lesions: Path | None = None) -> dict[str, str]:
+    """Move the files of the data set at `found` to `ready`; gives where each came from, both as relative paths.
+
+    HAM10000 with lesion ids goes into the Dataverse layout. Without them it keeps the layout that it has, for that
+    layout's metadata could not be written; so does a data set that is not HAM10000. Files that belong to no row stay
+    behind. `lesions` is a table with `image_id` (or `image`) and `lesion_id`, joined to photographs; the published
+    columns that the layout lacks come along.
+
+    Raises:
+        InputError: no such data set, or a table that cannot be read.
+        Faults: everything wrong with the tables.
+    """
+    layout: str = sources.recognise(found)
+    if layout in ("csv", "folder"):
+        what = "photographs, but no table of HAM10000 (no HAM10000_metadata.csv, no GroundTruth.csv)"
+        raise InputError(str(found), what, "give the table too; photographs of your own need no import")
+    with _unwarned():
+        table = sources.read(found, allow_leak=True)
+    if lesions is not None:
+        table = join(table, lesions)
+
+    if layout in HAM10000 and not sources.is_leaky(table):
+        moves = _dataverse(table)
+        published = next((file for file in found.glob(f"{METADATA}*") if is_table(file.name)), None)
+        if published and lesions is None:
+            moves[f"{METADATA}.tab" if published.suffix == ".tab" else f"{METADATA}.csv"] = published
+        else:
+            ready.mkdir(parents=True)
+            _metadata(table).to_csv(ready / f"{METADATA}.csv", index=False)
+    else:
+        labels = [file for file in found.rglob("*") if is_table(file.name) and LABELS.search(file.name)]
+        pictures = [Path(path) for path in [*table["image"], *table["mask"].dropna()]]
+        moves = {path.relative_to(found).as_posix(): path for path in [*labels, *pictures]}
+    return _move(moves, found, ready)
+
+
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """Without the warning of a layout that leaks: lesion ids may be about to come."""
+    reader = logging.getLogger(sources.__name__)
+    before = reader.level
+    reader.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        reader.setLevel(before)
+
+
+def join(table: pd.DataFrame, file: Path) -> pd.DataFrame:
+    """The case table with lesion ids, and what else it lacks, from a metadata file.
+
+    Raises:
+        InputError: the file is no such table.
+        Faults: photographs without a row, several rows or no lesion; a diagnosis that is another.
+    """
+    known = _read(file)
+    rows = table[["image_id"]].merge(known, on="image_id", how="left")
+    repeated = known["image_id"][known["image_id"].duplicated()]
+    faults = _listed(
+        file, "the same id twice", repeated[repeated.isin(table["image_id"])], "keep one row per photograph"
+    )
+    if faults:
+        raise Faults(faults)
+    without = table["image_id"][rows["lesion_id"].fillna("") == ""]
+    faults += _listed(file, "no lesion id for", without, "give a table that has them all")
+    if "dx" in rows:
+        other = rows["dx"].notna() & table["dx"].notna() & (rows["dx"] != table["dx"].astype("str"))
+        faults += _listed(
+            file, "another dx than the photographs' own table", table["image_id"][other], "mend one of them"
+        )
+    if faults:
+        raise Faults(faults)
+
+    table = table.assign(lesion_id=rows["lesion_id"])
+    for theirs in ("dx_type", "age", "sex", "localization", "dataset"):
+        ours = "source" if theirs == "dataset" else theirs
+        if theirs in rows and table[ours].isna().all():
+            values = rows[theirs].where(rows[theirs].fillna("") != "")
+            table[ours] = pd.to_numeric(values, errors="coerce") if theirs == "age" else values
+    table.attrs["leaky"] = False
+    return table
+
+
+def _read(file: Path) -> pd.DataFrame:
+    try:
+        separator = "\t" if file.suffix == ".tab" else ","
+        known = pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise InputError(str(file), " ".join(f"not a table: {error}".split()), "save it as UTF-8 CSV") from error
+    if "image_id" not in known:
+        known = known.rename(columns={"image": "image_id"})
+    missing = [name for name in ("image_id", "lesion_id") if name not in known]
+    if missing:
+        raise InputError(str(file), f"no column {', '.join(missing)}", "give a table with image_id and lesion_id")
+    return known
+
+
+def _listed(file: Path, what: str, ids: pd.Series, fix: str) -> list[SkinmtlError]:
+    if ids.empty:
+        return []
+    more = f" and {len(ids) - 10:,} more" if len(ids) > 10 else ""
+    return [InputError(str(file), f"{what}: {', '.join(ids[:10])}{more}", fix)]
+
+
+def _dataverse(table: pd.DataFrame) -> dict[str, Path]:
+    """Photographs in their own part where they are in one, otherwise in the first; masks in one folder."""
+    moves: dict[str, Path] = {}
+    for image_id, photograph, mask in table[["image_id", "image", "mask"]].to_numpy().tolist():
+        image = Path(photograph)
+        part = image.parent.name
+        number = part[len(IMAGES) :] if part.lower().startswith(IMAGES.lower()) else "_1"
+        moves[f"{IMAGES}{number}/{image_id}{image.suffix.lower()}"] = image
+        if isinstance(mask, str):
+            moves[f"{MASKS}/{image_id}_segmentation.png"] = Path(mask)
+    return moves
+
+
+def _metadata(table: pd.DataFrame) -> pd.DataFrame:
+    return table.rename(columns={"source": "dataset"})[list(PUBLISHED)]
+
+
+def _move(moves: Mapping[str, Path], found: Path, ready: Path) -> dict[str, str]:
+    for target, path in moves.items():
+        (ready / target).parent.mkdir(parents=True, exist_ok=True)
+        path.rename(ready / target)
+    return {target: path.relative_to(found).as_posix() for target, path in moves.items()}

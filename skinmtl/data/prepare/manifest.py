@@ -1,0 +1,73 @@
+"""`manifest.csv`: every file below a folder, its size and its sha256, so that a changed byte is found."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from skinmtl.errors import InputError, SkinmtlError
+
+NAME = "manifest.csv"
+HEADER = ["path", "bytes", "sha256"]
+
+
+class Sum(NamedTuple):
+    """A file's size in bytes and its sha256 in hexadecimal."""
+
+    bytes: int
+    sha256: str
+
+
+def write(root: Path, sums: Mapping[str, Sum]) -> None:
+    """Write the manifest of `root`, whole or not at all; keys are paths below it, with `/`."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(HEADER)
+    rows.writerows((path, *found) for path, found in sorted(sums.items()))
+    temporary = root / f".{NAME}.{secrets.token_hex(4)}.tmp"
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            file.write(text.getvalue())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(root / NAME)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(root: Path) -> dict[str, Sum]:
+    """The manifest of `root`.
+
+    Raises:
+        InputError: it cannot be read as one.
+    """
+    path = root / NAME
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            header, *rows = csv.reader(file, strict=True)
+        if header != HEADER:
+            raise ValueError(f"its header is not {','.join(HEADER)}")
+        return {name: Sum(int(size), digest) for name, size, digest in rows}
+    except (OSError, ValueError, csv.Error) as error:
+        what = " ".join(f"not a manifest ({error})".split())
+        raise InputError(str(path), what, "restore it, or remove it and check without it") from error
+
+
+def faults(root: Path, expected: Mapping[str, Sum], found: Mapping[str, Sum]) -> Iterator[tuple[str, SkinmtlError]]:
+    """Each file that changed, is missing or is new, with its fault."""
+    for path in sorted(expected.keys() | found.keys()):
+        before, now = expected.get(path), found.get(path)
+        if before == now:
+            continue
+        if now is None:
+            yield path, InputError(str(root / path), f"missing, and in {NAME}", "restore it")
+        elif before is None:
+            yield path, InputError(str(root / path), f"not in {NAME}", "remove it")
+        else:
+            how = "its size" if before.bytes != now.bytes else "a byte of it"
+            yield path, InputError(str(root / path), f"{how} changed since {NAME} was written", "restore it")
