@@ -93,13 +93,14 @@ class _Rank:
     process: SpawnProcess
     news: Connection
     error: BaseException | None = None
+    when: float = float("inf")  # it failed, on the clock that all processes of a machine share
 
     def listen(self) -> BaseException | None:
         """What it raised, or how it died; None while it works and after a good end."""
         ended = not self.process.is_alive()
         with suppress(EOFError):
             if self.error is None and self.news.poll():
-                self.error, trace = self.news.recv()
+                self.error, trace, self.when = self.news.recv()
                 assert self.error is not None
                 self.error.add_note(f"process {self.number}:\n{trace}")
         code = self.process.exitcode
@@ -195,7 +196,8 @@ def _watch(ranks: Sequence[_Rank], stopped: Sequence[int]) -> BaseException | No
 def _cause(ranks: Sequence[_Rank], patience: float = TOGETHER) -> BaseException | None:
     """Of several failures the one that is no answer to another: an error of ours, a death, then any other."""
     time.sleep(patience if len(ranks) > 1 else 0)
-    errors = [error for rank in ranks if (error := rank.listen()) is not None]
+    failed = sorted((rank for rank in ranks if rank.listen() is not None), key=lambda rank: rank.when)
+    errors = [rank.error for rank in failed]
     known = [error for error in errors if isinstance(error, SkinmtlError) and not isinstance(error, ProcessDied)]
     died = [error for error in errors if isinstance(error, ProcessDied)]
     return next(iter([*known, *died, *errors]), None)
@@ -229,7 +231,8 @@ def _begin(news: Connection, log: Path | None, work: Work, place: tuple[Path, in
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
         work(*place)
     except BaseException as error:
-        news.send((_portable(error), "".join(traceback.format_exception(error))))
+        when = time.monotonic()
+        news.send((_portable(error), "".join(traceback.format_exception(error)), when))
         sys.stderr.flush()
         os._exit(1)  # what would be tidied up now may wait for the others
 

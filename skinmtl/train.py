@@ -26,7 +26,6 @@ from annotated_types import Interval
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pytorch_lightning.loggers.logger import DummyLogger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from yaml import YAMLError
 
@@ -437,7 +436,7 @@ def _steps_per_epoch(trainer: DictConfig, batches: int) -> int:
 def _trainer(nodes: Mapping[str, Any], here: Run, callbacks: list[pl.Callback], board: WandB | None) -> pl.Trainer:
     chosen = [config.build(node) for node in nodes["callbacks"].values() if node is not None]
     first = ranks.rank() == 0
-    loggers: list[Any] = [MetricsFile(here.path / "metrics.csv") if first else DummyLogger()]
+    loggers: list[Any] = [MetricsFile(here.path / "metrics.csv" if first else None)]
     loggers += [board] if board is not None else []
     node = nodes["trainer"]
     together = ranks.world_size() > 1
