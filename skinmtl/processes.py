@@ -79,7 +79,7 @@ def together(work: Work, devices: Sequence[str], logs: Path) -> None:
             for log in logs.glob("rank_*.log"):
                 if log.stat().st_size == 0:
                     log.unlink()
-    if stopped:
+    if stopped and any(rank.process.exitcode for rank in ranks):  # else all was done before
         raise KeyboardInterrupt
     if cause is not None:
         raise cause
@@ -233,6 +233,7 @@ def _begin(news: Connection, log: Path | None, work: Work, place: tuple[Path, in
     except BaseException as error:
         when = time.monotonic()
         news.send((_portable(error), "".join(traceback.format_exception(error)), when))
+        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)  # what would be tidied up now may wait for the others
 

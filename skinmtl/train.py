@@ -129,8 +129,9 @@ def _exit_code(error: BaseException) -> int:
 
 def _devices(node: DictConfig) -> list[str]:
     """The devices that a trainer's node stands for, `cuda:0` say; each gets a process of its own."""
-    node = {**node, "precision": config.resolve_precision(node.precision, node.accelerator)}
-    trainer: pl.Trainer = config.build(node, logger=False, enable_progress_bar=False, plugins=[LightningEnvironment()])
+    chosen = {**node, "precision": config.resolve_precision(node.precision, node.accelerator)}
+    quiet = {"logger": False, "enable_progress_bar": False, "plugins": [LightningEnvironment()]}
+    trainer: pl.Trainer = config.build(chosen, **quiet)
     places = getattr(trainer.strategy, "parallel_devices", None) or [trainer.strategy.root_device]
     return [str(place) for place in places]
 

@@ -145,11 +145,11 @@ class InOrder(Sampler[Place]):
 
     def __init__(self, rows: Sequence[int] | Integers, rank: int = 0, world: int = 1, batch_size: int = 1) -> None:
         self._rows = np.asarray(rows)
-        self._positions = [place for place in range(len(rows)) if place // batch_size % world == rank]
+        self._positions = np.flatnonzero(np.arange(len(rows)) // batch_size % world == rank)
 
     def __len__(self) -> int:
         return len(self._positions)
 
     def __iter__(self) -> Iterator[Place]:
         for position in self._positions:
-            yield 0, position, int(self._rows[position])
+            yield 0, int(position), int(self._rows[position])
