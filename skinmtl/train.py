@@ -235,6 +235,11 @@ def _fit(trainer: pl.Trainer, module: MultiTaskModule, data: DataModule, here: R
             raise
         what = "batch normalisation needs more than one value a channel"
         raise ConfigError("data.batch_size", what, "use larger batches, or larger images") from error
+    except RuntimeError as error:
+        if "find_unused_parameters" not in str(error):
+            raise
+        what = "some of its weights take no part in the loss, and other processes wait for their gradients"
+        raise ConfigError("model", what, "trainer.strategy=ddp_find_unused_parameters_true") from error
 
 
 def _interrupted(here: Run) -> Interrupted:
