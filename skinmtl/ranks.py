@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -53,6 +54,16 @@ def share(tensors: Iterable[Tensor]) -> None:
     if _together():
         for tensor in tensors:
             distributed.broadcast(tensor, src=0)
+
+
+@contextmanager
+def first_first() -> Iterator[None]:
+    """Let the first process do something before the others do it: they find what it has fetched."""
+    if rank() > 0:
+        distributed.barrier()
+    yield
+    if _together() and rank() == 0:
+        distributed.barrier()
 
 
 def _together() -> bool:

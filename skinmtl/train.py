@@ -187,7 +187,8 @@ def _train(nodes: Mapping[str, Any], here: Run, init_from: str | None, resumed: 
     first = ranks.rank() == 0
     data = _data(nodes)
     _check_targets(nodes["tasks"], data)
-    module = make_module(nodes, data)
+    with ranks.first_first():
+        module = make_module(nodes, data)
     clock, keep = Clock(), BestAndLast(here.path / "checkpoints")
     trainer = _trainer(nodes, here, [clock, keep], board)
     facts = {"parameters": sum(p.numel() for p in module.network.parameters()), "precision": trainer.precision}
