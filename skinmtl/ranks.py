@@ -17,7 +17,7 @@ def join(meeting: Path, rank: int, world_size: int, device: str) -> None:
         torch.cuda.set_device(place)
     distributed.init_process_group(
         "nccl" if place.type == "cuda" else "gloo",
-        store=distributed.FileStore(str(meeting), world_size),
+        init_method=f"file://{meeting}",
         rank=rank,
         world_size=world_size,
         device_id=place if place.type == "cuda" else None,

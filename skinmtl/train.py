@@ -23,10 +23,10 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 from annotated_types import Interval
+from lightning_fabric.plugins.environments import LightningEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pytorch_lightning.plugins.environments import LightningEnvironment
 from yaml import YAMLError
 
 from skinmtl import config, processes, ranks
@@ -129,7 +129,8 @@ def _exit_code(error: BaseException) -> int:
 
 def _devices(node: DictConfig) -> list[str]:
     """The devices that a trainer's node stands for, `cuda:0` say; each gets a process of its own."""
-    chosen = {**node, "precision": config.resolve_precision(node.precision, node.accelerator)}
+    precision = config.resolve_precision(node.precision, node.accelerator)
+    chosen = {str(key): value for key, value in node.items()} | {"precision": precision}
     quiet = {"logger": False, "enable_progress_bar": False, "plugins": [LightningEnvironment()]}
     trainer: pl.Trainer = config.build(chosen, **quiet)
     places = getattr(trainer.strategy, "parallel_devices", None) or [trainer.strategy.root_device]
@@ -191,7 +192,8 @@ def _train(nodes: Mapping[str, Any], here: Run, init_from: str | None, resumed: 
         module = make_module(nodes, data)
     clock, keep = Clock(), BestAndLast(here.path / "checkpoints")
     trainer = _trainer(nodes, here, [clock, keep], board)
-    facts = {"parameters": sum(p.numel() for p in module.network.parameters()), "precision": trainer.precision}
+    parameters = sum(p.numel() for p in module.network.parameters())
+    facts: dict[str, Any] = {"parameters": parameters, "precision": trainer.precision}
     if init_from is not None:
         facts["init_from"] = _start_from(Run.open(init_from), module, data, here)
     facts |= _facts(data) | {"encoder_weights": module.network.weights_file}
