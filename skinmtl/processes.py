@@ -32,7 +32,7 @@ FOREIGN = ("HYDRA_", "PL_", "TORCHELASTIC_", "GROUP_", "LOCAL_", "ROLE_", "MASTE
 FOREIGN_NAMES = {"NODE_RANK", "RANK", "WORLD_SIZE"}
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PATIENCE = 15.0  # seconds for the others to end by themselves after a failure or Ctrl-C
-TOGETHER = 1.0  # seconds in which processes that fail for one reason do so
+TOGETHER = 0.5  # seconds in which processes that fail for one reason do so
 
 Work = Callable[[Path, int, int, str], object]  # of the meeting place, rank, world size and device
 
