@@ -23,7 +23,7 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 from annotated_types import Interval
-from lightning_fabric.plugins.environments import LightningEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
