@@ -24,14 +24,15 @@ from skinmtl.errors import Diverged
 class MetricsFile(Logger):
     """metrics.csv: one row per call of the trainer's log, a column per name, whatever other loggers run.
 
-    A new name adds a column: the file is then written again, whole. Cells that were not logged are empty.
+    A new name adds a column: the file is then written again, whole. Cells that were not logged are empty. Of several
+    processes all but the first give no path, and nothing is written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         super().__init__()
         self.path = path
         self._columns: list[str] = []
-        if path.exists():
+        if path is not None and path.exists():
             with path.open(newline="") as file:
                 self._columns = next(csv.reader(file), [])
 
@@ -48,25 +49,27 @@ class MetricsFile(Logger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Append one row; `epoch` is counted from 0, `step` in optimiser steps."""
+        if self.path is None:
+            return
         row = {"step": step, "time": round(time.time(), 3)} | dict(metrics)
         new = [name for name in row if name not in self._columns]
         if new:
             self._columns += new
-            self._widen()
+            self._widen(self.path)
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, self._columns).writerow(row)
 
-    def _widen(self) -> None:
+    def _widen(self, path: Path) -> None:
         rows = []
-        if self.path.exists():
-            with self.path.open(newline="") as file:
+        if path.exists():
+            with path.open(newline="") as file:
                 rows = list(csv.DictReader(file))
-        temp = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
+        temp = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         with temp.open("w", newline="") as file:
             writer = csv.DictWriter(file, self._columns)
             writer.writeheader()
             writer.writerows(rows)
-        temp.replace(self.path)
+        temp.replace(path)
 
 
 class EpochLines(ProgressBar):

@@ -36,6 +36,7 @@ BY_NAME = ("loss", "callbacks")  # several parts, each under a name of its own, 
 ONE = ("data", "augment", "sampler", "model", "weighting", "optim", "schedule", "trainer")
 # What a run logs of each task, for whatever watches a score.
 SCORES = {"seg": ("loss", "mean_image_dice"), "cls": ("loss", "balanced_accuracy", "accuracy")}
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # as Linux names them, on x86 and on Arm
 
 Node = Mapping[str, Any]
@@ -316,9 +317,11 @@ def _trainer_faults(node: Node) -> Iterator[ConfigError]:
     clip = node.get("gradient_clip_val")
     if clip is not None and clip < 0:
         yield ConfigError("trainer.gradient_clip_val", f"{clip} would turn gradients round", "use null for no clipping")
-    devices = node.get("devices", 1)
-    if not (devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)) or node.get("num_nodes", 1) != 1:
-        yield ConfigError("trainer.devices", "a run trains on one device", "use 1; a sweep can use others beside it")
+    if node.get("num_nodes", 1) != 1:
+        yield ConfigError("trainer.num_nodes", "a run trains on one machine", "use 1; a sweep can use others beside it")
+    if node.get("strategy", "auto") not in STRATEGIES:
+        what = f"{node['strategy']!r} is not how a run's processes work together"
+        yield ConfigError("trainer.strategy", what, f"use {' or '.join(STRATEGIES)}")
     try:
         resolve_precision(node.get("precision"), node.get("accelerator", "auto"))
     except ConfigError as fault:

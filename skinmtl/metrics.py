@@ -7,6 +7,28 @@ from torch import Tensor
 from torchmetrics import Metric
 
 
+class Means(Metric):
+    """Means of several values over batches, each batch counted by its images."""
+
+    total: Tensor
+    images: Tensor
+    full_state_update = False
+
+    def __init__(self, values: int) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(values), dist_reduce_fx="sum")
+        self.add_state("images", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, values: Tensor, images: int) -> None:
+        """Count the (V,) values of a batch."""
+        self.total += values * images
+        self.images += images
+
+    def compute(self) -> Tensor:
+        """(V,) means; zero before any batch."""
+        return self.total / self.images.clamp(min=1)
+
+
 class ImageDice(Metric):
     """Mean over images of 2 |A and B| / (|A| + |B|) at network size; two empty masks agree, so count one.
 

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from skinmtl import ranks
 from skinmtl.data.transforms import mix
+from skinmtl.metrics import Means
 from skinmtl.tasks import Task
 from skinmtl.types import Batch, Logits
 
@@ -51,6 +53,7 @@ class MultiTaskModule(pl.LightningModule):
         self.metrics = nn.ModuleDict(
             {f"{stage}_metrics": nn.ModuleDict({t.name: t.metric() for t in tasks}) for stage in ("train", "val")}
         )
+        self.means = nn.ModuleDict({f"{stage}_means": Means(1 + len(tasks)) for stage in ("train", "val")})
         self.weighting = weighting
         self._optimizer, self._schedule = optimizer, schedule
         self._seed, self._total_steps, self._steps_per_epoch = seed, total_steps, steps_per_epoch
@@ -74,17 +77,27 @@ class MultiTaskModule(pl.LightningModule):
         loss: Tensor = self.weighting(losses)
         for name, task in self.tasks.items():
             task.count(self.metrics[f"{stage}_metrics"][name], logits[name].detach(), batch)  # type: ignore[index,operator]
-        self._log_losses(stage, loss, losses, len(batch["index"]))
+        values = torch.stack([loss, *losses.values()]).detach()
+        self.means[f"{stage}_means"].update(values, len(batch["index"]))  # type: ignore[operator]
+        if stage == "train":
+            self._log_step(values)
         return loss
 
-    def _log_losses(self, stage: str, loss: Tensor, losses: Mapping[str, Tensor], count: int) -> None:
-        means = {f"{stage}/loss": loss} | {f"{stage}/{name}/loss": value for name, value in losses.items()}
-        values = {key: value.detach() for key, value in means.items()}
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=count, sync_dist=stage != "train")
-        if stage == "train":
-            steps = {key.replace("train/", "step/", 1): value for key, value in values.items()}
-            steps["step/lr"] = torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"])
-            self.log_dict(steps, on_step=True, on_epoch=False)
+    def _log_step(self, values: Tensor) -> None:
+        # Of the losses of several processes the mean is that of all their photographs; one by itself says nothing.
+        steps = dict(zip(self._loss_keys("step"), ranks.mean(values), strict=True))
+        steps["step/lr"] = torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.log_dict(steps, on_step=True, on_epoch=False)
+
+    def _log_means(self, stage: str) -> None:
+        """Log an epoch's losses over all photographs of all processes."""
+        mean: Means = self.means[f"{stage}_means"]  # type: ignore[assignment]
+        means = dict(zip(self._loss_keys(stage), mean.compute(), strict=True))
+        mean.reset()
+        self.log_dict(means, on_step=False, on_epoch=True, batch_size=1)
+
+    def _loss_keys(self, stage: str) -> list[str]:
+        return [f"{stage}/loss", *(f"{stage}/{name}/loss" for name in self.tasks)]
 
     def _log_scores(self, stage: str) -> Tensor:
         scores = []
@@ -102,10 +115,19 @@ class MultiTaskModule(pl.LightningModule):
         # Dropout is a function of (seed, step, rank), so a resumed run draws what an unbroken one draws.
         torch.manual_seed(mix(self._seed, self.trainer.fit_loop.total_batch_idx, self.global_rank))
 
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_index: int) -> None:
+        if self.trainer.is_last_batch:
+            self._log_means("train")
+
     def on_train_epoch_end(self) -> None:
         self._log_scores("train")
 
+    def on_validation_epoch_start(self) -> None:
+        # Each process keeps running statistics of its own photographs; those of the first are validated and saved.
+        ranks.share(self.buffers())
+
     def on_validation_epoch_end(self) -> None:
+        self._log_means("val")
         score = self._log_scores("val")
         if self._by_score is not None and not self.trainer.sanity_checking:
             self._by_score.step(float(score))

@@ -258,6 +258,7 @@ def _training(info: Mapping[str, Any]) -> str:
         *((f"seconds, {key}", said(value)) for key, value in (seconds or {"total": None}).items()),
         ("training images per second", NOT_RECORDED if rate is None else f"{rate:.1f}"),
         ("device", said(info.get("device"))),
+        ("processes × photographs a batch", _batch(info)),
         ("vector instructions", said(info.get("capability"))),
         ("precision", said(info.get("precision"))),
         ("threads of cores", f"{said(info.get('threads'))} of {said(info.get('cores'))}"),
@@ -265,6 +266,11 @@ def _training(info: Mapping[str, Any]) -> str:
     ]
     versions = [(name, said(value)) for name, value in (info.get("versions") or {"versions": None}).items()]
     return page.section("Training", page.facts(rows)) + "\n" + page.section("Versions", page.facts(versions))
+
+
+def _batch(info: Mapping[str, Any]) -> str:
+    processes, photographs = info.get("world_size"), info.get("global_batch")
+    return f"{processes} × {photographs // processes}" if processes and photographs else NOT_RECORDED
 
 
 def _config(run: Run) -> str:

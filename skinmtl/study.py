@@ -26,12 +26,10 @@ from skinmtl.answer import leak_gap
 from skinmtl.errors import ConfigError, SkinmtlError, first_line
 from skinmtl.facts import stamps
 from skinmtl.jobs import read_jobs
+from skinmtl.processes import clean_environment
 from skinmtl.runs import Run, write_text
 
 COLUMNS = ("job", "overrides", "status", "exit_code", "score", "stamp", "seconds", "folder")
-# What launchers of distributed training leave behind: a job must not take the place of one of the sweep's processes.
-FOREIGN = ("HYDRA_", "PL_", "TORCHELASTIC_", "GROUP_", "LOCAL_", "ROLE_", "MASTER_")
-FOREIGN_NAMES = {"NODE_RANK", "RANK", "WORLD_SIZE"}
 PATIENCE = 60  # seconds for a job to end after Ctrl-C, which leaves it time to save
 
 
@@ -99,10 +97,10 @@ def _child(script: Path, config: Path, folder: Path) -> tuple[int, bool]:
     command = [sys.executable, str(script), "--config-path", str(config), "--config-name", "config"]
     command += [f"hydra.run.dir={_quoted(folder.as_posix())}", "hydra.output_subdir=null"]
     command += ["hydra/job_logging=none", "hydra/hydra_logging=none"]
-    env = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
-    env = {name: value for name, value in env.items() if name not in FOREIGN_NAMES}
     with (folder / "log.txt").open("a", encoding="utf-8") as log:
-        child = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        child = subprocess.Popen(
+            command, env=clean_environment(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
         with _handed_on(child) as stopped:
             code = child.wait()
     return (128 - code if code < 0 else code), bool(stopped)

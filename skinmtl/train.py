@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,12 +23,13 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 from annotated_types import Interval
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from skinmtl import config
+from skinmtl import config, processes, ranks
 from skinmtl.callbacks import BestAndLast, Clock, EpochLines, Finite, MetricsFile
 from skinmtl.checkpoints import SafeCheckpointIO
 from skinmtl.checkpoints import load as load_checkpoint
@@ -100,65 +102,121 @@ def run(
     nodes = {key: value for key, value in locals().items() if key not in ("folder", "resume", "init_from")}
     keep_memory()
     start = time.perf_counter()
-    here = _home(Run(folder), resume, _plain(nodes))
+    with calm():
+        devices = _devices(nodes["trainer"])
+    here = _home(Run(folder), resume, _plain(nodes), len(devices))
     here.path.mkdir(parents=True, exist_ok=True)
     with here.held(), calm():
-        board = None if logger is None else config.build(logger, folder=here.path, run_id=here.path.name)
         try:
-            return _run(nodes, here, init_from, start, board)
+            resumed = here.info_file.exists()
+            here.update(_origin(nodes, here, len(devices)))
+            if len(devices) == 1:
+                return _run(nodes, here, init_from, resumed)
+            return _run_together(nodes, here, init_from, resumed, devices)
         except BaseException as error:
             here.update({"seconds": _with_former(here, fit=time.perf_counter() - start)})
-            stopped = isinstance(error, KeyboardInterrupt)
-            code = error.exit_code if isinstance(error, SkinmtlError) else 75 if stopped else 1
+            code = _exit_code(error)
             status = "interrupted" if code == 75 else "failed"
             here.update({"status": status, "exit_code": code, "error": without_folders_in(str(error))})
-            if board is not None:
-                board.finish(code)
             raise
 
 
-def _run(nodes: Mapping[str, Any], here: Run, init_from: str | None, start: float, board: WandB | None) -> float:
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, SkinmtlError):
+        return error.exit_code
+    return 75 if isinstance(error, KeyboardInterrupt) else 1
+
+
+def _devices(node: DictConfig) -> list[str]:
+    """The devices that a trainer's node stands for, `cuda:0` say; each gets a process of its own."""
+    precision = config.resolve_precision(node.precision, node.accelerator)
+    chosen = {str(key): value for key, value in node.items()} | {"precision": precision}
+    quiet = {"logger": False, "enable_progress_bar": False, "plugins": [LightningEnvironment()]}
+    trainer: pl.Trainer = config.build(chosen, **quiet)
+    places = getattr(trainer.strategy, "parallel_devices", None) or [trainer.strategy.root_device]
+    return [str(place) for place in places]
+
+
+def _run_together(
+    nodes: Mapping[str, Any], here: Run, init_from: str | None, resumed: bool, devices: Sequence[str]
+) -> float:
+    """Run in a process for each device; this one only watches them, and draws, splits and caches the data before."""
+    _data(nodes)
+    work = partial(_run_rank, _plain(nodes), here.path, init_from, resumed)
+    try:
+        processes.together(work, devices, here.path)
+    except KeyboardInterrupt:
+        raise _interrupted(here) from None
+    return float(here.info()["score"])
+
+
+def _run_rank(
+    plain: Mapping[str, Any],
+    folder: Path,
+    init_from: str | None,
+    resumed: bool,
+    meeting: Path,
+    rank: int,
+    world_size: int,
+    device: str,
+) -> None:
+    """One process's share of a run; its parent keeps the folder and says how it ended."""
+    logging.basicConfig(level=logging.WARNING if rank else logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("skinmtl.data").setLevel(logging.WARNING)  # the parent has said it
+    keep_memory()
+    nodes = OmegaConf.create(dict(plain))
+    with calm():
+        ranks.join(meeting, rank, world_size, device)
+        _run({str(key): value for key, value in nodes.items()}, Run(folder), init_from, resumed)
+
+
+def _run(nodes: Mapping[str, Any], here: Run, init_from: str | None, resumed: bool) -> float:
+    """Train in this process; the first of several, or the only one, writes, evaluates and speaks to W&B."""
+    logger = nodes["logger"]
+    first = ranks.rank() == 0
+    board = config.build(logger, folder=here.path, run_id=here.path.name) if first and logger is not None else None
+    try:
+        return _train(nodes, here, init_from, resumed, board)
+    except BaseException as error:
+        if board is not None:
+            board.finish(_exit_code(error))
+        raise
+
+
+def _train(nodes: Mapping[str, Any], here: Run, init_from: str | None, resumed: bool, board: WandB | None) -> float:
     pl.seed_everything(nodes["seed"], verbose=False)
-    resumed = here.info_file.exists()
-    here.update(_origin(nodes, here))
+    first = ranks.rank() == 0
     data = _data(nodes)
     _check_targets(nodes["tasks"], data)
-    module = make_module(nodes, data)
-    _say_shares(nodes, data, module)
-    if init_from is not None:
-        here.update({"init_from": _start_from(Run.open(init_from), module, data, here)})
-    here.update(_facts(data) | {"encoder_weights": module.network.weights_file})
+    with ranks.first_first():
+        module = make_module(nodes, data)
     clock, keep = Clock(), BestAndLast(here.path / "checkpoints")
     trainer = _trainer(nodes, here, [clock, keep], board)
-    here.update({"parameters": sum(p.numel() for p in module.network.parameters()), "precision": trainer.precision})
-    write_bytes(here.split_file, data.split_file.read_bytes())
-
+    parameters = sum(p.numel() for p in module.network.parameters())
+    facts: dict[str, Any] = {"parameters": parameters, "precision": trainer.precision}
+    if init_from is not None:
+        facts["init_from"] = _start_from(Run.open(init_from), module, data, here)
+    facts |= _facts(data) | {"encoder_weights": module.network.weights_file}
+    if first:
+        _say_shares(nodes, data, module)
+        here.update(facts)
+        write_bytes(here.split_file, data.split_file.read_bytes())
     if board is not None:
         board.start(_plain(nodes), stamps(here.info()))
     fit_start = time.perf_counter()
-    try:
-        trainer.fit(module, data, ckpt_path=str(here.checkpoint("last")) if resumed else None)
-    except (SystemExit, KeyboardInterrupt):  # Lightning makes the first of the second
-        again = f"the same command with resume={os.path.relpath(here.path)} goes on from the last epoch"
-        fix = again if _has_last(here) else "start again: no epoch had ended yet"
-        raise Interrupted(here.path.name, "stopped from outside", fix) from None
-    except MisconfigurationException as error:
-        raise ConfigError("trainer", " ".join(str(error).split()), "see conf/trainer") from error
-    except ValueError as error:
-        if "Expected more than 1 value per channel" not in str(error):
-            raise
-        what = "batch normalisation needs more than one value a channel"
-        raise ConfigError("data.batch_size", what, "use larger batches, or larger images") from error
+    _fit(trainer, module, data, here, resumed)
     fitted = time.perf_counter()
     if keep.best_model_score is None:
         raise ConfigError("trainer", "no epoch ended with a validation, so nothing was kept", "train for longer")
     score = float(keep.best_model_score)
+    ranks.leave()
+    if not first:
+        return score
     best_epoch = load_checkpoint(here.checkpoint())["epoch"] + 1
     here.update({"best_epoch": best_epoch, "score": score, "images_per_second": clock.images_per_second})
 
     evaluate(here)
-    end = time.perf_counter()
-    seconds = _with_former(here, fit=fitted - fit_start, evaluate=end - fitted)
+    seconds = _with_former(here, fit=fitted - fit_start, evaluate=time.perf_counter() - fitted)
     here.update({"status": "finished", "exit_code": 0, "error": None, "seconds": seconds})
     page = write_run_report(here.path)
     if board is not None:
@@ -166,6 +224,31 @@ def _run(nodes: Mapping[str, Any], here: Run, init_from: str | None, start: floa
         board.finish(0)
     log.info("report: %s", page)
     return score
+
+
+def _fit(trainer: pl.Trainer, module: MultiTaskModule, data: DataModule, here: Run, resumed: bool) -> None:
+    try:
+        trainer.fit(module, data, ckpt_path=str(here.checkpoint("last")) if resumed else None)
+    except (SystemExit, KeyboardInterrupt):  # Lightning makes the first of the second
+        raise _interrupted(here) from None
+    except MisconfigurationException as error:
+        raise ConfigError("trainer", " ".join(str(error).split()), "see conf/trainer") from error
+    except ValueError as error:
+        if "Expected more than 1 value per channel" not in str(error):
+            raise
+        what = "batch normalisation needs more than one value a channel"
+        raise ConfigError("data.batch_size", what, "use larger batches, or larger images") from error
+    except RuntimeError as error:
+        if "find_unused_parameters" not in str(error):
+            raise
+        what = "some of its weights take no part in the loss, and other processes wait for their gradients"
+        raise ConfigError("model", what, "trainer.strategy=ddp_find_unused_parameters_true") from error
+
+
+def _interrupted(here: Run) -> Interrupted:
+    again = f"the same command with resume={os.path.relpath(here.path)} goes on from the last epoch"
+    fix = again if _has_last(here) else "start again: no epoch had ended yet"
+    return Interrupted(here.path.name, "stopped from outside", fix)
 
 
 def _with_former(here: Run, **seconds: float) -> dict[str, float]:
@@ -202,7 +285,8 @@ def _start_from(parent: Run, module: MultiTaskModule, data: DataModule, here: Ru
     if known.any():
         what = f"{parent.path.name} has learned from lesions of {int(known.sum())} of the {len(test)} test photographs"
         raise ConfigError("init_from", what, f"use data.split={os.path.relpath(parent.split_file)} and its fold")
-    write_text(here.path / "seen.csv", seen.to_csv(index=False))
+    if ranks.rank() == 0:
+        write_text(here.path / "seen.csv", seen.to_csv(index=False))
     # Without lesion ids there, nobody knows which lesions it has seen.
     data.leaky = data.leaky or bool(parent.info().get("leaky"))
     try:
@@ -242,18 +326,22 @@ def calm() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         # A run that goes on finds its own checkpoints.
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+        # Of several processes one may have nothing to validate, and all log what is the same for all.
+        warnings.filterwarnings("ignore", message="The ``compute`` method of metric .* was called before")
+        warnings.filterwarnings("ignore", message="It is recommended to use .*sync_dist=True")
         try:
             yield
         finally:
             logger.setLevel(before)
 
 
-def _home(fresh: Run, resume: str | None, config: Mapping[str, Any]) -> Run:
+def _home(fresh: Run, resume: str | None, config: Mapping[str, Any], world_size: int) -> Run:
     """Where to write: the fresh folder, or that of the run to go on with, whose config has to be this one."""
     if resume == "auto":
         # Run ids begin with their time, so the last by name is the newest.
         runs = sorted(find(fresh.path.parent), key=lambda run: run.path.name, reverse=True)
         if (found := next((run for run in runs if _goes_on(run, config)), None)) is not None:
+            _check_world_size(found, world_size)
             return found
     if resume in (None, "auto"):
         if fresh.info_file.exists():
@@ -261,6 +349,7 @@ def _home(fresh: Run, resume: str | None, config: Mapping[str, Any]) -> Run:
             raise ConfigError("hydra.run.dir", what, "go on with it by resume=<that folder>, or name another folder")
         return fresh
     run = Run.open(resume)
+    _check_world_size(run, world_size)
     if different := _differences(run, config):
         keys = ", ".join(different)
         raise ConfigError(
@@ -270,6 +359,14 @@ def _home(fresh: Run, resume: str | None, config: Mapping[str, Any]) -> Run:
         raise ConfigError("resume", f"{run.path.name} is finished", "start from its weights with init_from=")
     run.checkpoint("last")
     return run
+
+
+def _check_world_size(run: Run, now: int) -> None:
+    """Refuse to go on with another number of processes, which would share out other batches."""
+    before = run.info().get("world_size", 1)
+    if before != now:
+        what = f"{run.path.name} was started with world size {before} (devices), this command has {now}"
+        raise ConfigError("trainer.devices", what, f"use {before} again, or start another run with init_from=")
 
 
 def _goes_on(run: Run, config: Mapping[str, Any]) -> bool:
@@ -347,13 +444,18 @@ def _steps_per_epoch(trainer: DictConfig, batches: int) -> int:
 
 def _trainer(nodes: Mapping[str, Any], here: Run, callbacks: list[pl.Callback], board: WandB | None) -> pl.Trainer:
     chosen = [config.build(node) for node in nodes["callbacks"].values() if node is not None]
-    loggers: list[Any] = [MetricsFile(here.path / "metrics.csv")] + ([board] if board is not None else [])
+    first = ranks.rank() == 0
+    loggers: list[Any] = [MetricsFile(here.path / "metrics.csv" if first else None)]
+    loggers += [board] if board is not None else []
     node = nodes["trainer"]
+    together = ranks.world_size() > 1
+    node = {**node, "precision": config.resolve_precision(node.precision, node.accelerator)}
     trainer: pl.Trainer = config.build(
-        {**node, "precision": config.resolve_precision(node.precision, node.accelerator)},
+        node if together else node | {"strategy": "auto"},
         callbacks=[*chosen, EpochLines(), Finite(), *callbacks],
         logger=loggers,
-        plugins=[SafeCheckpointIO()],
+        # Its own environment: processes are started here, whatever a cluster's variables say.
+        plugins=[SafeCheckpointIO(), *([LightningEnvironment()] if together else [])],
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
         enable_model_summary=False,
@@ -380,16 +482,16 @@ def _shares(names: Sequence[str], shares: torch.Tensor) -> str:
     return ", ".join(f"{name} {share:.1%}" for name, share in zip(names, shares.tolist(), strict=True))
 
 
-def _origin(nodes: Mapping[str, Any], here: Run) -> dict[str, Any]:
+def _origin(nodes: Mapping[str, Any], here: Run, world_size: int) -> dict[str, Any]:
     """What is known before anything is built; of a run that goes on, only what the new attempt changes."""
-    now = _attempt(nodes, here.path)
+    now = _attempt(nodes, here.path, world_size)
     if not here.info_file.exists():
         return now
     again = {key: now[key] for key in ("started", "command", "commit", "versions", "device", "threads")}
     return {"status": "running", "exit_code": None, "resumed": [*here.info().get("resumed", []), again]}
 
 
-def _attempt(nodes: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _attempt(nodes: Mapping[str, Any], folder: Path, world_size: int) -> dict[str, Any]:
     return {
         "run_id": folder.name,
         "name": nodes["name"],
@@ -401,8 +503,10 @@ def _attempt(nodes: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
+        "threads": torch.get_num_threads() if world_size == 1 else processes.threads(world_size),
         "cores": os.cpu_count(),
+        "world_size": world_size,
+        "global_batch": nodes["data"].batch_size * world_size,
         "seed": nodes["seed"],
         "tasks": list(nodes["tasks"]),
     }

@@ -27,7 +27,9 @@ from skinmtl.train import calm, run
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 GROUPS = ("augment", "callbacks", "data", "logger", "loss/seg", "model", "optim", "sampler", "schedule", "trainer")
 OPTIONS = [f"{g}={f.stem}" for g in (*GROUPS, "loss/cls", "weighting") for f in sorted((CONF / g).glob("*.yaml"))]
-OPTIONS = [option for option in OPTIONS if not option.endswith("=none") and option != "trainer=gpu"]
+OPTIONS = [
+    option for option in OPTIONS if not option.endswith("=none") and option not in ("trainer=gpu", "trainer=ddp")
+]
 STUDIES = sorted(file.stem for file in (CONF / "study").glob("*.yaml"))
 
 
@@ -159,7 +161,9 @@ MISTAKES: list[tuple[str, object, str]] = [
     ("trainer.check_val_every_n_epoch", 99, "trainer.check_val_every_n_epoch: 99 epochs between validations, but 30"),
     ("trainer.limit_val_batches", 0, "trainer.limit_val_batches: 0 leaves nothing"),
     ("trainer.accelerator", "gpuu", "trainer.accelerator: 'gpuu' is refused"),
-    ("trainer.devices", 2, "trainer.devices: "),
+    ("trainer.devices", 0, "trainer.devices: "),
+    ("trainer.num_nodes", 2, "trainer.num_nodes: a run trains on one machine"),
+    ("trainer.strategy", "fsdp", "trainer.strategy: 'fsdp' is not how"),
     ("trainer.gradient_clip_val", -1, "trainer.gradient_clip_val: -1 would turn gradients round"),
     ("trainer.enable_progress_bar", False, "trainer.enable_progress_bar: Trainer is given this by the run"),
     ("trainer.fast_dev_run", True, "trainer.fast_dev_run: Trainer is given this by the run"),

@@ -49,6 +49,17 @@ def test_logits_lie_where_the_photograph_lies(arch: str, encoder: str) -> None:
     assert all(values.dtype == torch.float32 for values in logits.values())
 
 
+@pytest.mark.parametrize("tasks", [("seg", "cls"), ("seg",), ("cls",)], ids="-".join)
+@pytest.mark.parametrize("arch", DECODERS)
+def test_every_weight_takes_part_as_several_processes_expect(arch: str, tasks: tuple[str, ...]) -> None:
+    network = net(arch, tasks=tasks)
+    logits = network(torch.zeros(2, 3, 64, 96, dtype=torch.uint8))
+    torch.stack([values.sum() for values in logits.values()]).sum().backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None] == []
+    network.extra = torch.nn.Linear(1, 1)
+    assert [name for name, p in network.named_parameters() if p.grad is None] == ["extra.weight", "extra.bias"]
+
+
 def test_heads_are_sized_from_the_data() -> None:
     logits = net(mask_classes=3, dx_classes=2).eval()(torch.zeros(1, 3, 64, 96, dtype=torch.uint8))
     assert logits["seg"].shape[1] == 3

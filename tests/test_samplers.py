@@ -88,6 +88,11 @@ def test_evaluation_sees_each_row_once_on_whatever_ranks(n: int) -> None:
     assert [row for _, _, row in InOrder(ROWS)] == ROWS.tolist()
 
 
+def test_ranks_take_turns_with_whole_batches_of_evaluation() -> None:
+    shares = [[row for _, _, row in InOrder(ROWS[:11], rank, 2, batch_size=4)] for rank in (0, 1)]
+    assert shares == [[*ROWS[:4], *ROWS[8:11]], [*ROWS[4:8]]]
+
+
 @pytest.mark.parametrize("make", WEIGHTED)
 def test_weighted_draws_have_the_intended_shares_and_no_epoch_repeats_another(make: Callable[[], Weighted]) -> None:
     kind = make()

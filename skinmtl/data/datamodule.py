@@ -17,6 +17,7 @@ from annotated_types import Ge, Interval
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from skinmtl import ranks
 from skinmtl.data import cache, sources, splits
 from skinmtl.data.also import Also, places
 from skinmtl.data.cache import Photographs
@@ -54,6 +55,11 @@ class Samples(Dataset[Sample | SkinmtlError]):
 
 class Loader(DataLoader[Sample | SkinmtlError]):
     """A DataLoader that raises the errors of its workers as they were."""
+
+    def __len__(self) -> int:
+        # Of several processes one may have no batch to validate. Lightning would leave its validation out, and the
+        # others would wait for it; it comes, and finds nothing, when it is told of one.
+        return max(1, super().__len__())
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         return map(_raised, super().__iter__())
@@ -225,7 +231,7 @@ class DataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> Loader:
         """Validation photographs as they are, each once, in table order."""
-        sampler = InOrder(self.rows("val"), self._rank(), self._world())
+        sampler = InOrder(self.rows("val"), self._rank(), self._world(), self.batch_size)
         return self._loader(self._samples(none()), sampler)
 
     def _samples(self, transform: Transform) -> Samples:
@@ -255,10 +261,10 @@ class DataModule(pl.LightningDataModule):
         return divmod(done, max(each, 1))
 
     def _rank(self) -> int:
-        return 0 if self.trainer is None else self.trainer.global_rank
+        return ranks.rank() if self.trainer is None else self.trainer.global_rank
 
     def _world(self) -> int:
-        return 1 if self.trainer is None else self.trainer.world_size
+        return ranks.world_size() if self.trainer is None else self.trainer.world_size
 
     def _stages_of_fold(self, first: pd.DataFrame) -> NDArray[np.object_]:
         """Stage of each photograph at data.root in the chosen fold."""

@@ -171,14 +171,15 @@ def _passes(portion: Portion, seed: int, first: int, count: int) -> Integers:
 
 
 class InOrder(Sampler[Place]):
-    """Rows once each, in table order; ranks share them out without repeating one, so their shares may differ by one."""
+    """Rows once each, in table order; ranks take turns with whole batches, so that a batch is as it is on one rank."""
 
-    def __init__(self, rows: Sequence[int] | Integers, rank: int = 0, world: int = 1) -> None:
-        self._rows, self._positions = np.asarray(rows), range(rank, len(rows), world)
+    def __init__(self, rows: Sequence[int] | Integers, rank: int = 0, world: int = 1, batch_size: int = 1) -> None:
+        self._rows = np.asarray(rows)
+        self._positions = np.flatnonzero(np.arange(len(rows)) // batch_size % world == rank)
 
     def __len__(self) -> int:
         return len(self._positions)
 
     def __iter__(self) -> Iterator[Place]:
         for position in self._positions:
-            yield 0, position, int(self._rows[position])
+            yield 0, int(position), int(self._rows[position])

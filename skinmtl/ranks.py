@@ -1,0 +1,70 @@
+"""The processes of one training: which of them this is, and what they say to one another. One alone is the first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, distributed
+
+
+def join(meeting: Path, rank: int, world_size: int, device: str) -> None:
+    """Meet the others at a file that only they know; returns when all `world_size` are there."""
+    place = torch.device(device)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    distributed.init_process_group(
+        "nccl" if place.type == "cuda" else "gloo",
+        init_method=f"file://{meeting}",
+        rank=rank,
+        world_size=world_size,
+        device_id=place if place.type == "cuda" else None,
+    )
+
+
+def leave() -> None:
+    """Part from the others: from here on this process is alone."""
+    if _together():
+        distributed.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number, counted from 0."""
+    return distributed.get_rank() if _together() else 0
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return distributed.get_world_size() if _together() else 1
+
+
+def mean(values: Tensor) -> Tensor:
+    """The average over processes, each of which has to ask for it."""
+    if not _together():
+        return values
+    total = values.clone()
+    distributed.all_reduce(total)
+    return total / world_size()
+
+
+def share(tensors: Iterable[Tensor]) -> None:
+    """Give every process the first one's values, in place."""
+    if _together():
+        for tensor in tensors:
+            distributed.broadcast(tensor, src=0)
+
+
+@contextmanager
+def first_first() -> Iterator[None]:
+    """Let the first process do something before the others do it: they find what it has fetched."""
+    if rank() > 0:
+        distributed.barrier()
+    yield
+    if _together() and rank() == 0:
+        distributed.barrier()
+
+
+def _together() -> bool:
+    return distributed.is_available() and distributed.is_initialized()

@@ -1,0 +1,154 @@
+"""Processes of one run: how they start, and that one failure ends them all and is told once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from skinmtl import processes
+from skinmtl.errors import Diverged, InputError, SkinmtlError
+from skinmtl.processes import ProcessDied, together
+
+TWO = ["cpu", "cpu"]
+
+
+def note(folder: Path, meeting: Path, rank: int, world_size: int, device: str) -> None:
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "OMP_NUM_THREADS", "MASTER_PORT", "GROUP_RANK")
+    words = [str(os.environ.get(name)) for name in names]
+    (folder / str(rank)).write_text(" ".join([*words, str(world_size), device, str("torch" in sys.modules)]))
+    print(f"said by {rank}")
+
+
+def fail(kind: str, who: int, meeting: Path, rank: int, world_size: int, device: str) -> None:
+    if rank != who:
+        time.sleep(100)
+    if kind == "input":
+        raise InputError("a.jpg", "half a photograph", "fetch it again")
+    if kind == "bug":
+        raise ValueError("a mistake of ours")
+    if kind == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail_in_turn(meeting: Path, rank: int, world_size: int, device: str) -> None:
+    """The second hears of the first's end, as a peer of a broken connection does, and is first to be looked at."""
+    time.sleep(0 if rank else 0.3)
+    raise Diverged("loss", "not a number", "lower the rate") if rank else RuntimeError("Connection closed by peer")
+
+
+def ignore_stops(meeting: Path, rank: int, world_size: int, device: str) -> None:
+    if rank:
+        raise InputError("b.jpg", "no photograph", "remove it")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    time.sleep(100)
+
+
+def wait_long(folder: Path, meeting: Path, rank: int, world_size: int, device: str) -> None:
+    (folder / str(os.getpid())).touch()
+    time.sleep(100)
+
+
+def gone(pid: int) -> bool:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_each_process_knows_its_place_and_no_other_launchers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"MASTER_PORT": "1", "GROUP_RANK": "5", "RANK": "7"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    together(partial(note, tmp_path), TWO, tmp_path)
+    cores = len(os.sched_getaffinity(0))
+    for rank in (0, 1):
+        told = f"{rank} {rank} 2 {max(1, cores // 2)} None None 2 cpu False"
+        assert (tmp_path / str(rank)).read_text() == told
+    assert capfd.readouterr().out == "said by 0\n", "the terminal is the first one's"
+    assert (tmp_path / "rank_1.log").read_text() == "said by 1\n"
+    assert os.environ["RANK"] == "7" and "OMP_NUM_THREADS" not in os.environ, "nothing is left behind here"
+
+
+def test_threads_are_a_share_of_the_cores_unless_somebody_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)), raising=False)
+    assert processes.threads(5) == 1, "as the tests' environment says"
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert [processes.threads(n) for n in (1, 2, 5, 50)] == [12, 6, 2, 1]
+
+
+@pytest.mark.parametrize("who", [0, 1])
+@pytest.mark.parametrize(
+    ("kind", "error", "code", "said"),
+    [
+        ("input", InputError, 2, "half a photograph"),
+        ("bug", ValueError, None, "a mistake of ours"),
+        ("kill", ProcessDied, 137, "killed by SIGKILL"),
+    ],
+)
+def test_the_failure_of_one_ends_the_other_and_is_raised_here(
+    tmp_path: Path, kind: str, error: type[Exception], code: int | None, said: str, who: int
+) -> None:
+    start = time.monotonic()
+    with pytest.raises(error, match=said) as caught:
+        together(partial(fail, kind, who), TWO, tmp_path)
+    assert time.monotonic() - start < 60, "a watchdog: the other would sleep for 100 s"
+    if isinstance(caught.value, SkinmtlError):
+        assert caught.value.exit_code == code
+    if kind == "bug":
+        assert f"process {who}:\nTraceback" in caught.value.__notes__[0] and "in fail\n" in caught.value.__notes__[0]
+    assert list(tmp_path.iterdir()) == [], "an empty log is no log"
+
+
+def test_an_answer_is_taken_for_the_cause_and_not_what_it_brings_about(tmp_path: Path) -> None:
+    with pytest.raises(Diverged):
+        together(fail_in_turn, TWO, tmp_path)
+
+
+def test_who_does_not_listen_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "PATIENCE", 0.5)
+    with pytest.raises(InputError, match="no photograph"):
+        together(ignore_stops, TWO, tmp_path)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 75), (signal.SIGTERM, 75), (signal.SIGKILL, -9)])
+def test_a_stopped_parent_leaves_nobody_behind(tmp_path: Path, number: int, code: int) -> None:
+    text = f"""
+import sys
+from functools import partial
+from pathlib import Path
+sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}
+from skinmtl.processes import together
+from test_processes import wait_long
+if __name__ == "__main__":
+    folder = Path({str(tmp_path)!r})
+    try:
+        together(partial(wait_long, folder), ["cpu", "cpu"], folder)
+    except KeyboardInterrupt:
+        sys.exit(75)
+"""
+    script = tmp_path / "script.py"
+    script.write_text(text)
+    parent = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while len(pids := [int(file.name) for file in tmp_path.iterdir() if file.name.isdigit()]) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    parent.send_signal(number)
+    _, said = parent.communicate(timeout=60)
+    assert parent.returncode == code, said
+    assert "Traceback" not in said
+    assert all(gone(pid) for pid in pids)
