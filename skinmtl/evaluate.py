@@ -58,7 +58,8 @@ def run_data(run: Run, data_root: Path | None = None) -> DataModule:
     cfg = run.config()
     config.check_saved(cfg, "data", "augment", "sampler")
     # No cache: it would hold the training photographs, too.
-    changes: dict[str, Any] = {"split": str(run.split_file), "workers": 0, "cache": "off"}
+    # No duplicates: what was merged stands in the split's own groups.
+    changes: dict[str, Any] = {"split": str(run.split_file), "duplicates": "none", "workers": 0, "cache": "off"}
     if data_root is not None:
         changes |= {"root": str(data_root), "synthetic": None}
     parts = {"augment": config.build(cfg.augment), "sampler": config.build(cfg.sampler), "seed": cfg.seed}

@@ -20,7 +20,7 @@ FLOORS = """
     tasks runs config checkpoints
     module
     predict callbacks tracking
-    evaluate baselines answer
+    evaluate baselines answer audit
     report
     train
     study
@@ -32,13 +32,15 @@ DATA = """
     data.lesions
     data.dermatoscopy
     data.synthetic data.sources
-    data.splits data.images
+    data.duplicates data.images
+    data.splits data.lookalikes
+    data.certificate
     data.cache data.transforms
     data.samplers
     data.datamodule
 """
 STRANGERS = {"tests", "experiments", "conf", "outputs"}  # and train.py, whose name in an import is skinmtl.train's
-TORCHLESS = ("cli", "config", "data.sources", "data.splits", "scores", "figures", "runs", "answer", "report")
+TORCHLESS = ("cli", "config", "data.sources", "data.splits", "scores", "figures", "runs", "answer", "report", "audit")
 
 
 def floors(text: str) -> dict[str, int]:

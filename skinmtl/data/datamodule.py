@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
@@ -16,8 +16,9 @@ from annotated_types import Ge, Interval
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from skinmtl.data import cache, sources, splits
+from skinmtl.data import cache, duplicates, sources, splits
 from skinmtl.data.cache import Photographs
+from skinmtl.data.certificate import certificate
 from skinmtl.data.samplers import EpochSampler, InOrder, Place, Shuffle
 from skinmtl.data.splits import Stage
 from skinmtl.data.synthetic import Synthetic
@@ -89,7 +90,9 @@ class DataModule(pl.LightningDataModule):
 
     `size` is (height, width) in pixels, or one number for a square. `split` is a split file; where it is null, one
     of `folds` folds is drawn from `split_seed` the first time, kept in `split_dir` and never redrawn; `fold` says
-    which of its folds tests. With `cache` auto, photographs are decoded once into `cache_dir` when the disk has room.
+    which of its folds tests. `duplicates` joins the lesions of photographs that show one lesion under two ids: the
+    published pairs of HAM10000 (known), none, or those of a CSV file with the columns first and second. With `cache`
+    auto, photographs are decoded once into `cache_dir` when the disk has room.
     `synthetic` draws the data at `root` first. `workers` 0 loads in the training process; the pixels do not depend
     on it.
     """
@@ -107,6 +110,7 @@ class DataModule(pl.LightningDataModule):
         split: str | None = None,
         split_seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0,
         split_dir: str = "outputs/splits",
+        duplicates: Literal["known", "none"] | str = "known",
         allow_leak: bool = False,
         cache: Literal["auto", "off"] = "auto",
         cache_dir: str = "outputs/.cache",
@@ -122,6 +126,7 @@ class DataModule(pl.LightningDataModule):
         self.folds, self.fold, self.split_seed, self.allow_leak = (folds, fold, split_seed, allow_leak)
         self.cache, self.cache_dir, self.split_dir = (cache, Path(cache_dir), Path(split_dir))
         self.augment, self.sampler, self.seed = augment, sampler, seed
+        self.duplicates = duplicates
         self.mask_classes = sources.MASK_CLASSES
         self._given = Path(split) if split else None
         self._photographs: Photographs | None = None
@@ -141,9 +146,13 @@ class DataModule(pl.LightningDataModule):
         self.dx_classes: tuple[str, ...] = tuple(self.table["dx"].cat.categories)
         self.data_hash = cache.fingerprint(self.table)
 
-        self.split_file = self._given or splits.get(self.table, self.folds, self.split_seed, self.split_dir)
+        self.pairs = duplicates.pairs(self.duplicates, self.table)
+        self.groups = duplicates.groups(self.table, self.pairs)
+        if self.pairs:
+            logger.info("%d pairs of duplicates (%s) keep their lesions on one side", len(self.pairs), self.duplicates)
+        self.split_file = self._given or splits.get(self.table, self.folds, self.split_seed, self.split_dir, self.pairs)
         self.split = splits.load(self.split_file)
-        splits.check(self.split, self.table, self.split_file)
+        splits.check(self.split, self.table, self.split_file, self.pairs)
         self.split_hash = splits.digest(self.split_file)
         self._stages = self._stages_of_fold()
         counts = ", ".join(f"{stage} {len(self.rows(stage)):,}" for stage in splits.STAGES)
@@ -155,6 +164,11 @@ class DataModule(pl.LightningDataModule):
     def rows(self, stage: Stage) -> NDArray[np.int64]:
         """Rows of the case table in this stage of the fold, ascending."""
         return np.flatnonzero(self._stages == stage)
+
+    def certificate(self) -> dict[str, Any]:
+        """What the split is, as a run keeps it; see `certificate`."""
+        origin = self.duplicates if self.duplicates in ("known", "none") else Path(self.duplicates).name
+        return certificate(self.split, self.table, self.split_hash, self.pairs, origin)
 
     def class_counts(self, stage: Stage = "train") -> list[int]:
         """Photographs of each diagnosis in a stage, in the order of `dx_classes`."""

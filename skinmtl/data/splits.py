@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from skinmtl.data import duplicates
+from skinmtl.data.duplicates import Pair
 from skinmtl.errors import ConfigError, Faults, InputError, SkinmtlError
 
 logger = logging.getLogger(__name__)
@@ -24,13 +26,15 @@ VAL_SHARE = 1 / 8  # of the photographs outside the test fold
 VERSION = 1  # raise when `draw` gives another split for the same table
 
 
-def draw(table: pd.DataFrame, folds: int, seed: int) -> pd.DataFrame:
+def draw(table: pd.DataFrame, folds: int, seed: int, pairs: Sequence[Pair] = ()) -> pd.DataFrame:
     """One row per photograph: `image_id`, `group`, and `fold_0` ... each train, val or test.
 
-    Test folds are those of scikit-learn's StratifiedGroupKFold(folds, shuffle=True, random_state=seed) on dx by
-    lesion; inside the rest, an eighth of each diagnosis' photographs is validation, whole lesions at a time.
+    A group is a lesion, or several that `pairs` of duplicates join. Test folds are those of scikit-learn's
+    StratifiedGroupKFold(folds, shuffle=True, random_state=seed) on dx by group; inside the rest, an eighth of each
+    diagnosis' photographs is validation, whole groups at a time.
     """
-    groups = pd.factorize(table["lesion_id"], sort=True)[0]
+    names_of_groups = duplicates.groups(table, pairs)
+    groups = pd.factorize(names_of_groups, sort=True)[0]
     classes, names = pd.factorize(table["dx"].astype(str), sort=True)
     lesions = pd.Series(groups).groupby(classes).nunique()
     if len(set(groups)) < folds:
@@ -39,7 +43,7 @@ def draw(table: pd.DataFrame, folds: int, seed: int) -> pd.DataFrame:
         logger.warning("%s has %d lesions: not every one of %d folds can test it", names[code], lesions[code], folds)
 
     test = stratified_group_folds(classes, groups, folds, seed)
-    split = pd.DataFrame({"image_id": table["image_id"], "group": table["lesion_id"]})
+    split = pd.DataFrame({"image_id": table["image_id"], "group": names_of_groups})
     for fold in range(folds):
         rest = np.flatnonzero(test != fold)
         stage = np.where(test == fold, "test", "train").astype(object)
@@ -146,19 +150,21 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def get(table: pd.DataFrame, folds: int, seed: int, folder: Path) -> Path:
-    """The split file of this table, folds and seed in `folder`; drawn the first time, never again."""
+def get(table: pd.DataFrame, folds: int, seed: int, folder: Path, pairs: Sequence[Pair] = ()) -> Path:
+    """The split file of this table, folds, seed and duplicates in `folder`; drawn the first time, never again."""
     facts = hashlib.sha256(f"{VERSION} {folds} {seed}\n".encode())
     for column in ("image_id", "lesion_id", "dx"):
         facts.update("\n".join(table[column].astype(str)).encode())
+    if pairs:
+        facts.update("\n".join(duplicates.groups(table, pairs)).encode())
     path = folder / f"{folds}_folds_seed_{seed}_{facts.hexdigest()[:12]}.csv"
     if not path.exists():
-        save(draw(table, folds, seed), path)
+        save(draw(table, folds, seed, pairs), path)
     return path
 
 
-def check(split: pd.DataFrame, table: pd.DataFrame, path: Path | str = "split") -> None:
-    """Raise Faults where the split is not one of this table, or a lesion is on two sides."""
+def check(split: pd.DataFrame, table: pd.DataFrame, path: Path | str = "split", pairs: Sequence[Pair] = ()) -> None:
+    """Raise Faults where the split is not one of this table, or a lesion or a pair of duplicates is on two sides."""
     where, redraw = (str(path), "delete the split file to have it drawn anew, or give another in data.split")
     faults: list[SkinmtlError] = []
     ids, known = split["image_id"], table["image_id"]
@@ -170,19 +176,33 @@ def check(split: pd.DataFrame, table: pd.DataFrame, path: Path | str = "split") 
         if len(found):
             faults.append(InputError(where, f"{what}: {_some(found)}", redraw))
 
-    lesion_of = dict(zip(known, table["lesion_id"], strict=True))
-    lesions = ids.map(lesion_of)
     for name in (column for column in split.columns if column.startswith("fold_")):
-        for groups in (lesions, split["group"]):
-            sides = split[name].groupby(groups.to_numpy()).nunique()
-            if (sides > 1).any():
-                torn = sides.index[sides > 1]
+        for what, groups in _groupings(split, table, pairs).items():
+            torn = on_two_sides(split[name], groups)
+            if len(torn):
                 images = ids[(groups == torn[0]).to_numpy()]
-                what = f"{name}: {len(torn)} lesions on two sides, such as {torn[0]} (images {_some(images)})"
-                faults.append(InputError(where, what, redraw))
+                told = f"{name}: {len(torn)} {what} on two sides, such as {torn[0]} (images {_some(images)})"
+                faults.append(InputError(where, told, redraw))
                 break
     if faults:
         raise Faults(faults)
+
+
+def _groupings(split: pd.DataFrame, table: pd.DataFrame, pairs: Sequence[Pair]) -> dict[str, pd.Series]:
+    """What has to stay together, by what it is: a name for each row of the split; missing where nobody knows."""
+    ids = split["image_id"]
+
+    def of_rows(names: pd.Series) -> pd.Series:
+        return ids.map(dict(zip(table["image_id"], names, strict=True)))
+
+    given = {"lesions": of_rows(table["lesion_id"]), "groups of the file": split["group"]}
+    return given | ({"groups of duplicates": of_rows(duplicates.groups(table, pairs))} if pairs else {})
+
+
+def on_two_sides(stages: pd.Series, groups: pd.Series) -> pd.Index:
+    """The groups whose photographs are in more than one of train, val and test, in order of name."""
+    sides = stages.groupby(groups.to_numpy()).nunique()
+    return sides.index[sides > 1]
 
 
 def _some(values: Sequence[str] | pd.Series, most: int = 5) -> str:
