@@ -49,7 +49,7 @@ def certificate(
 
 
 def merged(table: pd.DataFrame, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
-    """The groups of more than one lesion: their lesions, photographs and diagnoses; two diagnoses are told, not judged."""
+    """The groups of more than one lesion: their lesions, photographs, diagnoses (several are told, not refused)."""
     names = duplicates.groups(table, pairs)
     found = []
     for group, rows in table.groupby(names.to_numpy(), sort=True):

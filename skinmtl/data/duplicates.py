@@ -14,7 +14,7 @@ from skinmtl.errors import InputError
 
 Pair = tuple[str, str]  # two image ids
 
-# HAM10000's pairs of different lesion ids that show one lesion, as published: Abhishek et al., Investigating the quality
+# HAM10000's pairs of lesion ids that show one lesion, as published: Abhishek et al., Investigating the quality
 # of DermaMNIST and Fitzpatrick17k, Sci Data 2025, doi 10.1038/s41597-025-04382-5, newly_discovered_duplicates.csv of
 # their repository kakumarabhishek/Corrected-Skin-Image-Datasets at df006b58.
 PUBLISHED: tuple[Pair, ...] = (
@@ -40,14 +40,15 @@ PUBLISHED: tuple[Pair, ...] = (
 
 
 def pairs(choice: str, table: pd.DataFrame) -> list[Pair]:
-    """The duplicates of a choice, both of whose photographs are in the case table.
+    """The duplicates of a choice whose photographs are both in the case table, under two lesion ids.
 
     `known` gives the published ones of HAM10000, `none` none, anything else is a CSV file with the columns first and
     second, as `skinmtl audit` writes it.
     """
     chosen = PUBLISHED if choice == "known" else () if choice == "none" else read(Path(choice))
-    here = set(table["image_id"])
-    return [pair for pair in chosen if here.issuperset(pair)]
+    lesion_of = dict(zip(table["image_id"], table["lesion_id"].fillna(table["image_id"]), strict=True))
+    here = [pair for pair in chosen if lesion_of.keys() >= set(pair)]
+    return [(first, second) for first, second in here if lesion_of[first] != lesion_of[second]]
 
 
 def read(path: Path) -> list[Pair]:

@@ -22,7 +22,7 @@ from skinmtl.errors import Faults, InputError, SkinmtlError
 MOST_FAULTS = 20  # unreadable photographs to list before giving up
 SIDE = 256  # px, the longer side at which local features are looked for
 FEATURES = 150  # of a photograph, the strongest
-NEIGHBOURS = 30  # to compare closely, by colour and by pattern each
+NEIGHBOURS = 12  # to compare closely, by colour and by pattern each
 LIKE_COPY = 0.85  # correlation of thumbnails from which pixels are compared
 COPY = 0.90  # correlation of fine detail, 64 x 64, from which a picture is a copy
 RETAKE = 10  # features in one place on both, from which the skin is the same; of 5,000 random pairs none has above 4

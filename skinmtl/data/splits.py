@@ -182,7 +182,8 @@ def check(split: pd.DataFrame, table: pd.DataFrame, path: Path | str = "split", 
             if len(torn):
                 images = ids[(groups == torn[0]).to_numpy()]
                 told = f"{name}: {len(torn)} {what} on two sides, such as {torn[0]} (images {_some(images)})"
-                faults.append(InputError(where, told, redraw))
+                other = what == "groups of duplicates" and "mend the split file, or set data.duplicates=none"
+                faults.append(InputError(where, told, other or redraw))
                 break
     if faults:
         raise Faults(faults)
