@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 Stage = Literal["train", "val", "test"]
 STAGES: tuple[Stage, ...] = ("train", "val", "test")
 VAL_SHARE = 1 / 8  # of the photographs outside the test fold
-VERSION = 1  # raise when `draw` gives another split for the same table
+VERSION = 2  # raise when `draw` gives another split for the same table
 
 
 def draw(table: pd.DataFrame, folds: int, seed: int, pairs: Sequence[Pair] = ()) -> pd.DataFrame:
@@ -104,9 +104,21 @@ def _val(classes: NDArray[np.int64], groups: NDArray[np.int64], rng: np.random.R
     for code in np.unique(group_class):
         members = rng.permutation(np.flatnonzero(group_class == code))
         taken = np.concatenate([[0], sizes[members].cumsum()])
-        count = int(np.abs(taken - VAL_SHARE * taken[-1]).argmin())
+        target = VAL_SHARE * taken[-1]
+        count = int(np.abs(taken - target).argmin())
+        if abs(taken[count] - target) > target / 20:  # few photographs: pass over lesions that would be too many
+            members, count = _filled(members, sizes, target)
         chosen.append(members[: min(max(count, 1), len(members) - 1)])  # both sides see each class where they can
     return np.flatnonzero(np.isin(groups, np.concatenate(chosen)))
+
+
+def _filled(members: NDArray[np.int64], sizes: NDArray[np.int64], target: float) -> tuple[NDArray[np.int64], int]:
+    """The groups with those first that fit into `target` photographs, in their order, and how many these are."""
+    fits, held = np.zeros(len(members), dtype=bool), 0
+    for place, size in enumerate(sizes[members]):
+        fits[place] = held + size <= target + 0.5
+        held += size * fits[place]
+    return np.concatenate([members[fits], members[~fits]]), int(fits.sum())
 
 
 def save(split: pd.DataFrame, path: Path) -> None:
