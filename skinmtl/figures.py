@@ -176,7 +176,7 @@ def features_in_place(within: NDArray[np.int64], across: NDArray[np.int64], leas
         least: from how many on a pair passes for one lesion.
     """
     figure, axes = _panels(1, 3.2)
-    edges = np.arange(0, max([least, *within, *across]) + 3, 2)
+    edges = list(range(0, int(max([least, *within, *across])) + 3, 2))
     for counts, name, colour in ((across, "two lesion ids", ORANGE), (within, "one lesion id", BLUE)):
         axes[0].hist(counts, bins=edges, histtype="step", color=colour, linewidth=1.5, label=name)
     axes[0].axvline(least, color=GREY, linestyle="--", linewidth=1)

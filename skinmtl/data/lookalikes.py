@@ -67,7 +67,8 @@ def _features(image: NDArray[np.uint8]) -> tuple[Floats, NDArray[np.uint8]]:
     size = (max(1, round(image.shape[0] * scale)), max(1, round(image.shape[1] * scale)))
     grey = cv2.cvtColor(fit_image(image, size), cv2.COLOR_RGB2GRAY)
     even = cv2.createCLAHE(2.0, (4, 4)).apply(grey)  # skin has little contrast
-    found, features = cv2.SIFT_create(nfeatures=FEATURES, contrastThreshold=0.005).detectAndCompute(even, None)
+    sift = cv2.SIFT_create(nfeatures=FEATURES, contrastThreshold=0.005)  # type: ignore[attr-defined]  # stubs lack it
+    found, features = sift.detectAndCompute(even, None)
     places = np.array([point.pt for point in found[:FEATURES]], dtype=np.float32).reshape(-1, 2)
     described = np.zeros((0, 128)) if features is None else features[:FEATURES]
     return places, described.astype(np.uint8)
@@ -164,8 +165,8 @@ def in_place(one: Look, other: Look) -> int:
 
 def _root(features: NDArray[np.uint8]) -> Floats:
     """Unit vectors whose scalar product is Hellinger's similarity: Arandjelovic and Zisserman, CVPR 2012."""
-    shares = features / np.maximum(features.sum(1, keepdims=True), 1)
-    return np.sqrt(shares).astype(np.float32)
+    shares: Floats = (features / np.maximum(features.sum(1, keepdims=True), 1)).astype(np.float32)
+    return np.sqrt(shares)
 
 
 def _unit(squares: NDArray[np.float32]) -> Floats:
