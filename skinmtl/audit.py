@@ -23,6 +23,7 @@ from skinmtl.errors import Faults, InputError
 from skinmtl.runs import write_bytes, write_text
 
 MOST_SHOWN = 60  # pairs on the contact sheet
+YEARS = 5  # HAM10000 rounds ages to them
 KINDS = {"bytes": "identical files", "copy": "changed copies", "retake": "photographed again"}
 
 
@@ -57,7 +58,7 @@ def audit(root: Path, other: Path | None = None, split: Path | None = None) -> t
     found = compared[compared["kind"] != ""].reset_index(drop=True)
     merging = [(str(a), str(b)) for a, b in zip(found["first"], found["second"], strict=True)]
     groups = duplicates.groups(table, merging)
-    facts = _facts(table, found, groups)
+    facts = _facts(table, compared, found, groups)
     findings = Findings(facts, compared, found, table[["image_id", "lesion_id"]].assign(group=groups))
     paths = dict(zip(ids, table["image"], strict=True))
 
@@ -105,19 +106,24 @@ def _track(items: Sequence[Any], doing: str) -> Iterable[Any]:
 
 
 def _described(found: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """The pairs with lesion and diagnosis of either photograph."""
+    """The pairs with lesion and diagnosis of either photograph, and whether what else is known of them agrees."""
     cases = table.set_index("image_id")
     for which in ("first", "second"):
         for name in ("lesion_id", "dx"):
             found[f"{name}_{which}"] = found[which].map(cases[name].astype(object))
-    return found.assign(same_lesion=found["lesion_id_first"] == found["lesion_id_second"])
+    first, second = (cases.loc[found[which]].reset_index(drop=True) for which in ("first", "second"))
+    agrees = (first["age"].astype(float) - second["age"].astype(float)).abs() <= YEARS
+    for name in ("sex", "localization"):
+        agrees &= (first[name] == second[name]).fillna(False).astype(bool)
+    same = found["lesion_id_first"] == found["lesion_id_second"]
+    return found.assign(same_lesion=same, metadata_agrees=agrees.to_numpy())
 
 
-def _facts(table: pd.DataFrame, found: pd.DataFrame, groups: pd.Series) -> dict[str, Any]:
+def _facts(table: pd.DataFrame, compared: pd.DataFrame, found: pd.DataFrame, groups: pd.Series) -> dict[str, Any]:
     leaky = sources.is_leaky(table)
     train, test = _dealt(len(table))
     by_lesion, by_group = (certificate.siblings(names, train, test) for names in (table["lesion_id"], groups))
-    across = found[~found["same_lesion"]]
+    across, others = (pairs[~pairs["same_lesion"]] for pairs in (found, compared[compared["kind"] == ""]))
     return {
         "images": len(table),
         "lesions": None if leaky else int(table["lesion_id"].nunique()),
@@ -126,6 +132,10 @@ def _facts(table: pd.DataFrame, found: pd.DataFrame, groups: pd.Series) -> dict[
             kind: {"within_lesions": int(((found["kind"] == kind) & found["same_lesion"]).sum()),
                    "across_lesions": int((across["kind"] == kind).sum())}
             for kind in KINDS
+        },
+        "metadata_agrees": {  # a witness that the search did not ask: sex, site, and age within 5 years
+            "pairs_across_lesions": int(across["metadata_agrees"].sum()),
+            "share_of_compared_pairs": round(float(others["metadata_agrees"].mean()), 4) if len(others) else None,
         },
         "published": _published(found, table),
         "merged": certificate.merged(
@@ -209,6 +219,11 @@ def lines(findings: Findings) -> list[str]:
         told.append(f"{KINDS[kind]}: {across}")
     if facts["published"]["here"]:
         told.append(f"of {facts['published']['here']} published pairs, {facts['published']['found']} were found")
+    if (witness := facts["metadata_agrees"])["pairs_across_lesions"]:
+        told.append(
+            f"sex, site and age agree in {witness['pairs_across_lesions']:,} of the pairs under two lesion ids, "
+            f"and in {witness['share_of_compared_pairs'] or 0:.1%} of those that were compared and found different"
+        )
     for group in facts["merged"] if facts["lesions"] is not None else ():
         if len(group["dx"]) > 1:
             told.append(f"one group, several diagnoses ({', '.join(group['dx'])}): {', '.join(group['images'])}")
