@@ -87,7 +87,7 @@ def test_planted_copies_are_found_and_no_others(drawn: pd.DataFrame, tmp_path: P
     false = found[lesions[0] != lesions[1]]
     assert set(false["kind"]) <= {"retake"}
     drawn_pairs = {frozenset(map(origin, pair)) for pair in zip(false["first"], false["second"], strict=True)}
-    assert len(drawn_pairs) <= 3  # networks drawn by code are regular enough to pass for one another, a few times
+    assert len(drawn_pairs) <= 0.01 * len(compared)  # networks drawn by code are regular: a few pass for one another
 
 
 def test_planted_copies_among_real_photographs(real_data: Callable[[str], Path], tmp_path: Path) -> None:
