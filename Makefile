@@ -12,7 +12,7 @@ unexport UV_PYTHON UV_SYSTEM_PYTHON UV_TARGET UV_PREFIX UV_CONSTRAINT UV_OVERRID
 unexport PYTEST_ADDOPTS PYTEST_PLUGINS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test bench rebuild
+.PHONY: help setup demo check test test-faults bench rebuild
 
 help:
 	@echo "skinmtl: what make can do"
@@ -31,6 +31,9 @@ check: .venv/ready  ## lint, format and types
 
 test: .venv/ready  ## the tests: no network, no GPU, no data
 	OMP_NUM_THREADS=1 $(python) -m pytest -n 2
+
+test-faults: .venv/ready  ## the long tests that look for faults: hundreds of splits
+	OMP_NUM_THREADS=1 $(python) -m pytest -n 2 -m faults
 
 bench: .venv/ready  ## list the benchmarks and how each is called
 	@grep -h -e '^"""[A-Z]' -e '^    python tests/bench/' tests/bench/*.py | tr -d '"'

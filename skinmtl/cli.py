@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from skinmtl import __version__
-from skinmtl.errors import InputError, SkinmtlError
+from skinmtl.errors import Faults, InputError, SkinmtlError
 
 RESEARCH = "Research use only: not a medical device."
 
@@ -86,6 +86,15 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("second", type=Path, help="what it is compared with")
     command.add_argument("--out", type=Path, help="write the table to this .csv, too")
     command.set_defaults(act=compare)
+
+    command = commands.add_parser("audit", help="find lesions under two ids, and check a split, before any training")
+    command.add_argument("data_root", metavar="DATA_ROOT", help="the folder that holds the photographs, any layout")
+    command.add_argument("--with", dest="other", type=Path, metavar="OTHER_ROOT", help="a second data set: its overlap")
+    command.add_argument("--split", type=Path, help="a split file of the first, to be checked")
+    command.add_argument(
+        "--out", type=Path, default=Path("outputs/audit"), help="where to write (default: outputs/audit)"
+    )
+    command.set_defaults(act=audit)
 
     command = commands.add_parser("baselines", help="what simple methods reach on a run's own test lesions")
     command.add_argument("run", type=Path, help="a run's folder")
@@ -223,6 +232,23 @@ def baselines(arguments: argparse.Namespace) -> int:
     for row in compare_run(run, _data_root(arguments.data_root)).itertuples():
         table.add_row(str(row.method), str(row.task), str(row.score), f"{row.value:.3f}")
     Console().print(table)
+    return 0
+
+
+def audit(arguments: argparse.Namespace) -> int:
+    """Tables and a page with the pairs found; exit 2 where the given split tears a lesion or a pair."""
+    from skinmtl.audit import audit as look
+    from skinmtl.audit import lines, write
+
+    root = _data_root(arguments.data_root)
+    assert root is not None
+    findings, paths = look(root, arguments.other, arguments.split)
+    page = write(findings, paths, arguments.out, f"Audit of {root.resolve().name}")
+    for line in lines(findings):
+        print(line)
+    print(f"{page}: it shows photographs of the data set; {arguments.out / 'duplicates.csv'} fits data.duplicates=")
+    if findings.faults:
+        raise Faults(findings.faults)
     return 0
 
 

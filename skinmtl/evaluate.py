@@ -57,8 +57,9 @@ def run_data(run: Run, data_root: Path | None = None) -> DataModule:
     """The photographs and the split that a run was trained under, checked against what its checkpoint says."""
     cfg = run.config()
     config.check_saved(cfg, "data", "augment", "sampler")
-    # No cache and no further sources: they are for training.
-    changes: dict[str, Any] = {"split": str(run.split_file), "workers": 0, "cache": "off", "also": None}
+    # No cache and no further sources: they are for training. What duplicates merged stands in the split's own groups.
+    changes: dict[str, Any] = {"split": str(run.split_file), "workers": 0, "cache": "off"}
+    changes |= {"duplicates": "none", "also": None}
     if data_root is not None:
         changes |= {"root": str(data_root), "synthetic": None}
     parts = {"augment": config.build(cfg.augment), "sampler": config.build(cfg.sampler), "seed": cfg.seed}

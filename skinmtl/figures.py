@@ -167,6 +167,25 @@ def dice_histogram(dice: NDArray[np.float64]) -> Figure:
     return figure
 
 
+def features_in_place(within: NDArray[np.int64], across: NDArray[np.int64], least: int) -> Figure:
+    """Pairs of photographs by how many local features lie in one place on both, on a logarithmic axis.
+
+    Args:
+        within: counts of pairs of one lesion, (N,).
+        across: counts of pairs under two lesion ids, (M,).
+        least: from how many on a pair passes for one lesion.
+    """
+    figure, axes = _panels(1, 3.2)
+    edges = list(range(0, int(max([least, *within, *across])) + 3, 2))
+    for counts, name, colour in ((across, "two lesion ids", ORANGE), (within, "one lesion id", BLUE)):
+        axes[0].hist(counts, bins=edges, histtype="step", color=colour, linewidth=1.5, label=name)
+    axes[0].axvline(least, color=GREY, linestyle="--", linewidth=1)
+    axes[0].set_yscale("symlog", linthresh=1)
+    axes[0].set(xlabel="local features in one place on both", ylabel="pairs")
+    _legend_above(axes[0])
+    return figure
+
+
 def reliability(target: NDArray[np.int64], probabilities: NDArray[np.float64], bins: int = 10) -> Figure:
     """How often the predicted class is right, against the probability it was given; below, how many images.
 

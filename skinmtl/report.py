@@ -232,6 +232,7 @@ def _split(info: Mapping[str, Any]) -> str:
     rows = [
         ("split, sha256", said(split.get("hash"))),
         ("fold", f"{said(split.get('fold'))} of {said(split.get('folds'))}, counted from 0"),
+        ("pairs of duplicates merged", said(split.get("merged_pairs"))),
         ("photographs, sha256", said(dig(info, "data", "hash"))),
         ("layout", said(dig(info, "data", "layout"))),
         ("images in all", said(dig(info, "data", "images"))),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import logging
 import math
 import os
@@ -201,6 +202,7 @@ def _train(nodes: Mapping[str, Any], here: Run, init_from: str | None, resumed: 
         _say_shares(nodes, data, module)
         here.update(facts)
         write_bytes(here.split_file, data.split_file.read_bytes())
+        write_text(here.path / "split.json", json.dumps(data.certificate(), indent=1, allow_nan=False) + "\n")
     if board is not None:
         board.start(_plain(nodes), stamps(here.info()))
     fit_start = time.perf_counter()
@@ -281,7 +283,11 @@ def _start_from(parent: Run, module: MultiTaskModule, data: DataModule, here: Ru
     if (parent.path / "seen.csv").is_file():
         seen = pd.concat([seen, pd.read_csv(parent.path / "seen.csv", dtype=str)]).drop_duplicates()
     test = data.split[data.split[f"fold_{data.fold}"] == "test"]
-    known = test["image_id"].isin(seen["image_id"]) | test["group"].isin(seen["group"])
+    # What it merged may not be merged here, and the other way round: lesions of either side count.
+    lesions = {name for group in seen["group"].unique() for name in [group, *group.split("+")]}
+    merged = test["image_id"].map(dict(zip(data.table["image_id"], data.groups, strict=True)))
+    met = set(data.groups[data.table["image_id"].isin(seen["image_id"]) | data.table["lesion_id"].isin(lesions)])
+    known = test["image_id"].isin(seen["image_id"]) | test["group"].isin(seen["group"]) | merged.isin(met)
     if known.any():
         what = f"{parent.path.name} has learned from lesions of {int(known.sum())} of the {len(test)} test photographs"
         raise ConfigError("init_from", what, f"use data.split={os.path.relpath(parent.split_file)} and its fold")
@@ -529,7 +535,13 @@ def _facts(data: DataModule) -> dict[str, Any]:
         "leaky": data.leaky,
         "synthetic": data.synthetic is not None,
         "size": list(data.size),
-        "split": {"hash": data.split_hash, "fold": data.fold, "folds": data.folds, **parts},
+        "split": {
+            "hash": data.split_hash,
+            "fold": data.fold,
+            "folds": data.folds,
+            "merged_pairs": len(data.pairs),
+            **parts,
+        },
         "data": {"hash": data.data_hash, "layout": data.layout, "images": int((data.source == 0).sum())},
         "also": {
             name: {

@@ -20,7 +20,7 @@ FLOORS = """
     tasks runs config checkpoints processes
     module jobs
     predict callbacks tracking
-    evaluate baselines answer
+    evaluate baselines answer audit
     report
     train
     study
@@ -36,7 +36,9 @@ DATA = """
     data.sources.layouts
     data.sources.cases
     data.sources.__init__
-    data.splits data.images
+    data.duplicates data.images
+    data.splits data.lookalikes
+    data.certificate
     data.prepare.__init__ data.prepare.names data.prepare.progress data.prepare.web
     data.prepare.manifest data.prepare.exif
     data.prepare.archives data.prepare.folders data.prepare.download
@@ -47,7 +49,7 @@ DATA = """
     data.datamodule
 """
 STRANGERS = {"tests", "experiments", "conf", "outputs"}  # and train.py, whose name in an import is skinmtl.train's
-TORCHLESS = ("cli", "config", "data.sources", "data.splits", "scores", "figures", "runs", "answer", "report")
+TORCHLESS = ("cli", "config", "data.sources", "data.splits", "scores", "figures", "runs", "answer", "report", "audit")
 
 
 def floors(text: str) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from training import train
 
 from skinmtl import checkpoints, cli
 from skinmtl.callbacks import BestAndLast
-from skinmtl.data import sources
+from skinmtl.data import sources, splits
 from skinmtl.errors import ConfigError, Diverged, InputError, Interrupted
 from skinmtl.runs import Run
 
@@ -166,6 +167,30 @@ def test_a_split_file_of_ones_own_is_carried_byte_by_byte_and_needs_every_part(
     mine.write_text(drawn.replace("val", "train"))
     with pytest.raises(ConfigError, match=r"data\.split: .*fold_0 has no val photographs"):
         train(tmp_path / "c" / "run", synthetic_root, [*TINY, f"data.split={mine}"])
+
+
+def test_a_run_carries_its_splits_certificate_and_needs_the_list_of_duplicates_no_more(
+    synthetic_root: Path, tmp_path: Path
+) -> None:
+    table = sources.read(synthetic_root)
+    first, second = table.drop_duplicates("lesion_id")["image_id"].iloc[:2]
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text(f"first,second\n{first},{second}\n")
+    run = train(tmp_path / "run", synthetic_root, [*TINY, f"data.duplicates={pairs}"])
+
+    text = (run.path / "split.json").read_text()
+    told, facts = json.loads(text), run.info()["split"]
+    assert str(tmp_path) not in text
+    assert told["split_sha256"] == facts["hash"] == splits.digest(run.split_file)
+    assert told["duplicates"]["from"] == "pairs.csv"
+    assert told["duplicates"]["pairs"] == [[first, second]]
+    assert told["groups"] == told["lesions"] - 1 == table["lesion_id"].nunique() - 1
+    for part in splits.STAGES:
+        assert told["folds"]["fold_0"][part]["images"] == facts[part]["images"]
+    assert "pairs of duplicates merged" in (run.path / "report.html").read_text()
+
+    pairs.unlink()
+    assert cli.main(["evaluate", str(run.path), f"data.root={synthetic_root}"]) == 0
 
 
 def test_what_weights_have_seen_goes_along_from_run_to_run(synthetic_root: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from skinmtl import ranks
-from skinmtl.data import cache, sources, splits
+from skinmtl.data import cache, duplicates, sources, splits
 from skinmtl.data.also import Also, places
 from skinmtl.data.cache import Photographs
+from skinmtl.data.certificate import certificate
 from skinmtl.data.samplers import EpochSampler, InOrder, Place, Portion, Shuffle, Weigh
 from skinmtl.data.splits import Stage
 from skinmtl.data.synthetic import Synthetic
@@ -97,10 +98,12 @@ class DataModule(pl.LightningDataModule):
 
     `size` is (height, width) in pixels, or one number for a square. `split` is a split file; where it is null, one
     of `folds` folds is drawn from `split_seed` the first time, kept in `split_dir` and never redrawn; `fold` says
-    which of its folds tests. With `cache` auto, photographs are decoded once into `cache_dir` when the disk has room.
-    `synthetic` draws the data at `root` first. `also` are further sources, which only train. `workers` 0 loads in the
-    training process; the pixels do not depend on it. `split_by` photograph puts photographs of a lesion on both sides,
-    to show what that does to scores; it wants `allow_leak`.
+    which of its folds tests. `duplicates` joins the lesions of photographs that show one lesion under two ids: the
+    published pairs of HAM10000 (known), none, or those of a CSV file with the columns first and second. `split_by`
+    photograph puts photographs of a lesion on both sides, to show what that does to scores; it wants `allow_leak`.
+    With `cache` auto, photographs are decoded once into `cache_dir` when the disk has room. `synthetic` draws the data
+    at `root` first. `also` are further sources, which only train. `workers` 0 loads in the training process; the pixels
+    do not depend on it.
     """
 
     def __init__(
@@ -119,6 +122,7 @@ class DataModule(pl.LightningDataModule):
         split_seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0,
         split_dir: str = "outputs/splits",
         split_by: Literal["lesion", "photograph"] = "lesion",
+        duplicates: Literal["known", "none"] | str = "known",
         allow_leak: bool = False,
         cache: Literal["auto", "off"] = "auto",
         cache_dir: str = "outputs/.cache",
@@ -141,6 +145,7 @@ class DataModule(pl.LightningDataModule):
             what = "photographs of one lesion would train and test"
             raise ConfigError("data.split_by", what, "set data.allow_leak=true, too, and have scores stamped LEAKY")
         self.also = dict(also or {})
+        self.duplicates = duplicates
         self.mask_classes = sources.MASK_CLASSES
         self._given = Path(split) if split else None
         self._photographs: Photographs | None = None
@@ -163,10 +168,16 @@ class DataModule(pl.LightningDataModule):
         self.dx_classes: tuple[str, ...] = tuple(first["dx"].cat.categories)
         self.data_hash = cache.fingerprint(first)
 
-        kept_together = first if self.split_by == "lesion" else first.assign(lesion_id=first["image_id"])
-        self.split_file = self._given or splits.get(kept_together, self.folds, self.split_seed, self.split_dir)
+        self.pairs = duplicates.pairs(self.duplicates, first)
+        self.groups = duplicates.groups(first, self.pairs)
+        dealt, joined = first, self.pairs
+        if self.split_by == "photograph":
+            dealt, joined = first.assign(lesion_id=first["image_id"]), []
+        if joined:
+            logger.info("%d pairs of duplicates (%s) keep their lesions on one side", len(joined), self.duplicates)
+        self.split_file = self._given or splits.get(dealt, self.folds, self.split_seed, self.split_dir, joined)
         self.split = splits.load(self.split_file)
-        splits.check(self.split, kept_together, self.split_file)
+        splits.check(self.split, dealt, self.split_file, joined)
         self.split_hash = splits.digest(self.split_file)
 
         tables = [first, *(source.read(first) for source in self.also.values())]
@@ -183,6 +194,11 @@ class DataModule(pl.LightningDataModule):
         """Rows of the case table in this stage of the fold, ascending; `source` 0 is data.root, None all."""
         wanted = self._stages == stage
         return np.flatnonzero(wanted if source is None else wanted & (self.source == source))
+
+    def certificate(self) -> dict[str, Any]:
+        """What the split is, as a run keeps it; see `certificate`."""
+        origin = self.duplicates if self.duplicates in ("known", "none") else Path(self.duplicates).name
+        return certificate(self.split, self.table[self.source == 0], self.split_hash, self.pairs, origin)
 
     def class_counts(self) -> list[float]:
         """Training photographs of each diagnosis, (K,); those of a further source as often as its places show them."""

@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from skinmtl.data import duplicates
+from skinmtl.data.duplicates import Pair
 from skinmtl.errors import ConfigError, Faults, InputError, SkinmtlError
 
 logger = logging.getLogger(__name__)
@@ -21,17 +23,18 @@ logger = logging.getLogger(__name__)
 Stage = Literal["train", "val", "test"]
 STAGES: tuple[Stage, ...] = ("train", "val", "test")
 VAL_SHARE = 1 / 8  # of the photographs outside the test fold
-VERSION = 1  # raise when `draw` gives another split for the same table
+VERSION = 2  # raise when `draw` gives another split for the same table
 
 
-def draw(table: pd.DataFrame, folds: int, seed: int) -> pd.DataFrame:
+def draw(table: pd.DataFrame, folds: int, seed: int, pairs: Sequence[Pair] = ()) -> pd.DataFrame:
     """One row per photograph: `image_id`, `group`, and `fold_0` ... each train, val or test.
 
-    Test folds are those of scikit-learn's StratifiedGroupKFold(folds, shuffle=True, random_state=seed) on dx by
-    lesion; inside the rest, an eighth of each diagnosis' photographs is validation, whole lesions at a time. Those
-    without a diagnosis count as one more.
+    A group is a lesion, or several that `pairs` of duplicates join. Test folds are those of scikit-learn's
+    StratifiedGroupKFold(folds, shuffle=True, random_state=seed) on dx by group; inside the rest, an eighth of each
+    diagnosis' photographs is validation, whole groups at a time. Those without a diagnosis count as one more.
     """
-    groups = pd.factorize(table["lesion_id"], sort=True)[0]
+    names_of_groups = duplicates.groups(table, pairs)
+    groups = pd.factorize(names_of_groups, sort=True)[0]
     classes, names = pd.factorize(_words(table["dx"]), sort=True)
     lesions = pd.Series(groups).groupby(classes).nunique()
     if len(set(groups)) < folds:
@@ -41,7 +44,7 @@ def draw(table: pd.DataFrame, folds: int, seed: int) -> pd.DataFrame:
         logger.warning("%s has %d lesions: not every one of %d folds can test it", name, lesions[code], folds)
 
     test = stratified_group_folds(classes, groups, folds, seed)
-    split = pd.DataFrame({"image_id": table["image_id"], "group": table["lesion_id"]})
+    split = pd.DataFrame({"image_id": table["image_id"], "group": names_of_groups})
     for fold in range(folds):
         rest = np.flatnonzero(test != fold)
         stage = np.where(test == fold, "test", "train").astype(object)
@@ -107,9 +110,21 @@ def _val(classes: NDArray[np.int64], groups: NDArray[np.int64], rng: np.random.R
     for code in np.unique(group_class):
         members = rng.permutation(np.flatnonzero(group_class == code))
         taken = np.concatenate([[0], sizes[members].cumsum()])
-        count = int(np.abs(taken - VAL_SHARE * taken[-1]).argmin())
+        target = VAL_SHARE * taken[-1]
+        count = int(np.abs(taken - target).argmin())
+        if abs(taken[count] - target) > target / 20:  # few photographs: pass over lesions that would be too many
+            members, count = _filled(members, sizes, target)
         chosen.append(members[: min(max(count, 1), len(members) - 1)])  # both sides see each class where they can
     return np.flatnonzero(np.isin(groups, np.concatenate(chosen)))
+
+
+def _filled(members: NDArray[np.int64], sizes: NDArray[np.int64], target: float) -> tuple[NDArray[np.int64], int]:
+    """The groups with those first that fit into `target` photographs, in their order, and how many these are."""
+    fits, held = np.zeros(len(members), dtype=bool), 0
+    for place, size in enumerate(sizes[members]):
+        fits[place] = held + size <= target + 0.5
+        held += size * fits[place]
+    return np.concatenate([members[fits], members[~fits]]), int(fits.sum())
 
 
 def save(split: pd.DataFrame, path: Path) -> None:
@@ -153,19 +168,21 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def get(table: pd.DataFrame, folds: int, seed: int, folder: Path) -> Path:
-    """The split file of this table, folds and seed in `folder`; drawn the first time, never again."""
+def get(table: pd.DataFrame, folds: int, seed: int, folder: Path, pairs: Sequence[Pair] = ()) -> Path:
+    """The split file of this table, folds, seed and duplicates in `folder`; drawn the first time, never again."""
     facts = hashlib.sha256(f"{VERSION} {folds} {seed}\n".encode())
     for column in ("image_id", "lesion_id", "dx"):
         facts.update("\n".join(_words(table[column])).encode())
+    if pairs:
+        facts.update("\n".join(duplicates.groups(table, pairs)).encode())
     path = folder / f"{folds}_folds_seed_{seed}_{facts.hexdigest()[:12]}.csv"
     if not path.exists():
-        save(draw(table, folds, seed), path)
+        save(draw(table, folds, seed, pairs), path)
     return path
 
 
-def check(split: pd.DataFrame, table: pd.DataFrame, path: Path | str = "split") -> None:
-    """Raise Faults where the split is not one of this table, or a lesion is on two sides."""
+def check(split: pd.DataFrame, table: pd.DataFrame, path: Path | str = "split", pairs: Sequence[Pair] = ()) -> None:
+    """Raise Faults where the split is not one of this table, or a lesion or a pair of duplicates is on two sides."""
     where, redraw = (str(path), "delete the split file to have it drawn anew, or give another in data.split")
     faults: list[SkinmtlError] = []
     ids, known = split["image_id"], table["image_id"]
@@ -177,19 +194,34 @@ def check(split: pd.DataFrame, table: pd.DataFrame, path: Path | str = "split") 
         if len(found):
             faults.append(InputError(where, f"{what}: {_some(found)}", redraw))
 
-    lesion_of = dict(zip(known, table["lesion_id"], strict=True))
-    lesions = ids.map(lesion_of)
     for name in (column for column in split.columns if column.startswith("fold_")):
-        for groups in (lesions, split["group"]):
-            sides = split[name].groupby(groups.to_numpy()).nunique()
-            if (sides > 1).any():
-                torn = sides.index[sides > 1]
+        for what, groups in _groupings(split, table, pairs).items():
+            torn = on_two_sides(split[name], groups)
+            if len(torn):
                 images = ids[(groups == torn[0]).to_numpy()]
-                what = f"{name}: {len(torn)} lesions on two sides, such as {torn[0]} (images {_some(images)})"
-                faults.append(InputError(where, what, redraw))
+                told = f"{name}: {len(torn)} {what} on two sides, such as {torn[0]} (images {_some(images)})"
+                other = what == "groups of duplicates" and "mend the split file, or set data.duplicates=none"
+                faults.append(InputError(where, told, other or redraw))
                 break
     if faults:
         raise Faults(faults)
+
+
+def _groupings(split: pd.DataFrame, table: pd.DataFrame, pairs: Sequence[Pair]) -> dict[str, pd.Series]:
+    """What has to stay together, by what it is: a name for each row of the split; missing where nobody knows."""
+    ids = split["image_id"]
+
+    def of_rows(names: pd.Series) -> pd.Series:
+        return ids.map(dict(zip(table["image_id"], names, strict=True)))
+
+    given = {"lesions": of_rows(table["lesion_id"]), "groups of the file": split["group"]}
+    return given | ({"groups of duplicates": of_rows(duplicates.groups(table, pairs))} if pairs else {})
+
+
+def on_two_sides(stages: pd.Series, groups: pd.Series) -> pd.Index:
+    """The groups whose photographs are in more than one of train, val and test, in order of name."""
+    sides = stages.groupby(groups.to_numpy()).nunique()
+    return sides.index[sides > 1]
 
 
 def _some(values: Sequence[str] | pd.Series, most: int = 5) -> str:
