@@ -33,6 +33,7 @@ DATA = """
     data.dermatoscopy
     data.synthetic data.sources
     data.splits data.images
+    data.records
     data.cache data.transforms
     data.samplers
     data.datamodule

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -38,7 +39,7 @@ class Samples(Dataset[Sample | SkinmtlError]):
     """
 
     def __init__(self, photographs: Photographs, dx: Sequence[int], transform: Transform, seed: int) -> None:
-        self._photographs, self._dx, self._transform, self._seed = photographs, list(dx), transform, seed
+        self._photographs, self._dx, self._transform, self._seed = photographs, np.asarray(dx), transform, seed
 
     def __getitem__(self, place: Place) -> Sample | SkinmtlError:
         epoch, position, row = place
@@ -47,7 +48,8 @@ class Samples(Dataset[Sample | SkinmtlError]):
         except SkinmtlError as error:
             return error
         image, mask = self._transform(image, mask, (self._seed, epoch, position))
-        return Sample(image=image, mask=mask, has_mask=self._photographs.has_mask(row), dx=self._dx[row], index=row)
+        has_mask, dx = self._photographs.has_mask(row), int(self._dx[row])
+        return Sample(image=image, mask=mask, has_mask=has_mask, dx=dx, index=row)
 
 
 class Loader(DataLoader[Sample | SkinmtlError]):
@@ -74,9 +76,12 @@ def collate(samples: Sequence[Sample | SkinmtlError]) -> Batch | SkinmtlError:
     if errors:
         return errors[0]
     good = [sample for sample in samples if not isinstance(sample, SkinmtlError)]
-    images = np.stack([sample["image"] for sample in good])  # (B, H, W, 3)
+    height, width = good[0]["mask"].shape
+    images = torch.empty((len(good), 3, height, width), dtype=torch.uint8)
+    for place, sample in zip(images.numpy(), good, strict=True):
+        cv2.split(sample["image"], list(place))  # (H, W, 3) to (3, H, W), many times faster than a permuted copy
     return Batch(
-        image=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),  # (B, 3, H, W)
+        image=images,
         mask=torch.from_numpy(np.stack([sample["mask"] for sample in good])),
         has_mask=torch.tensor([sample["has_mask"] for sample in good]),
         dx=torch.tensor([sample["dx"] for sample in good]),
@@ -149,7 +154,7 @@ class DataModule(pl.LightningDataModule):
         counts = ", ".join(f"{stage} {len(self.rows(stage)):,}" for stage in splits.STAGES)
         logger.info("fold %d of %s (sha256 %s): %s", self.fold, self.split_file, self.split_hash[:12], counts)
 
-        pixels = cache.get(self.table, self.size, self.root, self.cache_dir) if self.cache == "auto" else None
+        pixels = cache.get(self.table, self.size, self.cache_dir) if self.cache == "auto" else None
         self._photographs = Photographs.of(self.table, self.size, pixels)
 
     def rows(self, stage: Stage) -> NDArray[np.int64]:
@@ -244,5 +249,6 @@ def _limited(batches: int, limit: float) -> int:
 
 def _one_thread(_: int) -> None:
     """Workers share the cores already; more threads in each would only wait for one another."""
+    gc.freeze()  # else the first collection would write to, and so copy, every object that the parent shares
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
