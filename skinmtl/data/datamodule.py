@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -249,6 +251,17 @@ def _limited(batches: int, limit: float) -> int:
 
 def _one_thread(_: int) -> None:
     """Workers share the cores already; more threads in each would only wait for one another."""
-    gc.freeze()  # else the first collection would write to, and so copy, every object that the parent shares
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    _keep_memory_small()
+
+
+def _keep_memory_small() -> None:
+    """Copy little of what the parent shares, and give batches back to the system, each of which is sent only once."""
+    gc.freeze()  # else the first collection would write to every object of the parent
+    with suppress(OSError, TypeError, AttributeError):  # another C library than glibc
+        mallopt = ctypes.CDLL(None).mallopt
+        trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # names and numbers of malloc.h
+        mallopt(mmap_max, 65536)  # their own default: the parent may have kept it all
+        mallopt(mmap_threshold, 2**20)  # photographs are smaller, batches larger
+        mallopt(trim_threshold, 2**24)
