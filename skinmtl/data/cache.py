@@ -30,7 +30,7 @@ from skinmtl.errors import Faults, SkinmtlError
 logger = logging.getLogger(__name__)
 
 SPARE = 1.2  # of the file's size has to be free on the disk
-MOST_FAULTS = 20  # unreadable photographs to list before giving up
+MOST_FAULTS = 50  # unreadable photographs to list before giving up
 
 
 class Photographs:

@@ -32,6 +32,7 @@ from torchvision.transforms import v2
 from skinmtl.data import sources, transforms
 from skinmtl.data.datamodule import DataModule
 from skinmtl.data.samplers import Shuffle
+from skinmtl.train import keep_memory
 
 SIZE, BATCH = 256, 32
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -158,25 +159,31 @@ def row(measure: str, what: str, number: object, value: float, unit: str) -> dic
 
 
 def speed(root: Path, folder: Path, rounds: int, images: int) -> Iterable[dict[str, object]]:
-    """Rates without workers and with two; then the second epoch's first batch, and what a worker has to itself."""
+    """Rates with two workers and without, and what `later` measures in between."""
     kinds = {"albumentations": WithAlbumentations(), "torchvision": WithTorchvision()}
-    for workers in (0, 2):
+    for workers in (2, 0):  # workers first, as in a training: what the parent has kept, a worker may copy
         loaders = {"skinmtl": ours(root, folder, workers).train_dataloader()}
         loaders |= {name: by_hand(root, transform, workers) for name, transform in kinds.items()}
         yield from alternate(loaders, rounds, images, workers)
         if workers:
-            loader = loaders["skinmtl"]
-            for number in range(rounds):
-                start = time.perf_counter()
-                batches = iter(loader)
-                next(batches)
-                yield row("later epoch", "first batch", number + 1, time.perf_counter() - start, "s wall")
-                for _ in batches:
-                    pass
-            for worker in loader._iterator._workers:
-                rollup = Path(f"/proc/{worker.pid}/smaps_rollup").read_text().splitlines()
-                private = sum(int(line.split()[1]) for line in rollup if line.startswith("Private_"))
-                yield row("memory", "a worker's own", worker.name, private / 1024, "MiB")
+            yield from later(loaders["skinmtl"], rounds)
+
+
+def later(loader: DataLoader, rounds: int) -> Iterable[dict[str, object]]:
+    """The first batch of a later epoch, and what workers that have seen several have to themselves."""
+    for number in range(rounds):
+        start = time.perf_counter()
+        batches = iter(loader)
+        next(batches)
+        yield row("later epoch", "first batch", number + 1, time.perf_counter() - start, "s wall")
+        for _ in batches:
+            pass
+    for worker in loader._iterator._workers:
+        rollup = Path(f"/proc/{worker.pid}/smaps_rollup").read_text().splitlines()
+        own = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in rollup if line.startswith("Private_")}
+        yield row("memory", "a worker's own", worker.name, own["Private_Dirty"], "MiB")
+        # Of the cache, mostly: the page is the system's, which may drop it, and another process's once it looks at it.
+        yield row("memory", "files mapped by it alone so far", worker.name, own["Private_Clean"], "MiB")
 
 
 def start(many: Path, folder: Path, rounds: int) -> Iterable[dict[str, object]]:
@@ -239,6 +246,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the lines to this .csv, too")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    keep_memory()
     rows: Rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
