@@ -161,7 +161,12 @@ def files(folder: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if not path.is_dir()}
 
 
-@pytest.mark.parametrize("name", [*BROKEN_PHOTOGRAPHS.keys() - NOT_IN_TABLES, *BROKEN_PAIRS])
+def lines(said: str) -> list[str]:
+    """What is said on stderr; a progress bar leaves a blank line."""
+    return [line for line in said.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("name", [*sorted(BROKEN_PHOTOGRAPHS.keys() - NOT_IN_TABLES), *BROKEN_PAIRS])
 def test_training_and_evaluation_stop_with_one_line_that_names_the_file(root: Path, name: str) -> None:
     pair = BROKEN_PAIRS.get(name) or (BROKEN_PHOTOGRAPHS[name], picture("PNG", MASK, "L"))
     places = replace(root, *pair)
@@ -197,10 +202,10 @@ def test_the_training_command_lists_all_of_them_at_once(
     monkeypatch.setattr(sys, "argv", argv)
     assert door.main(CONF, argv) == 2
     said = capsys.readouterr().err
-    lines = [line for line in said.splitlines() if line.startswith("skinmtl: error: ")]
-    assert len(lines) == len(broken) and "Traceback" not in said
-    assert all(str(path) in "".join(lines) for path in broken)
-    assert all("; fix: " in line for line in lines)
+    faults = [line for line in lines(said) if line.startswith("skinmtl: error: ")]
+    assert len(faults) == len(broken) and "Traceback" not in said
+    assert all(any(str(path) in line for line in faults) for path in broken)
+    assert all("; fix: " in line for line in faults)
     written = {path.suffix for path in files(Path("outputs"))}
     assert not written & {".npy", ".tmp", ".ckpt", ".png"}
 
@@ -224,8 +229,7 @@ def test_prediction_lists_all_of_them_and_predicts_the_others(
     words = [str(path) for path in [*given, tmp_path / "whole.jpg"] if path.name != "folder.jpg"]
     out = tmp_path / "out"
     assert cli.main(["predict", str(run.path), *words, str(tmp_path / "around"), "--out", str(out)]) == 2
-    said = capsys.readouterr().err
-    assert "Traceback" not in said and len(said.splitlines()) == 1
+    assert len(lines(capsys.readouterr().err)) == 1
     errors = pd.read_csv(out / "errors.csv")
     assert sorted(errors["file"]) == sorted(path.name for path in given)
     assert errors["error"].str.len().gt(3).all() and errors["fix"].str.len().gt(3).all()
@@ -242,7 +246,7 @@ def test_evaluation_stops_where_a_photograph_has_rotted(
     patched(lambda _: None, 0.5)(path)  # as many bytes, so that only decoding can tell
     before = {file: file.read_bytes() for file in files(run.path)}
     assert cli.main(["evaluate", str(run.path), f"data.root={tmp_path / 'data'}"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = lines(capsys.readouterr().err)
     assert line.startswith(f"skinmtl: error: {path}: ") and "; fix: " in line
     assert {file: file.read_bytes() for file in files(run.path)} == before
 
@@ -332,11 +336,11 @@ def test_enormous_photographs_are_refused_by_their_header(tmp_path: Path) -> Non
         done = subprocess.run(
             command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": paths}
         )
-        *lines, rise = done.stdout.splitlines()
+        *said, rise = done.stdout.splitlines()
         rises[name, reader] = float(rise)
         if reader == "ours":
             assert done.stderr == ""
-            assert len(lines) == 1 and str(path) in lines[0] and "50,000,000 pixels" in lines[0]
+            assert len(said) == 1 and str(path) in said[0] and "50,000,000 pixels" in said[0]
     assert rises["enormous.png", "ours"] < 20 and rises["huge.png", "ours"] < 20  # MB; 600 are allowed
     assert rises["huge.png", "bare"] > 100  # so the measure sees what decoding takes
 
