@@ -44,8 +44,8 @@ Rows = list[dict[str, object]]
 class ByHand(Dataset):
     """Photograph and mask by PIL, then what is done to them."""
 
-    def __init__(self, root: Path, transform: Callable[[Image.Image, Image.Image], object]) -> None:
-        self.images = sorted((root / "images").iterdir())
+    def __init__(self, root: Path, transform: Callable[[Image.Image, Image.Image], object], images: int) -> None:
+        self.images = sorted((root / "images").iterdir())[:images]
         self.masks, self.transform = root / "masks", transform
 
     def __len__(self) -> int:
@@ -100,9 +100,11 @@ class WithTorchvision:
         return self.compose(v2.functional.to_image(image), tv_tensors.Mask(np.array(mask)))
 
 
-def by_hand(root: Path, transform: Callable[[Image.Image, Image.Image], object], workers: int) -> DataLoader:
-    """A loader as most are written."""
-    data = ByHand(root, transform)
+def by_hand(
+    root: Path, transform: Callable[[Image.Image, Image.Image], object], workers: int, images: int
+) -> DataLoader:
+    """A loader as most are written, of so many photographs."""
+    data = ByHand(root, transform, images)
     return DataLoader(data, BATCH, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0)
 
 
@@ -126,23 +128,22 @@ def processor_seconds(loader: DataLoader) -> float:
     return seconds
 
 
-def rates(loader: DataLoader, images: int) -> tuple[float, float]:
-    """Images per second of processor time and per second on the clock, over so many images or some more."""
+def rates(loader: DataLoader) -> tuple[float, float]:
+    """Images per second of processor time and per second on the clock, over an epoch."""
     seen, start, wall = 0, processor_seconds(loader), time.perf_counter()
-    while seen < images:
-        for batch in loader:
-            seen += len(batch["index"] if isinstance(batch, dict) else batch[0])
+    for batch in loader:
+        seen += len(batch["index"] if isinstance(batch, dict) else batch[0])
     return seen / (processor_seconds(loader) - start), seen / (time.perf_counter() - wall)
 
 
-def alternate(loaders: dict[str, DataLoader], rounds: int, images: int, workers: int) -> Iterable[dict[str, object]]:
+def alternate(loaders: dict[str, DataLoader], rounds: int, workers: int) -> Iterable[dict[str, object]]:
     """A warm epoch of each, then rounds in which each has its turn, the order turned about every time."""
     for loader in loaders.values():
-        rates(loader, 1)
+        rates(loader)
     measured: dict[str, list[tuple[float, float]]] = {name: [] for name in loaders}
     for number in range(rounds):
         for name in list(loaders) if number % 2 == 0 else list(loaders)[::-1]:
-            measured[name].append(rates(loaders[name], images))
+            measured[name].append(rates(loaders[name]))
             for what, value in zip(("images/s", "images/s wall"), measured[name][-1], strict=True):
                 yield row(f"{workers} workers", name, number + 1, value, what)
     for name in list(loaders)[1:]:
@@ -163,8 +164,8 @@ def speed(root: Path, folder: Path, rounds: int, images: int) -> Iterable[dict[s
     kinds = {"albumentations": WithAlbumentations(), "torchvision": WithTorchvision()}
     for workers in (2, 0):  # workers first, as in a training: what the parent has kept, a worker may copy
         loaders = {"skinmtl": ours(root, folder, workers).train_dataloader()}
-        loaders |= {name: by_hand(root, transform, workers) for name, transform in kinds.items()}
-        yield from alternate(loaders, rounds, images, workers)
+        loaders |= {name: by_hand(root, transform, workers, images) for name, transform in kinds.items()}
+        yield from alternate(loaders, rounds, workers)
         if workers:
             yield from later(loaders["skinmtl"], rounds)
 
@@ -242,7 +243,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--many", type=Path, help="without it, the start is not measured")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--images", type=int, default=576, help="of a measurement, or some more")
+    parser.add_argument("--images", type=int, default=576, help="in an epoch of those written by hand")
     parser.add_argument("--out", type=Path, help="write the lines to this .csv, too")
     args = parser.parse_args()
     torch.set_num_threads(1)
