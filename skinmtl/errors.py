@@ -14,7 +14,9 @@ class SkinmtlError(Exception):
     exit_code = 2
 
     def __init__(self, where: str, what: str, fix: str) -> None:
-        super().__init__(f"{where}: {what}; fix: {fix}")
+        text = f"{where}: {what}; fix: {fix}"
+        # A file's name may hold a line's end, or what else a terminal would obey.
+        super().__init__("".join(char if char.isprintable() else ascii(char)[1:-1] for char in text))
         self.where, self.what, self.fix = where, what, fix
 
     def __reduce__(self) -> tuple[type[SkinmtlError], tuple[str, str, str]]:

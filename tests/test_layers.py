@@ -44,6 +44,7 @@ DATA = """
     data.prepare.archives data.prepare.folders data.prepare.download
     data.prepare.intake data.prepare.arrange data.prepare.verify data.prepare.dataverse
     data.prepare.command
+    data.records
     data.cache data.transforms data.also
     data.samplers
     data.datamodule

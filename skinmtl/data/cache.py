@@ -8,41 +8,45 @@ import logging
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
+import PIL
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from skinmtl.data import images
 from skinmtl.data.images import Size, fit_image, fit_mask, read_image, read_mask
+from skinmtl.data.records import Records, checksum, claim, header, is_at, is_sound, open_records, record, sweep
 from skinmtl.errors import Faults, SkinmtlError
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1  # raise when decoding or fitting gives other pixels
 SPARE = 1.2  # of the file's size has to be free on the disk
-MOST_FAULTS = 20  # unreadable photographs to list before giving up
+MOST_FAULTS = 50  # unreadable photographs to list before giving up
 
 
 class Photographs:
     """Photographs and masks at network size, by row of the case table.
 
-    Decoded at each call, or read from a cache file; the pixels are the same. Paths are kept as plain lists, so that
-    forked workers do not copy a table each time they touch it.
+    Decoded at each call, or read from a cache file; the pixels are the same. A file that has gone, or whose pixels are
+    no longer what was written, is given up for decoding, with a warning.
     """
 
     def __init__(
         self, images: Sequence[str], masks: Sequence[str | None], size: Size, cache: Path | None = None
     ) -> None:
         self._images, self._masks, self._size, self._cache = list(images), list(masks), size, cache
-        self._map: NDArray[np.uint8] | None = None
+        # An array, not the list: to look at a Python object writes to its count, and a forked worker copies that page.
+        self._has_mask = np.array([mask is not None for mask in masks], dtype=bool)
+        self._records: Records | None = None
 
     @classmethod
     def of(cls, table: pd.DataFrame, size: Size, cache: Path | None = None) -> Photographs:
@@ -54,16 +58,28 @@ class Photographs:
 
     def has_mask(self, row: int) -> bool:
         """Whether the photograph has a mask; where not, `read` gives zeros for it."""
-        return self._masks[row] is not None
+        return bool(self._has_mask[row])
 
     def read(self, row: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Image (H, W, 3) and mask (H, W), uint8, arrays of the caller's own."""
-        if self._cache is None:
-            return self._decode(row)
-        if self._map is None:  # opened in each worker: the pages are shared, and nothing large is ever pickled
-            self._map = np.load(self._cache, mmap_mode="r")
-        pixels = self._map[row]
-        return np.ascontiguousarray(pixels[..., :3]), np.ascontiguousarray(pixels[..., 3])
+        """Image (H, W, 3) and mask (H, W), uint8; not to be written to: they may be the file itself."""
+        if self._cache is not None and self._records is None:  # opened in each worker; nothing large is ever pickled
+            self._records = open_records(self._cache, len(self), self._size)
+            if self._records is None:
+                self._give_up("is gone, or is no cache of these photographs")
+        if self._records is not None:
+            if is_sound(self._records, row):
+                return self._records["image"][row], self._records["mask"][row]
+            self._give_up(f"was damaged after it had been written (row {row})")
+        return self._decode(row)
+
+    def _give_up(self, what: str) -> None:
+        logger.warning(
+            "the cache %s %s: photographs are decoded instead, the next run builds it anew", self._cache, what
+        )
+        assert self._cache is not None
+        with suppress(OSError):
+            self._cache.unlink()
+        self._cache = self._records = None
 
     def _decode(self, row: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         path = self._masks[row]
@@ -74,25 +90,35 @@ class Photographs:
         return fit_image(image, self._size), fit_mask(mask, self._size)
 
     def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_map": None}
+        return self.__dict__ | {"_records": None}
 
 
-def get(table: pd.DataFrame, size: Size, root: Path, folder: Path) -> Path | None:
-    """The cache file of this table at this size in `folder`, built where it is missing; None where it does not fit.
+def get(table: pd.DataFrame, size: Size, folder: Path) -> Path | None:
+    """The cache file of this table at this size in `folder`, built where it is missing; None where it cannot be kept.
 
-    Named by a hash of paths under `root`, file sizes, times of change and `size`: a changed photograph makes a new
-    file.
+    Named by two hashes: of the photographs' places and `size`, and of the files' sizes, their times of change and the
+    code that decodes. One that is broken, or stale (the first hash alone is the same), is built anew.
+
+    Raises:
+        Faults: photographs or masks that cannot be decoded; there is no file then.
     """
-    path = folder / f"{_key(table, size, root)}.npy"
-    if path.exists():
+    photographs = Photographs.of(table, size)
+    place = _digest([size, table["image"].tolist(), photographs._masks])[:16]
+    path = folder / f"{place}-{_digest([_code(), *_stats(table)])[:16]}.npy"
+    if open_records(path, len(table), size) is not None:
         return path
-    need, free = len(table) * size[0] * size[1] * 4, _free(folder)
+    if path.exists():
+        logger.warning("the cache %s is broken: it is built anew", path)
+    if stale := [old for old in folder.glob(f"{place}-*.npy") if old != path]:
+        logger.info("the cache %s is stale, for photographs or the code have changed: it is built anew", stale[0])
+    need, free = len(table) * record(size).itemsize, _free(folder)
     if free < need * SPARE:
         logger.info("no cache: %s needs %.1f GB, %.1f GB are free", folder, need * SPARE / 1e9, free / 1e9)
         return None
-    logger.info("decoding %s photographs once, into %s (%.2f GB)", f"{len(table):,}", path, need / 1e9)
     try:
-        _build(Photographs.of(table, size), size, path)
+        _build(photographs, size, path)
+        for old in stale:
+            old.unlink(missing_ok=True)
     except OSError as error:
         logger.warning("no cache: %s cannot be written (%s)", path, error)
         return None
@@ -100,28 +126,43 @@ def get(table: pd.DataFrame, size: Size, root: Path, folder: Path) -> Path | Non
 
 
 def _build(photographs: Photographs, size: Size, path: Path) -> None:
-    """Decode all into a file beside `path`, then rename it: `path` is never half a cache."""
+    """Decode all into a file beside `path`, then rename it: `path` is never half a cache.
+
+    Another process that builds the same is waited for; what killed ones left is removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".tmp")
+    sweep(path.parent)
+    temporary = path.with_name(f".{path.stem}.tmp")
+    handle = claim(temporary)
     try:
-        pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=(len(photographs), *size, 4))
+        if open_records(path, len(photographs), size) is not None:
+            return
+        begin = header(len(photographs), size)
+        length = len(begin) + len(photographs) * record(size).itemsize
+        logger.info("decoding %s photographs once, into %s (%.2f GB)", f"{len(photographs):,}", path, length / 1e9)
+        os.truncate(handle, 0)
         if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process, with no exception
-            os.posix_fallocate(handle, 0, os.fstat(handle).st_size)
-        _fill(pixels, photographs)
-        pixels.flush()
-        os.fchmod(handle, 0o644)
+            os.posix_fallocate(handle, 0, length)
+        os.truncate(handle, length)
+        os.pwrite(handle, begin, 0)
+        mapped = np.memmap(temporary, record(size), "r+", len(begin), (len(photographs),))
+        _fill(mapped.view(np.ndarray), photographs)
+        mapped.flush()
+        os.fsync(handle)
         os.replace(temporary, path)
     finally:
+        if is_at(handle, temporary):  # else it is the cache now
+            temporary.unlink()
         os.close(handle)
-        Path(temporary).unlink(missing_ok=True)
 
 
-def _fill(pixels: NDArray[np.uint8], photographs: Photographs) -> None:
-    """Decode into (N, H, W, 4); what cannot be decoded is listed, up to `MOST_FAULTS` of it."""
+def _fill(records: Records, photographs: Photographs) -> None:
+    """Decode into the records; what cannot be decoded is listed, up to `MOST_FAULTS` of it."""
 
     def put(row: int) -> SkinmtlError | None:
         try:
-            pixels[row, ..., :3], pixels[row, ..., 3] = photographs.read(row)
+            records["image"][row], records["mask"][row] = photographs.read(row)
+            records["check"][row] = checksum(records, row)
         except SkinmtlError as fault:
             return fault
         return None
@@ -145,20 +186,26 @@ def _cores() -> int:
 
 def fingerprint(table: pd.DataFrame) -> str:
     """A sha256 over ids, lesions, diagnoses and file sizes: what a run trained on, wherever it lay."""
-    lines = [
-        [row.image_id, row.lesion_id, str(row.dx), _stat(row.image)[0], _stat(row.mask)[0]]
-        for row in table.itertuples(index=False)
-    ]
-    return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+    sizes = [[size for size, _ in stats] for stats in _stats(table)]
+    known = (table["image_id"].tolist(), table["lesion_id"].tolist(), list(map(str, table["dx"].tolist())))
+    return _digest(list(map(list, zip(*known, *sizes, strict=True))))
 
 
-def _key(table: pd.DataFrame, size: Size, root: Path) -> str:
-    files = [[os.path.relpath(path, root), *_stat(path)] for path in [*table["image"], *table["mask"].dropna()]]
-    return hashlib.sha256(json.dumps([VERSION, list(size), files]).encode()).hexdigest()[:24]
+def _code() -> list[object]:
+    """What the pixels depend on beside the files: our decoding and the packages that it calls."""
+    return [hashlib.sha256(Path(images.__file__).read_bytes()).hexdigest(), cv2.__version__, PIL.__version__]
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _stats(table: pd.DataFrame) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Size in bytes and time of change in ns of every photograph, and of every mask; (-1, -1) for no file."""
+    return [_stat(path) for path in table["image"].tolist()], [_stat(path) for path in table["mask"].tolist()]
 
 
 def _stat(path: object) -> tuple[int, int]:
-    """Size in bytes and time of change in ns; (-1, -1) for no file."""
     if not isinstance(path, str):
         return -1, -1
     found = os.stat(path)

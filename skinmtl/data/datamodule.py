@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -42,7 +45,7 @@ class Samples(Dataset[Sample | SkinmtlError]):
     """
 
     def __init__(self, photographs: Photographs, dx: Sequence[int], transform: Transform, seed: int) -> None:
-        self._photographs, self._dx, self._transform, self._seed = photographs, list(dx), transform, seed
+        self._photographs, self._dx, self._transform, self._seed = photographs, np.asarray(dx), transform, seed
 
     def __getitem__(self, place: Place) -> Sample | SkinmtlError:
         epoch, position, row = place
@@ -51,7 +54,8 @@ class Samples(Dataset[Sample | SkinmtlError]):
         except SkinmtlError as error:
             return error
         image, mask = self._transform(image, mask, (self._seed, epoch, position))
-        return Sample(image=image, mask=mask, has_mask=self._photographs.has_mask(row), dx=self._dx[row], index=row)
+        has_mask, dx = self._photographs.has_mask(row), int(self._dx[row])
+        return Sample(image=image, mask=mask, has_mask=has_mask, dx=dx, index=row)
 
 
 class Loader(DataLoader[Sample | SkinmtlError]):
@@ -83,9 +87,12 @@ def collate(samples: Sequence[Sample | SkinmtlError]) -> Batch | SkinmtlError:
     if errors:
         return errors[0]
     good = [sample for sample in samples if not isinstance(sample, SkinmtlError)]
-    images = np.stack([sample["image"] for sample in good])  # (B, H, W, 3)
+    height, width = good[0]["mask"].shape
+    images = torch.empty((len(good), 3, height, width), dtype=torch.uint8)
+    for place, sample in zip(images.numpy(), good, strict=True):
+        cv2.split(sample["image"], list(place))  # (H, W, 3) to (3, H, W), many times faster than a permuted copy
     return Batch(
-        image=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),  # (B, 3, H, W)
+        image=images,
         mask=torch.from_numpy(np.stack([sample["mask"] for sample in good])),
         has_mask=torch.tensor([sample["has_mask"] for sample in good]),
         dx=torch.tensor([sample["dx"] for sample in good]),
@@ -187,7 +194,7 @@ class DataModule(pl.LightningDataModule):
         counts = ", ".join(f"{stage} {len(self.rows(stage)):,}" for stage in splits.STAGES)
         logger.info("fold %d of %s (sha256 %s): %s", self.fold, self.split_file, self.split_hash[:12], counts)
 
-        pixels = cache.get(self.table, self.size, self.root, self.cache_dir) if self.cache == "auto" else None
+        pixels = cache.get(self.table, self.size, self.cache_dir) if self.cache == "auto" else None
         self._photographs = Photographs.of(self.table, self.size, pixels)
 
     def rows(self, stage: Stage, source: int | None = None) -> NDArray[np.int64]:
@@ -304,3 +311,15 @@ def _one_thread(_: int) -> None:
     """Workers share the cores already; more threads in each would only wait for one another."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    _keep_memory_small()
+
+
+def _keep_memory_small() -> None:
+    """Copy little of what the parent shares, and give batches back to the system, each of which is sent only once."""
+    gc.freeze()  # else the first collection would write to every object of the parent
+    with suppress(OSError, TypeError, AttributeError):  # another C library than glibc
+        mallopt = ctypes.CDLL(None).mallopt
+        trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # names and numbers of malloc.h
+        mallopt(mmap_max, 65536)  # their own default: the parent may have kept it all
+        mallopt(mmap_threshold, 2**20)  # photographs are smaller, batches larger
+        mallopt(trim_threshold, 2**24)

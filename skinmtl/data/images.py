@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import stat
+import warnings
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,9 @@ from PIL import Image, ImageOps
 from skinmtl.errors import InputError
 
 cv2.setNumThreads(0)  # parallelism is over photographs; OpenCV's own threads would fight with the workers
+
+# A line on stderr at 89 million pixels, to which the refusal below adds what to do.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 MAX_PIXELS = 50_000_000  # a small file can claim gigabytes of pixels; the largest dermatoscopic photographs have 24 M
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
@@ -101,6 +105,8 @@ def _open(path: Path, formats: tuple[str, ...]) -> Image.Image:
         image.load()
     except InputError:
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputError(str(path), f"far more than {MAX_PIXELS:,} pixels", "save it smaller") from error
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error and more on broken files
         what = f"not a whole {' or '.join(formats)} picture ({error or type(error).__name__})"
         raise InputError(str(path), " ".join(what.split()), "replace the file; nothing is put in its place") from error

@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import pickle
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from layouts import write_dataverse
+from PIL import Image
+
+from skinmtl.data import cache, images, records, sources
+from skinmtl.data.cache import Photographs
+from skinmtl.errors import Faults
+
+SIZE = (20, 28)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> pd.DataFrame:
+    """33 photographs; the first has no mask."""
+    write_dataverse(tmp_path / "data", lesions=22)
+    (tmp_path / "data" / "HAM10000_segmentations_lesion_tschandl" / "ISIC_0000000_segmentation.png").unlink()
+    return sources.read(tmp_path / "data")
+
+
+@pytest.fixture
+def kept(table: pd.DataFrame, tmp_path: Path) -> Path:
+    path = cache.get(table, SIZE, tmp_path / "kept")
+    assert path is not None
+    return path
+
+
+def again(table: pd.DataFrame, kept: Path) -> Path:
+    path = cache.get(table, SIZE, kept.parent)
+    assert path is not None
+    return path
+
+
+def pixels(photographs: Photographs) -> list[tuple[bytes, bytes]]:
+    return [tuple(array.tobytes() for array in photographs.read(row)) for row in range(len(photographs))]
+
+
+def test_a_cache_holds_the_pixels_that_decoding_gives(table: pd.DataFrame, kept: Path) -> None:
+    assert pixels(Photographs.of(table, SIZE, kept)) == pixels(Photographs.of(table, SIZE))
+    stored = np.load(kept)  # a plain .npy: anybody's tool reads it
+    photograph = images.read_image(Path(table["image"][5]))
+    assert np.array_equal(stored["image"][5], images.fit_image(photograph, SIZE))
+    mask = images.read_mask(Path(table["mask"][5]))
+    assert np.array_equal(stored["mask"][5], images.fit_mask(mask, SIZE))
+    assert not stored["mask"][0].any() and not Photographs.of(table, SIZE, kept).has_mask(0)
+
+
+def test_pixels_are_mapped_and_cannot_be_written_to(table: pd.DataFrame, kept: Path) -> None:
+    photographs = Photographs.of(table, SIZE, kept)
+    image, mask = photographs.read(3)
+    assert np.shares_memory(image, photographs.read(3)[0])
+    for array in (image, mask):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
+    assert len(pickle.dumps(photographs)) < kept.stat().st_size / 4
+
+
+def test_a_warm_cache_is_used_as_it_is_and_opens_no_photograph(
+    table: pd.DataFrame, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = kept.stat()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a photograph was opened")
+
+    for name in ("read_image", "read_mask"):
+        monkeypatch.setattr(cache, name, refuse)
+    assert again(table, kept) == kept
+    assert (kept.stat().st_mtime_ns, kept.stat().st_ino) == (began.st_mtime_ns, began.st_ino)
+    Photographs.of(table, SIZE, kept).read(7)
+    with pytest.raises(AssertionError, match="a photograph was opened"):
+        Photographs.of(table, SIZE).read(7)
+
+
+def _cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size * 2 // 3)
+
+
+def _extend(path: Path) -> None:
+    os.truncate(path, path.stat().st_size + 4096)
+
+
+def _overwrite(path: Path, start: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(start)
+        file.write(data)
+
+
+def _flip(offset: int) -> Callable[[Path], None]:
+    return lambda path: _overwrite(path, offset, bytes([path.read_bytes()[offset] ^ 0x10]))
+
+
+BEGIN = len(records.header(33, SIZE))
+BREAK: dict[str, Callable[[Path], None]] = {
+    "empty": lambda path: os.truncate(path, 0),
+    "cut off": _cut,
+    "too long": _extend,
+    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "zeros after the header": lambda path: _overwrite(path, BEGIN, bytes(path.stat().st_size - BEGIN)),
+    "zeros at the end": lambda path: _overwrite(path, path.stat().st_size - 2400, bytes(2400)),
+    "text": lambda path: path.write_text("<html>404</html>"),
+    "another shape": lambda path: np.save(path, np.zeros((33, 28, 20, 4), np.uint8)),
+    "another count": lambda path: np.save(path, np.load(path)[:-1]),
+    "pickled": lambda path: np.save(path, np.array([{}] * 33, dtype=object), allow_pickle=True),
+} | {f"header, byte {offset}": _flip(offset) for offset in (0, 6, 8, 30, 64, BEGIN - 1)}
+
+
+@pytest.mark.parametrize("how", BREAK)
+def test_a_broken_cache_is_built_anew_and_said_to_be(
+    table: pd.DataFrame, kept: Path, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = kept.read_bytes()
+    BREAK[how](kept)
+    assert kept.read_bytes() != whole
+    assert again(table, kept) == kept
+    assert kept.read_bytes() == whole
+    assert f"{kept} is broken" in caplog.text
+
+
+@pytest.mark.parametrize("what", ["flipped", "gone"])
+def test_damage_that_comes_later_is_met_by_decoding(
+    table: pd.DataFrame, kept: Path, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = pixels(Photographs.of(table, SIZE))
+    photographs = Photographs.of(table, SIZE, kept)
+    if what == "flipped":
+        assert photographs.read(7)
+        _flip(BEGIN + 7 * records.record(SIZE).itemsize + 100)(kept)
+    else:
+        kept.unlink()
+    assert pixels(photographs) == expected
+    assert len([record for record in caplog.records if "decoded instead" in record.message]) == 1
+    assert not kept.exists()
+    assert pixels(Photographs.of(table, SIZE, again(table, kept))) == expected
+
+
+def test_what_has_changed_makes_a_cache_stale(
+    table: pd.DataFrame, kept: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    path = Path(table["image"][4])
+    Image.new("RGB", (32, 24), (1, 200, 3)).save(path, quality=95)
+    new = again(table, kept)
+    assert new != kept and not kept.exists()
+    assert f"{kept} is stale" in caplog.text
+    assert Photographs.of(table, SIZE, new).read(4)[0][..., 1].min() > 190
+
+    at = path.stat()
+    os.utime(path, ns=(at.st_atime_ns, at.st_mtime_ns + 1))  # as many bytes, another time
+    touched = again(table, kept)
+    assert touched != new and not new.exists()
+    monkeypatch.setattr(cache.cv2, "__version__", "another")  # other pixels, perhaps
+    assert again(table, kept) != touched
+
+    other = cache.get(table, (10, 14), kept.parent)  # another size lies beside it
+    assert other is not None and len(list(kept.parent.iterdir())) == 2
+    without = table.assign(mask=table["mask"].where(table.index != 9))
+    assert cache.get(without, SIZE, kept.parent) not in (other, again(table, kept))
+
+
+def test_unreadable_photographs_are_listed_and_leave_nothing(table: pd.DataFrame, tmp_path: Path) -> None:
+    for row in (3, 8):
+        Path(table["image"][row]).write_bytes(b"")
+    with pytest.raises(Faults) as caught:
+        cache.get(table, SIZE, tmp_path / "kept")
+    assert [Path(fault.where) for fault in caught.value.faults] == [Path(table["image"][row]) for row in (3, 8)]
+    assert not list((tmp_path / "kept").iterdir())
+
+
+def test_a_folder_that_cannot_be_written_means_no_cache(
+    table: pd.DataFrame, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    assert cache.get(table, SIZE, tmp_path / "file" / "kept") is None
+    assert "no cache" in caplog.text
+
+
+def _get(table: pd.DataFrame, folder: Path, barrier: object, decoded: object, pause: float) -> None:
+    """In a process of its own: build, slowly, and count the photographs decoded."""
+    read = cache.read_image
+
+    def slow(*args: object, **options: object) -> np.ndarray:
+        time.sleep(pause)
+        with decoded.get_lock():  # type: ignore[attr-defined]
+            decoded.value += 1  # type: ignore[attr-defined]
+        return read(*args, **options)  # type: ignore[arg-type]
+
+    cache.read_image = slow
+    barrier.wait(60)  # type: ignore[attr-defined]
+    assert cache.get(table, SIZE, folder) is not None
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+def test_processes_that_build_at_once_end_with_one_good_file(table: pd.DataFrame, tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    barrier, decoded, folder = fork.Barrier(3), fork.Value("i", 0), tmp_path / "kept"
+    processes = [fork.Process(target=_get, args=(table, folder, barrier, decoded, 0.01)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert decoded.value == len(table)  # one decoded, two waited
+    (path,) = folder.iterdir()
+    assert pixels(Photographs.of(table, SIZE, path)) == pixels(Photographs.of(table, SIZE))
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+def test_what_a_killed_build_left_is_swept_and_a_living_one_is_let_be(
+    table: pd.DataFrame, tmp_path: Path, kept: Path
+) -> None:
+    fork = multiprocessing.get_context("fork")
+    barrier, decoded, folder = fork.Barrier(2), fork.Value("i", 0), tmp_path / "killed"
+    process = fork.Process(target=_get, args=(table, folder, barrier, decoded, 1.0))
+    process.start()
+    barrier.wait(60)
+    while decoded.value < 2:
+        time.sleep(0.001)
+    (left,) = folder.glob(".*.tmp")
+    records.sweep(folder)
+    assert left.exists()  # its process lives
+    process.kill()  # long before the last photograph
+    process.join()
+    assert left.exists() and not list(folder.glob("*.npy"))
+    records.sweep(folder)
+    assert not left.exists()
+
+    left.write_bytes(b"half")  # the same photographs: taken over
+    (folder / ".other.tmp").write_bytes(b"half")  # others: swept
+    path = cache.get(table, SIZE, folder)
+    assert path is not None and list(folder.iterdir()) == [path]
+    assert path.read_bytes() == kept.read_bytes()
