@@ -195,7 +195,7 @@ class BestAndLast(ModelCheckpoint):
             mode="max",
             save_top_k=1,
             save_last=True,
-            save_on_train_epoch_end=True,  # saved after a validation but within the epoch, a run would not go on rightly
+            save_on_train_epoch_end=True,  # a run would not go on rightly from one saved within the epoch
             enable_version_counter=False,
             auto_insert_metric_name=False,
         )
