@@ -198,9 +198,19 @@ class BestAndLast(ModelCheckpoint):
             mode="max",
             save_top_k=1,
             save_last=True,
+            save_on_train_epoch_end=True,  # a run would not go on rightly from one saved within the epoch
             enable_version_counter=False,
             auto_insert_metric_name=False,
         )
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save both where the score is better than before, else `last.ckpt` alone: a stopped run goes on from there."""
+        scores = self._monitor_candidates(trainer)
+        if self.monitor in scores:  # not before the first validation, where not every epoch has one
+            super().on_train_epoch_end(trainer, pl_module)
+        # Lightning writes the last one only together with a new best.
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_last_checkpoint(trainer, scores)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # Of a run whose folder was moved Lightning forgets which checkpoint was best, and takes the next for better.

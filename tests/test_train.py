@@ -135,6 +135,17 @@ def test_a_run_that_goes_on_adds_up_its_seconds_and_forgets_its_error(synthetic_
     assert 1000 < info["seconds"]["fit"] < info["seconds"]["total"] < 1100
 
 
+def test_the_last_checkpoint_is_that_of_the_last_epoch_when_an_earlier_one_was_best(
+    synthetic_root: Path, tmp_path: Path
+) -> None:
+    still = [*TINY, "trainer.max_epochs=3", "optim.lr=0.0", "optim.weight_decay=0.0", "trainer.limit_val_batches=1.0"]
+    run = train(tmp_path / "run", synthetic_root, still)
+    epochs = {name: checkpoints.load(run.checkpoint(name))["epoch"] for name in ("best", "last")}
+    assert epochs["last"] == 2
+    # Nothing is learned but statistics of batches, and of these seeds the first epoch's are the best.
+    assert epochs["best"] == run.info()["best_epoch"] - 1 == 0
+
+
 def test_of_a_moved_run_the_best_checkpoint_is_remembered(tmp_path: Path) -> None:
     keep = BestAndLast(tmp_path / "before")
     keep.best_model_path = str(tmp_path / "before" / "best.ckpt")
