@@ -213,6 +213,6 @@ def test_a_layout_without_lesion_ids_is_audited(tmp_path: Path, capsys: pytest.C
 
 def test_a_folder_that_is_not_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["audit", str(tmp_path / "nothing")]) == 2
-    assert "nothing is here" in capsys.readouterr().err
-    with pytest.raises(InputError, match="no photographs here"):
+    assert "no such folder" in capsys.readouterr().err
+    with pytest.raises(InputError, match="none of the layouts"):
         audit(tmp_path)
