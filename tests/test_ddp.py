@@ -214,10 +214,10 @@ SMALL += ["sampler=class_balanced", "+callbacks.record._target_=recording.Record
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory, synthetic_root: Path) -> Path:
-    """A sweep of a job of two processes, from the command line."""
+    """A sweep of two jobs, each of two processes, from the command line."""
     folder = tmp_path_factory.mktemp("sweep")
     words = [*SMALL, f"data.root={synthetic_root}", "+callbacks.record.folder=${hydra:runtime.output_dir}"]
-    command = [sys.executable, str(ROOT / "train.py"), "-m", "experiment=demo", "seed=0", *words]
+    command = [sys.executable, str(ROOT / "train.py"), "-m", "experiment=demo", "seed=0,1", *words]
     env = os.environ | {"SKINMTL_ALLOW": "recording"}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     (job,) = folder.glob("outputs/sweep/*")
@@ -229,21 +229,21 @@ def recorded(run: Path) -> list[dict[str, Any]]:
     return [json.loads((run / f"rank_{rank}.json").read_text()) for rank in (0, 1)]
 
 
-def test_a_job_of_a_sweep_is_of_two_processes_and_one_folder(sweep: Path) -> None:
+def test_jobs_of_a_sweep_are_of_two_processes_and_one_folder_each(sweep: Path) -> None:
     with (sweep / "sweep.csv").open(newline="") as file:
-        assert [row["status"] for row in csv.DictReader(file)] == ["finished"]
+        assert [row["status"] for row in csv.DictReader(file)] == ["finished", "finished"]
     top = sweep.parents[2]
-    assert sorted(path.parent for path in top.rglob("run.json")) == [sweep / "0"]
+    assert sorted(path.parent for path in top.rglob("run.json")) == [sweep / "0", sweep / "1"]
     assert len(list(top.glob("outputs/splits/*.csv"))) == len(list(top.glob("outputs/.cache/*.npy"))) == 1
-    run = Run(sweep / "0")
-    info = run.info()
-    assert (info["world_size"], info["global_batch"], info["threads"], info["exit_code"]) == (2, 8, 1, 0)
-    assert [found["threads"] for found in recorded(run.path)] == [1, 1]
-    assert not list(run.path.glob("rank_*.log"))
-    metrics = pd.read_csv(run.path / "metrics.csv")
-    for name in ("val/score", "train/score", "train/loss"):
-        assert metrics[name].count() == 2, "one line an epoch, from one process"
-    assert (run.path / "log.txt").read_text().count("epoch   1/2") == 1
+    for run in (Run(sweep / "0"), Run(sweep / "1")):
+        info = run.info()
+        assert (info["world_size"], info["global_batch"], info["threads"], info["exit_code"]) == (2, 8, 1, 0)
+        assert [found["threads"] for found in recorded(run.path)] == [1, 1]
+        assert not list(run.path.glob("rank_*.log"))
+        metrics = pd.read_csv(run.path / "metrics.csv")
+        for name in ("val/score", "train/score", "train/loss"):
+            assert metrics[name].count() == 2, "one line an epoch, from one process"
+        assert (run.path / "log.txt").read_text().count("epoch   1/2") == 1
 
 
 def test_both_processes_agree_and_score_what_one_would(sweep: Path) -> None:
