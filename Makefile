@@ -16,7 +16,7 @@ unexport PYTEST_ADDOPTS PYTEST_PLUGINS
 
 help:
 	@echo "skinmtl: what make can do"
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 20
 
 setup: .venv/ready  ## build .venv (the others do it too)
 	@echo "skinmtl: .venv is ready; go on with: source .venv/bin/activate"
