@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
@@ -207,7 +208,7 @@ def test_an_odd_listing_is_refused(change: dict[str, object]) -> None:
 
 
 def test_an_interrupted_download_goes_on_with_the_next_command(tmp_path: Path) -> None:
-    with serving(Dataverse({NAME: DATA}, pause=0.05)) as server:
+    with serving(Dataverse({NAME: DATA}, pause=1.0)) as server:  # stopped long before its end, on a busy machine too
         file = remote(server)
         code = f"""
 from pathlib import Path
@@ -223,6 +224,7 @@ except Interrupted as error:
         part = tmp_path / f"{NAME}.part"
         while not (part.exists() and part.stat().st_size):
             assert child.poll() is None
+            time.sleep(0.01)
         child.send_signal(signal.SIGINT)
         said, _ = child.communicate(timeout=60)
         kept = part.stat().st_size

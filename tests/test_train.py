@@ -17,7 +17,7 @@ from training import train
 from skinmtl import checkpoints, cli
 from skinmtl.callbacks import BestAndLast
 from skinmtl.data import sources, splits
-from skinmtl.errors import ConfigError, Diverged, InputError, Interrupted
+from skinmtl.errors import ConfigError, Diverged, Faults, InputError, Interrupted
 from skinmtl.runs import Run
 
 TINY = ["trainer.precision=32-true", "callbacks.early_stopping=null"]
@@ -235,7 +235,7 @@ def test_leaky_photographs_are_refused_and_then_stamped(
 ) -> None:
     root = tmp_path / "mirror"
     mirror(synthetic_root, root)
-    with pytest.raises(InputError, match=r"data\.allow_leak"):
+    with pytest.raises(Faults, match=r"data\.allow_leak"):
         train(tmp_path / "refused", root, TINY)
     run = train(tmp_path / "run", root, [*TINY, "data.allow_leak=true"])
     assert run.info()["leaky"]
