@@ -211,9 +211,11 @@ def test_an_interrupted_download_goes_on_with_the_next_command(tmp_path: Path) -
     with serving(Dataverse({NAME: DATA}, pause=1.0)) as server:  # stopped long before its end, on a busy machine too
         file = remote(server)
         code = f"""
+import signal
 from pathlib import Path
 from skinmtl.data.prepare.download import *
 from skinmtl.errors import Interrupted
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start without one
 try:
     fetch(Remote(**{file.__dict__}), Path({str(tmp_path)!r}))
 except Interrupted as error:
