@@ -48,16 +48,26 @@ class Prediction:
 
 
 class Predictor:
-    """A trained network, ready for photographs of any size. Runs in float32 and without augmentation.
+    """A trained network, ready for photographs of any size. Runs in float32.
+
+    With `flips`, probabilities are means over the photograph as it is and mirrored along either axis and both, each
+    mask turned back: four times the work.
 
     Research use only: not a medical device.
     """
 
     def __init__(
-        self, network: nn.Module, tasks: Sequence[str], dx_classes: Sequence[str], size: tuple[int, int], device: str
+        self,
+        network: nn.Module,
+        tasks: Sequence[str],
+        dx_classes: Sequence[str],
+        size: tuple[int, int],
+        device: str,
+        flips: bool = False,
     ) -> None:
         self.network = network.eval().to(device).to(memory_format=torch.channels_last)
         self.tasks, self.dx_classes, self.size, self.device = tuple(tasks), tuple(dx_classes), size, device
+        self.views: tuple[tuple[int, ...], ...] = ((), (3,), (2,), (2, 3)) if flips else ((),)  # axes of (B, 3, H, W)
 
     def predict(self, image: NDArray[np.uint8] | Path | str) -> Prediction:
         """Predict one photograph.
@@ -84,9 +94,12 @@ class Predictor:
 
     @torch.inference_mode()
     def _read(self, images: Tensor, own: Sequence[tuple[int, ...]]) -> list[Prediction]:
-        logits = self.network(images)
-        seg = Segmentation.probabilities(logits["seg"]) if "seg" in logits else None
-        cls = Diagnosis.probabilities(logits["cls"]) if "cls" in logits else None
+        views = [(axes, self.network(images.flip(axes))) for axes in self.views]
+        seg = cls = None
+        if "seg" in self.tasks:
+            seg = torch.stack([Segmentation.probabilities(logits["seg"]).flip(axes) for axes, logits in views]).mean(0)
+        if "cls" in self.tasks:
+            cls = torch.stack([Diagnosis.probabilities(logits["cls"]) for _, logits in views]).mean(0)
         return [
             self._one(None if seg is None else seg[i : i + 1], None if cls is None else cls[i], (size[0], size[1]))
             for i, size in enumerate(own)
@@ -143,7 +156,8 @@ def load_run(path: Path | str, which: str = "best", device: str = "auto") -> Pre
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {device}", str(error).splitlines()[0], "use auto or cpu") from None
-    return Predictor(network, facts["tasks"], facts["dx_classes"], tuple(facts["size"]), device)
+    flips = bool(cfg.get("test_time_flips", False))
+    return Predictor(network, facts["tasks"], facts["dx_classes"], tuple(facts["size"]), device, flips)
 
 
 def network_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

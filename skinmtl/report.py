@@ -262,6 +262,7 @@ def _training(info: Mapping[str, Any]) -> str:
         ("processes × photographs a batch", _batch(info)),
         ("vector instructions", said(info.get("capability"))),
         ("precision", said(info.get("precision"))),
+        ("evaluated by", "the mean over four mirror images" if info.get("test_time_flips") else "one look at each"),
         ("threads of cores", f"{said(info.get('threads'))} of {said(info.get('cores'))}"),
         ("exit code", said(info.get("exit_code"))),
     ]

@@ -82,6 +82,7 @@ def run(
     logger: DictConfig | None = None,
     resume: str | None = None,
     init_from: str | None = None,
+    test_time_flips: bool = False,
     *,
     folder: Path,
 ) -> float:
@@ -95,6 +96,8 @@ def run(
         resume: a run's folder to go on with from its last checkpoint, or `auto`: the newest unfinished run of this
             experiment with the same config, else a new one.
         init_from: a run's folder whose best weights this run starts from.
+        test_time_flips: evaluate and predict with the mean over a photograph's four mirror images; the validation
+            while training takes the photograph as it is.
         folder: where the run writes.
 
     Raises:
@@ -515,6 +518,7 @@ def _attempt(nodes: Mapping[str, Any], folder: Path, world_size: int) -> dict[st
         "global_batch": nodes["data"].batch_size * world_size,
         "seed": nodes["seed"],
         "tasks": list(nodes["tasks"]),
+        "test_time_flips": nodes["test_time_flips"],
     }
 
 

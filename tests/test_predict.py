@@ -17,6 +17,7 @@ from training import train
 import skinmtl
 from skinmtl import cli
 from skinmtl.errors import ConfigError, InputError
+from skinmtl.predict import Predictor
 from skinmtl.runs import Run
 
 
@@ -53,6 +54,31 @@ def test_a_photograph_is_predicted_alike_alone_and_in_a_batch(run: Run) -> None:
     for alone, together in zip(map(predictor.predict, images), predictor.predict_each(images, 5), strict=True):
         np.testing.assert_allclose(alone.mask_probability, together.mask_probability, atol=1e-5)
         assert alone.probabilities == pytest.approx(together.probabilities, abs=1e-5)
+
+
+def test_flips_average_four_mirror_images(run: Run) -> None:
+    plain = skinmtl.load_run(run.path)
+    image = np.random.default_rng(3).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    averaged = Predictor(plain.network, plain.tasks, plain.dx_classes, plain.size, "cpu", flips=True).predict(image)
+    views = [slice(None), slice(None, None, -1)]
+    each = [(rows, columns, plain.predict(image[rows, columns])) for rows in views for columns in views]
+    mask = np.mean([one.mask_probability[rows, columns] for rows, columns, one in each], axis=0)
+    np.testing.assert_allclose(averaged.mask_probability, mask, atol=1e-5)
+    for name, p in averaged.probabilities.items():
+        assert p == pytest.approx(np.mean([one.probabilities[name] for *_, one in each]), abs=1e-6)
+    # Turned back the wrong way round, or not averaged at all, they would differ.
+    assert np.abs(mask - np.mean([one.mask_probability for *_, one in each], axis=0)).max() > 1e-3
+    assert np.abs(mask - plain.predict(image).mask_probability).max() > 1e-3
+
+
+def test_a_run_says_whether_it_is_predicted_with_flips(synthetic_root: Path, tmp_path: Path) -> None:
+    run = train(tmp_path / "run", synthetic_root, ["trainer.precision=32-true", "test_time_flips=true"])
+    image = np.random.default_rng(3).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    predictor = skinmtl.load_run(run.path)
+    one, mirrored = predictor.predict(image), predictor.predict(image[:, ::-1])
+    assert one.probabilities == pytest.approx(mirrored.probabilities, abs=1e-5)
+    assert run.info()["test_time_flips"] is True
+    assert "the mean over four mirror images" in (run.path / "report.html").read_text()
 
 
 def test_evaluation_predicts_what_prediction_predicts(run: Run, synthetic_root: Path) -> None:
