@@ -6,6 +6,7 @@ them as a single run does. The command line is never run again.
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import pickle
@@ -49,6 +50,21 @@ def clean_environment() -> dict[str, str]:
     """The environment without what other launchers left in it."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
     return {name: value for name, value in kept.items() if name not in FOREIGN_NAMES}
+
+
+def keep_memory() -> None:
+    """Keep what a training step frees for the next one, where the C library can be told so (glibc).
+
+    By default every large tensor is given back to the system when freed, and its pages are cleared again a moment
+    later.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, TypeError, AttributeError):  # another C library
+        return
+    trim_threshold, mmap_max = -1, -4  # names and numbers of malloc.h
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
 
 
 def threads(world_size: int) -> int:

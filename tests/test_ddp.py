@@ -35,7 +35,7 @@ from skinmtl.optim import Constant
 from skinmtl.processes import together
 from skinmtl.runs import Run
 from skinmtl.tasks import Diagnosis, Segmentation
-from skinmtl.train import _devices
+from skinmtl.train.build import devices_of
 from skinmtl.types import Batch, Logits, Sample
 from skinmtl.weighting import Fixed
 
@@ -308,4 +308,4 @@ def state(run: Run) -> str:
 )
 def test_devices_alone_say_how_many_processes(overrides: list[str], devices: list[str]) -> None:
     cfg = compose(overrides)
-    assert _devices(cfg.trainer) == devices
+    assert devices_of(cfg.trainer) == devices

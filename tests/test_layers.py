@@ -22,7 +22,9 @@ FLOORS = """
     predict callbacks tracking
     evaluate baselines answer audit
     report
-    train
+    train.record train.resume
+    train.build
+    train.__init__
     study
     cli door
     __init__

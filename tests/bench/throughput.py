@@ -28,7 +28,9 @@ from torch.utils.data import DataLoader, SubsetRandomSampler
 
 from skinmtl import config
 from skinmtl.callbacks import Clock, Finite, MetricsFile
-from skinmtl.train import calm, keep_memory, make_module
+from skinmtl.processes import keep_memory
+from skinmtl.train import calm
+from skinmtl.train.build import build_module
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 WARM = 5  # steps that are not timed
@@ -78,7 +80,7 @@ def ours(root: Path, folder: Path, images: int) -> float:
             use_distributed_sampler=False,
             log_every_n_steps=cfg.trainer.log_every_n_steps,
         )
-        trainer.fit(make_module(cfg, data), data)
+        trainer.fit(build_module(cfg, data), data)
     assert clock.images_per_second is not None
     return clock.images_per_second
 

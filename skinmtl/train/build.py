@@ -1,0 +1,142 @@
+"""A checked config's nodes into what trains: data, module, trainer."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from omegaconf import DictConfig
+
+from skinmtl import config, ranks
+from skinmtl.callbacks import EpochLines, Finite, MetricsFile
+from skinmtl.checkpoints import SafeCheckpointIO
+from skinmtl.data.datamodule import DataModule
+from skinmtl.data.splits import STAGES
+from skinmtl.errors import InputError
+from skinmtl.facts import flat
+from skinmtl.module import MultiTaskModule
+from skinmtl.runs import Run
+from skinmtl.tasks import TASKS
+from skinmtl.tracking import WandB
+from skinmtl.train.record import plain, shareable
+
+log = logging.getLogger(__name__)
+
+
+def devices_of(node: DictConfig) -> list[str]:
+    """The devices that a trainer's node stands for, `cuda:0` say; each gets a process of its own."""
+    precision = config.resolve_precision(node.precision, node.accelerator)
+    chosen = {str(key): value for key, value in node.items()} | {"precision": precision}
+    quiet = {"logger": False, "enable_progress_bar": False, "plugins": [LightningEnvironment()]}
+    trainer: pl.Trainer = config.build(chosen, **quiet)
+    places = getattr(trainer.strategy, "parallel_devices", None) or [trainer.strategy.root_device]
+    return [str(place) for place in places]
+
+
+def build_data(nodes: Mapping[str, Any]) -> DataModule:
+    """The photographs of a checked config, drawn, split and cached, ready to train on."""
+    parts = {"augment": config.build(nodes["augment"]), "sampler": config.build(nodes["sampler"])}
+    data: DataModule = config.build(nodes["data"], **parts, seed=nodes["seed"])
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def check_targets(tasks: Sequence[str], data: DataModule) -> None:
+    """Refuse to train or to test a task on photographs none of which shows it."""
+    column = {"seg": "mask", "cls": "dx"}
+    for task in tasks:
+        for part in STAGES:
+            if data.table[column[task]].iloc[data.rows(part)].isna().all():
+                what = f"no {part} photograph has a {column[task]}, which task {task} needs"
+                fix = "unpack the masks beside them, or give data.masks" if task == "seg" else "give diagnoses"
+                raise InputError(f"data.root={data.root}", what, f"{fix}, or leave {task} out of tasks")
+
+
+def build_module(nodes: Mapping[str, Any], data: DataModule) -> MultiTaskModule:
+    """Network, tasks, losses and optimiser of a checked config, sized from the data."""
+    tasks: list[str] = list(nodes["tasks"])
+    classes = {"seg": data.mask_classes, "cls": data.dx_classes}
+    counts = {"seg": {}, "cls": {"class_counts": data.class_counts()}}
+    network = config.build(
+        nodes["model"],
+        tasks=tasks,
+        mask_classes=len(data.mask_classes),
+        dx_classes=len(data.dx_classes),
+        size=data.size,
+    )
+    steps_per_epoch = _steps_per_epoch(nodes["trainer"], len(data.train_dataloader()))
+    return MultiTaskModule(
+        network.to(memory_format=torch.channels_last),
+        [TASKS[task](config.build(nodes["loss"][task], **counts[task]), classes[task]) for task in tasks],
+        config.build(nodes["weighting"]),
+        config.build(nodes["optim"]),
+        config.build(nodes["schedule"]),
+        seed=nodes["seed"],
+        total_steps=steps_per_epoch * nodes["trainer"].max_epochs,
+        steps_per_epoch=steps_per_epoch,
+        facts={
+            "tasks": tasks,
+            "mask_classes": list(data.mask_classes),
+            "dx_classes": list(data.dx_classes),
+            "size": list(data.size),
+            "split_hash": data.split_hash,
+            "data_hash": data.data_hash,
+            "fold": data.fold,
+            "config": {key: shareable(value) for key, value in flat(plain(nodes)).items()},
+        },
+    )
+
+
+def _steps_per_epoch(trainer: DictConfig, batches: int) -> int:
+    # Counted here and not by the trainer, which would build its loaders to know, and lose a resumed position.
+    limit = trainer.get("limit_train_batches")
+    if limit is not None:
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    return math.ceil(batches / (trainer.get("accumulate_grad_batches") or 1))  # the last group may be smaller
+
+
+def build_trainer(nodes: Mapping[str, Any], here: Run, callbacks: list[pl.Callback], board: WandB | None) -> pl.Trainer:
+    """Lightning's trainer with the config's callbacks and ours; metrics.csv is always written."""
+    chosen = [config.build(node) for node in nodes["callbacks"].values() if node is not None]
+    first = ranks.rank() == 0
+    loggers: list[Any] = [MetricsFile(here.path / "metrics.csv" if first else None)]
+    loggers += [board] if board is not None else []
+    node = nodes["trainer"]
+    together = ranks.world_size() > 1
+    node = {**node, "precision": config.resolve_precision(node.precision, node.accelerator)}
+    trainer: pl.Trainer = config.build(
+        node if together else node | {"strategy": "auto"},
+        callbacks=[*chosen, EpochLines(), Finite(), *callbacks],
+        logger=loggers,
+        # Its own environment: processes are started here, whatever a cluster's variables say.
+        plugins=[SafeCheckpointIO(), *([LightningEnvironment()] if together else [])],
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        default_root_dir=str(here.path),
+    )
+    return trainer
+
+
+def say_shares(nodes: Mapping[str, Any], data: DataModule, module: MultiTaskModule) -> None:
+    """Say what sampler and loss make of the diagnoses, and warn where both bring up the rare ones."""
+    if "cls" not in nodes["tasks"]:
+        return
+    shares = torch.tensor(data.class_shares())
+    log.info("an epoch shows %s", _shares(data.dx_classes, shares))
+    weight = getattr(module.tasks["cls"].loss, "weight", None)
+    if weight is None or bool((weight[shares > 0] == weight[shares > 0][0]).all()):
+        return
+    log.info("the loss counts them as %s", _shares(data.dx_classes, shares * weight / (shares * weight).sum()))
+    if data.sampler.rebalances:
+        log.warning("sampler and class weights both bring up rare diagnoses; fix: sampler=shuffle, or no class weights")
+
+
+def _shares(names: Sequence[str], shares: torch.Tensor) -> str:
+    return ", ".join(f"{name} {share:.1%}" for name, share in zip(names, shares.tolist(), strict=True))

@@ -1,0 +1,135 @@
+"""What a run says of itself in run.json and its checkpoints: how it was started, on what, in how long."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from skinmtl import processes
+from skinmtl.data.datamodule import DataModule
+from skinmtl.facts import without_folders, without_folders_in
+from skinmtl.runs import Run
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "pytorch-lightning",
+    "hydra-core",
+    "segmentation-models-pytorch",
+    "timm",
+    "albumentations",
+    "torchmetrics",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+    "opencv-python-headless",
+    "pillow",
+)
+
+
+def origin(nodes: Mapping[str, Any], here: Run, world_size: int) -> dict[str, Any]:
+    """What is known before anything is built; of a run that goes on, only what the new attempt changes."""
+    now = _attempt(nodes, here.path, world_size)
+    if not here.info_file.exists():
+        return now
+    again = {key: now[key] for key in ("started", "command", "commit", "versions", "device", "threads")}
+    return {"status": "running", "exit_code": None, "resumed": [*here.info().get("resumed", []), again]}
+
+
+def _attempt(nodes: Mapping[str, Any], folder: Path, world_size: int) -> dict[str, Any]:
+    return {
+        "run_id": folder.name,
+        "name": nodes["name"],
+        "status": "running",
+        "exit_code": None,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": without_folders_in(" ".join(["python train.py", *sys.argv[1:]])),
+        "commit": _commit(),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads() if world_size == 1 else processes.threads(world_size),
+        "cores": os.cpu_count(),
+        "world_size": world_size,
+        "global_batch": nodes["data"].batch_size * world_size,
+        "seed": nodes["seed"],
+        "tasks": list(nodes["tasks"]),
+        "test_time_flips": nodes["test_time_flips"],
+    }
+
+
+def data_facts(data: DataModule) -> dict[str, Any]:
+    """What the photographs and the split are, without a folder's name that could name a person or a place."""
+    parts = {}
+    for part in ("train", "val", "test"):
+        rows = data.table.iloc[data.rows(part, source=0)]
+        counts = rows["dx"].value_counts().reindex(data.dx_classes, fill_value=0)
+        parts[part] = {
+            "images": len(rows),
+            "lesions": int(rows["lesion_id"].nunique()),
+            "classes": {name: int(counts[name]) for name in data.dx_classes},
+        }
+    return {
+        "dx_classes": list(data.dx_classes),
+        "mask_classes": list(data.mask_classes),
+        "leaky": data.leaky,
+        "synthetic": data.synthetic is not None,
+        "size": list(data.size),
+        "split": {
+            "hash": data.split_hash,
+            "fold": data.fold,
+            "folds": data.folds,
+            "merged_pairs": len(data.pairs),
+            **parts,
+        },
+        "data": {"hash": data.data_hash, "layout": data.layout, "images": int((data.source == 0).sum())},
+        "also": {
+            name: {
+                "images": int((data.source == number).sum()),
+                "masks": int(data.table["mask"][data.source == number].notna().sum()),
+                "diagnoses": int(data.table["dx"][data.source == number].notna().sum()),
+                "share": source.share,
+            }
+            for number, (name, source) in enumerate(data.also.items(), start=1)
+        },
+    }
+
+
+def seconds_with_former(here: Run, **seconds: float) -> dict[str, float]:
+    """Seconds of this attempt added to those of the ones before it, and their total."""
+    former = here.info().get("seconds") or {}
+    parts = {key: round(former.get(key, 0.0) + seconds.get(key, 0.0), 1) for key in ("fit", "evaluate")}
+    return parts | {"total": round(sum(parts.values()), 1)}
+
+
+def plain(nodes: Mapping[str, Any]) -> dict[str, Any]:
+    """The nodes as plain dicts, lists, numbers and words: what a checkpoint may hold."""
+    return {
+        key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        for key, value in nodes.items()
+    }
+
+
+def shareable(value: object) -> object:
+    """A value of the config without the folders of whoever trained: checkpoints are passed on."""
+    return without_folders(value) if isinstance(value, str) else value
+
+
+def _commit() -> str | None:
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,110 @@
+"""Where a run goes on or starts from: an unfinished run's folder, or another run's weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from skinmtl import ranks
+from skinmtl.checkpoints import load as load_checkpoint
+from skinmtl.data.datamodule import DataModule
+from skinmtl.errors import ConfigError, SkinmtlError
+from skinmtl.facts import flat
+from skinmtl.module import MultiTaskModule
+from skinmtl.predict import network_state
+from skinmtl.runs import Run, find, write_text
+
+
+def home(fresh: Run, resume: str | None, config: Mapping[str, Any], world_size: int) -> Run:
+    """Where to write: the fresh folder, or that of the run to go on with, whose config has to be this one."""
+    if resume == "auto":
+        # Run ids begin with their time, so the last by name is the newest.
+        runs = sorted(find(fresh.path.parent), key=lambda run: run.path.name, reverse=True)
+        if (found := next((run for run in runs if _goes_on(run, config)), None)) is not None:
+            _check_world_size(found, world_size)
+            return found
+    if resume in (None, "auto"):
+        if fresh.info_file.exists():
+            what = f"{os.path.relpath(fresh.path)} holds a run already"
+            raise ConfigError("hydra.run.dir", what, "go on with it by resume=<that folder>, or name another folder")
+        return fresh
+    run = Run.open(resume)
+    _check_world_size(run, world_size)
+    if different := _differences(run, config):
+        keys = ", ".join(different)
+        raise ConfigError(
+            "resume", f"{run.path.name} was started with other values of {keys}", "give the same overrides"
+        )
+    if run.info()["status"] == "finished":
+        raise ConfigError("resume", f"{run.path.name} is finished", "start from its weights with init_from=")
+    run.checkpoint("last")
+    return run
+
+
+def _check_world_size(run: Run, now: int) -> None:
+    """Refuse to go on with another number of processes, which would share out other batches."""
+    before = run.info().get("world_size", 1)
+    if before != now:
+        what = f"{run.path.name} was started with world size {before} (devices), this command has {now}"
+        raise ConfigError("trainer.devices", what, f"use {before} again, or start another run with init_from=")
+
+
+def _goes_on(run: Run, config: Mapping[str, Any]) -> bool:
+    """Whether a run stopped on the way with this very config, and no process is at it."""
+    try:
+        stopped = run.info()["status"] != "finished" and has_last(run) and not run.is_held()
+        return stopped and _differences(run, config) == []
+    except (SkinmtlError, KeyError, YAMLError, OmegaConfBaseException):  # a neighbour that cannot be read
+        return False
+
+
+def has_last(run: Run) -> bool:
+    """Whether a run has a checkpoint to go on from."""
+    return (run.path / "checkpoints" / "last.ckpt").is_file()
+
+
+def _differences(run: Run, config: Mapping[str, Any]) -> list[str]:
+    """Dotted keys whose values differ between a run's saved config and this one."""
+    saved = OmegaConf.to_container(run.config(), resolve=True)
+    assert isinstance(saved, dict)
+    before, now = (flat(dict(node)) for node in (saved, config))
+    keys = sorted((before.keys() | now.keys()) - {"resume", "init_from"})
+    return [key for key in keys if key not in before or key not in now or repr(before[key]) != repr(now[key])]
+
+
+def start_from(parent: Run, module: MultiTaskModule, data: DataModule, here: Run) -> dict[str, Any]:
+    """Take another run's best weights and give its facts; refuse what has seen these test lesions or does not fit.
+
+    What those weights have seen is kept in seen.csv, for whoever starts from this run.
+    """
+    checkpoint = load_checkpoint(parent.checkpoint())
+    facts = checkpoint["skinmtl"]
+    split = pd.read_csv(parent.split_file, dtype=str)
+    seen = split.loc[split[f"fold_{facts['fold']}"] != "test", ["image_id", "group"]]
+    if (parent.path / "seen.csv").is_file():
+        seen = pd.concat([seen, pd.read_csv(parent.path / "seen.csv", dtype=str)]).drop_duplicates()
+    test = data.split[data.split[f"fold_{data.fold}"] == "test"]
+    # What it merged may not be merged here, and the other way round: lesions of either side count.
+    lesions = {name for group in seen["group"].unique() for name in [group, *group.split("+")]}
+    merged = test["image_id"].map(dict(zip(data.table["image_id"], data.groups, strict=True)))
+    met = set(data.groups[data.table["image_id"].isin(seen["image_id"]) | data.table["lesion_id"].isin(lesions)])
+    known = test["image_id"].isin(seen["image_id"]) | test["group"].isin(seen["group"]) | merged.isin(met)
+    if known.any():
+        what = f"{parent.path.name} has learned from lesions of {int(known.sum())} of the {len(test)} test photographs"
+        raise ConfigError("init_from", what, f"use data.split={os.path.relpath(parent.split_file)} and its fold")
+    if ranks.rank() == 0:
+        write_text(here.path / "seen.csv", seen.to_csv(index=False))
+    # Without lesion ids there, nobody knows which lesions it has seen.
+    data.leaky = data.leaky or bool(parent.info().get("leaky"))
+    try:
+        module.network.load_state_dict(network_state(checkpoint["state_dict"]))
+    except RuntimeError as error:
+        what = f"weights of {parent.path.name} do not fit: {' '.join(str(error).split())[:300]}"
+        raise ConfigError("init_from", what, "use the model and tasks of that run") from None
+    return {"run_id": parent.path.name} | {key: facts[key] for key in ("split_hash", "data_hash", "fold")}
