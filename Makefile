@@ -35,8 +35,15 @@ test: .venv/ready  ## the tests: no network, no GPU, no data
 test-faults: .venv/ready  ## the long tests that look for faults: hundreds of splits
 	OMP_NUM_THREADS=1 $(python) -m pytest -n 2 -m faults
 
-bench: .venv/ready  ## list the benchmarks and how each is called
+bench: .venv/ready  ## loader, step and GPU on real photographs, which SKINMTL_DATA names; how each is called
 	@grep -h -e '^"""[A-Z]' -e '^    python tests/bench/' tests/bench/*.py | tr -d '"'
+	@if [ -z "$(SKINMTL_DATA)" ]; then \
+	  echo "skinmtl: error: SKINMTL_DATA: not set, so nothing was measured; fix:" \
+	    "make bench SKINMTL_DATA=<folder that holds ham10000_native and ham10000_256x192>" >&2; exit 2; \
+	fi
+	$(python) tests/bench/loader.py --root "$(SKINMTL_DATA)/ham10000_native" --many "$(SKINMTL_DATA)/ham10000_256x192"
+	$(python) tests/bench/throughput.py --root "$(SKINMTL_DATA)/ham10000_256x192"
+	$(python) tests/bench/gpu_stall.py --root "$(SKINMTL_DATA)/ham10000_256x192"
 
 # ---- .venv. Two stamps: the packages, and last of all the project itself with the place where it stood then ----
 
