@@ -144,7 +144,7 @@ def _mean(counts: NDArray[np.int64]) -> dict[str, float]:
 
 def _published(found: pd.DataFrame, table: pd.DataFrame) -> dict[str, int]:
     """How many of the published pairs are here, and how many of these were found."""
-    here = {frozenset(pair) for pair in duplicates.pairs("known", table)}
+    here = {frozenset(pair) for pair in duplicates.apart(duplicates.PUBLISHED, table)}
     ours = {frozenset(pair) for pair in zip(found["first"], found["second"], strict=True)}
     return {"here": len(here), "found": len(here & ours)}
 
