@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -39,18 +39,29 @@ class Findings:
     faults: list[InputError] = field(default_factory=list)
 
 
-def audit(root: Path, other: Path | None = None, split: Path | None = None) -> tuple[Findings, dict[str, str]]:
+def audit(
+    root: Path,
+    other: Path | None = None,
+    split: Path | None = None,
+    layout: Literal["auto"] | sources.Layout = "auto",
+    masks: Path | None = None,
+    lesions: Path | None = None,
+) -> tuple[Findings, dict[str, str]]:
     """Look at every photograph below `root`; gives what was found, and the path of each photograph by its id.
 
     Args:
-        root: a data set in any layout, with lesion ids or without.
+        root: a data set in any layout, with lesion ids or without; a folder, or a table of one's own.
         other: a second data set, whose overlap with the first is looked for.
         split: a split file of the first, to be checked.
+        layout: which layout lies at `root`; auto looks.
+        masks: a folder of masks from elsewhere, as `data.masks`.
+        lesions: a table of lesion ids, as `data.lesions`.
 
     Raises:
         InputError: nothing usable at one of them. Faults: photographs that cannot be read.
     """
-    table = sources.read(root, allow_leak=True)
+    table = sources.read(root, layout, allow_leak=True, masks=masks, lesions=lesions)
+    second = None if other is None else sources.read(other, allow_leak=True)
     given = None if split is None else splits.load(split)
     seen = _looks(table, f"reading {root.name}")
     ids = table["image_id"].tolist()
@@ -62,8 +73,7 @@ def audit(root: Path, other: Path | None = None, split: Path | None = None) -> t
     findings = Findings(facts, compared, found, table[["image_id", "lesion_id"]].assign(group=groups))
     paths = dict(zip(ids, table["image"], strict=True))
 
-    if other is not None:
-        second = sources.read(other, allow_leak=True)
+    if other is not None and second is not None:
         theirs = _looks(second, f"reading {other.name}")
         findings.overlap = _overlap(ids, seen, second["image_id"].tolist(), theirs)
         counts = findings.overlap["kind"].value_counts()
@@ -144,7 +154,7 @@ def _mean(counts: NDArray[np.int64]) -> dict[str, float]:
 
 def _published(found: pd.DataFrame, table: pd.DataFrame) -> dict[str, int]:
     """How many of the published pairs are here, and how many of these were found."""
-    here = {frozenset(pair) for pair in duplicates.pairs("known", table)}
+    here = {frozenset(pair) for pair in duplicates.apart(duplicates.PUBLISHED, table)}
     ours = {frozenset(pair) for pair in zip(found["first"], found["second"], strict=True)}
     return {"here": len(here), "found": len(here & ours)}
 

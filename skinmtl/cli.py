@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 from rich.console import Console
 from rich.table import Table
@@ -88,7 +89,10 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(act=compare)
 
     command = commands.add_parser("audit", help="find lesions under two ids, and check a split, before any training")
-    command.add_argument("data_root", metavar="DATA_ROOT", help="the folder that holds the photographs, any layout")
+    command.add_argument("data_root", metavar="DATA_ROOT", help="what data.root is: a folder in any layout, or a table")
+    command.add_argument("--layout", default="auto", help="what data.layout is (default: auto)")
+    command.add_argument("--masks", type=Path, metavar="FOLDER", help="what data.masks is")
+    command.add_argument("--lesions", type=Path, metavar="FILE", help="what data.lesions is")
     command.add_argument("--with", dest="other", type=Path, metavar="OTHER_ROOT", help="a second data set: its overlap")
     command.add_argument("--split", type=Path, help="a split file of the first, to be checked")
     command.add_argument(
@@ -239,14 +243,20 @@ def audit(arguments: argparse.Namespace) -> int:
     """Tables and a page with the pairs found; exit 2 where the given split tears a lesion or a pair."""
     from skinmtl.audit import audit as look
     from skinmtl.audit import lines, write
+    from skinmtl.data.sources import Layout
 
+    layout, out = arguments.layout, arguments.out
+    if layout not in (layouts := ("auto", *get_args(Layout))):
+        raise InputError(f"--layout={layout}", "there is no such layout", f"use {', '.join(layouts)}")
+    if out.exists() and not out.is_dir():  # said now, not after an hour
+        raise InputError(str(out), "is no folder", "give another --out")
     root = _data_root(arguments.data_root)
     assert root is not None
-    findings, paths = look(root, arguments.other, arguments.split)
-    page = write(findings, paths, arguments.out, f"Audit of {root.resolve().name}")
+    findings, paths = look(root, arguments.other, arguments.split, layout, arguments.masks, arguments.lesions)
+    page = write(findings, paths, out, f"Audit of {root.resolve().name}")
     for line in lines(findings):
         print(line)
-    print(f"{page}: it shows photographs of the data set; {arguments.out / 'duplicates.csv'} fits data.duplicates=")
+    print(f"{page}: it shows photographs of the data set; {out / 'duplicates.csv'} fits data.duplicates=")
     if findings.faults:
         raise Faults(findings.faults)
     return 0
@@ -271,16 +281,19 @@ def runs(arguments: argparse.Namespace) -> int:
 
 
 def _data_root(word: str | None) -> Path | None:
-    """`data.root=FOLDER`, spelt as on the training command, or a bare folder."""
+    """`data.root=FOLDER`, spelt as on the training command, or a bare folder; a table of one's own, too."""
     if word is None:
         return None
     key, equals, value = word.partition("=")
     if equals and key != "data.root":
         raise InputError(key, "is not known here", "write data.root=FOLDER")
-    folder = Path(value if equals else word).expanduser()
-    if not folder.is_dir():
-        raise InputError(f"data.root={folder}", "no such folder", "give the folder that holds the photographs")
-    return folder
+    root = Path(value if equals else word).expanduser()
+    if not root.exists():
+        what = "no such folder, and no such table"
+        raise InputError(
+            f"data.root={root}", what, "give the folder that holds the photographs, or a table of your own"
+        )
+    return root
 
 
 def _table_file(path: Path) -> Path:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from layouts import photograph, write_dataverse, write_mirror, write_own, write_task1
 from PIL import Image
 
-from skinmtl.data import cache, images, sources, splits, transforms
+from skinmtl.data import cache, duplicates, images, sources, splits, transforms
 from skinmtl.data.also import Also, places
 from skinmtl.data.datamodule import DataModule
 from skinmtl.data.samplers import Shuffle, class_aware, class_balanced
@@ -271,6 +272,29 @@ def test_a_given_split_is_used_and_checked(root: Path, tmp_path: Path) -> None:
     splits.save(mine.iloc[1:], tmp_path / "short.csv")
     with pytest.raises(Faults, match=r"short\.csv: images of the data that are missing: ISIC_0000000"):
         make(root, split="short.csv")
+
+
+def test_files_that_are_the_same_are_on_one_side_and_are_compared_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = write_dataverse(tmp_path / "data")
+    files = {path.stem: path for path in (tmp_path / "data").rglob("*.jpg")}
+    lesions = rows.groupby("lesion_id")["image_id"].first()
+    copies = list(zip(lesions[0:14:2], lesions[14:28:2], strict=True))  # one of each diagnosis
+    for first, second in [*copies, ("ISIC_0000001", "ISIC_0000002")]:  # the last of one lesion
+        shutil.copy(files[first], files[second])
+
+    torn, data = make(tmp_path / "data", duplicates="none"), make(tmp_path / "data")
+    side = [each.split.set_index("image_id")["fold_0"] for each in (torn, data)]
+    assert any(side[0][first] != side[0][second] for first, second in copies)
+    assert all(side[1][first] == side[1][second] for first, second in copies)
+    assert data.certificate()["duplicates"]["pairs"] == [list(pair) for pair in copies]
+
+    with pytest.raises(Faults, match="groups of duplicates on two sides"):
+        make(tmp_path / "data", split=str(torn.split_file))
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} is read again"))
+    assert duplicates.same_files(data.table.iloc[:0]) == []
+    splits.same_files(data.table, next(Path("outputs/splits").glob("same_files_*")))
 
 
 @pytest.mark.parametrize("kind", ["shuffle", "class_balanced", "class_aware"])

@@ -234,7 +234,7 @@ def test_jobs_of_a_sweep_are_of_two_processes_and_one_folder_each(sweep: Path) -
         assert [row["status"] for row in csv.DictReader(file)] == ["finished", "finished"]
     top = sweep.parents[2]
     assert sorted(path.parent for path in top.rglob("run.json")) == [sweep / "0", sweep / "1"]
-    assert len(list(top.glob("outputs/splits/*.csv"))) == len(list(top.glob("outputs/.cache/*.npy"))) == 1
+    assert len(list(top.glob("outputs/splits/*_folds_*.csv"))) == len(list(top.glob("outputs/.cache/*.npy"))) == 1
     for run in (Run(sweep / "0"), Run(sweep / "1")):
         info = run.info()
         assert (info["world_size"], info["global_batch"], info["threads"], info["exit_code"]) == (2, 8, 1, 0)

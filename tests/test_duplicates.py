@@ -10,6 +10,8 @@ from layouts import ham10000_table
 from skinmtl.data import certificate, duplicates, splits
 from skinmtl.errors import Faults, InputError
 
+ROOT = Path(__file__).parents[1]
+
 
 @pytest.fixture(scope="module")
 def table() -> pd.DataFrame:
@@ -51,6 +53,16 @@ def test_a_photograph_without_a_lesion_id_is_a_lesion_of_its_own() -> None:
     assert duplicates.groups(table, [("a", "c")]).tolist() == ["L+c", "b", "L+c"]
 
 
+def test_the_audits_pairs_are_those_of_its_answer_and_are_known_beside_the_published() -> None:
+    answer = pd.read_csv(ROOT / "experiments" / "leak_audit" / "duplicates.csv")
+    assert list(zip(answer["first"], answer["second"], strict=True)) == list(duplicates.AUDITED)
+    published, audited, known = (
+        {frozenset(pair) for pair in pairs} for pairs in (duplicates.PUBLISHED, duplicates.AUDITED, duplicates.KNOWN)
+    )
+    assert known == published | audited and len(published & audited) == 10
+    assert len(duplicates.KNOWN) == len(known) == 18 + 36 - 10
+
+
 def test_published_pairs_are_18_of_36_photographs_and_count_where_both_are(table: pd.DataFrame) -> None:
     names = [name for pair in duplicates.PUBLISHED for name in pair]
     assert len(duplicates.PUBLISHED) == 18 and len(set(names)) == 36
@@ -63,11 +75,21 @@ def test_pairs_of_a_file(table: pd.DataFrame, tmp_path: Path) -> None:
     path = tmp_path / "pairs.csv"
     path.write_text("﻿second,kind,first\nISIC_0000001,copy,ISIC_0000000\nelsewhere,copy,ISIC_0000000\n")
     assert duplicates.pairs(str(path), table) == [("ISIC_0000000", "ISIC_0000001")]
+    path.write_text("first,second,\nISIC_0000000.jpg,ISIC_0000001.JPG,\n")  # with endings, and a comma too many
+    assert duplicates.pairs(str(path), table) == [("ISIC_0000000", "ISIC_0000001")]
+    path.write_text("first,second\n")  # what an audit writes that has found nothing
+    assert duplicates.pairs(str(path), table) == []
+    path.write_text("first,second\n24306,25030\n24306,x\n")
+    with pytest.raises(InputError, match=r"none of its 2 pairs is of photographs at data\.root, the first is 24306"):
+        duplicates.pairs(str(path), table)
+    path.write_text("first,second\nISIC_0000000,ISIC_0000001,\n")
+    with pytest.raises(Faults, match=r"not the header's 2 cells: row 2 \(3 cells\)"):
+        duplicates.pairs(str(path), table)
     path.write_text("one,second\na,b\n")
     with pytest.raises(InputError, match="no column first; fix: give known, none, or a CSV file"):
         duplicates.pairs(str(path), table)
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="not a table"):
+    with pytest.raises(InputError, match="not UTF-8 text"):
         duplicates.pairs(str(path), table)
     with pytest.raises(InputError, match=r"data\.duplicates=knwon: no such file"):
         duplicates.pairs("knwon", table)

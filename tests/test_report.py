@@ -16,7 +16,9 @@ from fakes import DX, metrics, predictions, write_run, write_sweep
 from sklearn.metrics import balanced_accuracy_score
 
 from skinmtl import figures, scores
+from skinmtl.answer import leak_gap
 from skinmtl.errors import InputError
+from skinmtl.jobs import read_jobs
 from skinmtl.report import study_report, write_run_report
 
 VOID = {"meta", "img", "br"}
@@ -360,6 +362,14 @@ def test_leak_gap_is_said_with_its_interval_and_whether_training_was_long_enough
     assert gap == pytest.approx(leaky - honest, abs=6e-4) and low < gap < high
     # Each resampled by itself: wider than where the same lesions are resampled for both.
     assert high - low > 0.02
+
+
+def test_leak_gap_compares_nothing_where_the_split_by_lesion_leaks_too(tmp_path: Path) -> None:
+    sweep = write_leaking(tmp_path / "sweep", 0.96)
+    info = sweep / "0" / "run.json"
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"leaky": True}))
+    (line,) = leak_gap(read_jobs(sweep))
+    assert "nothing to compare" in line and "there are no lesion ids" in line
 
 
 def test_other_sweeps_say_nothing_about_leaking(tmp_path: Path) -> None:

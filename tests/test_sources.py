@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from layouts import HAM10000_CLASSES, write_dataverse, write_mirror
+from layouts import HAM10000_CLASSES, write_dataverse, write_mirror, write_own
 
-from skinmtl.data import sources
+from skinmtl.data import certificate, sources, splits
 from skinmtl.errors import Faults, InputError
 
 
@@ -146,6 +146,14 @@ def test_a_layout_without_lesion_ids_is_refused_unless_a_leak_is_allowed(tmp_pat
     assert table["dx"].str.upper().tolist() == hot.set_index("image").idxmax(axis=1).tolist()
     assert table["mask"].notna().all()
     assert table["age"].isna().all()
+
+
+def test_a_table_may_give_each_photograph_a_lesion_of_its_own(tmp_path: Path) -> None:
+    raw = write_own(tmp_path).drop_duplicates("lesion_id")
+    raw.assign(lesion_id=raw["image_id"]).to_csv(tmp_path / "mine.csv", index=False)
+    table = sources.read(tmp_path)
+    assert not sources.is_leaky(table)
+    assert certificate.certificate(splits.draw(table, 2, 0), table, "abc")["lesion_ids"]
 
 
 def test_a_row_that_is_not_one_hot_is_a_fault(tmp_path: Path) -> None:

@@ -122,6 +122,13 @@ def test_a_split_is_written_once_and_never_redrawn(table: pd.DataFrame, split: p
     assert len(list(path.parent.iterdir())) == 3  # and no temporary file
 
 
+def test_a_folder_that_cannot_be_written_to_is_said(table: pd.DataFrame, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "splits"):
+        with pytest.raises(ConfigError, match=rf"data\.split_dir: {folder}: cannot be written to \(.*\); fix: "):
+            splits.get(table, 5, 0, folder)
+
+
 def test_a_fresh_draw_has_the_same_digest(table: pd.DataFrame, tmp_path: Path) -> None:
     digests = {splits.digest(splits.get(table, 5, 0, tmp_path / name)) for name in "ab"}
     assert len(digests) == 1

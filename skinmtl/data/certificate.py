@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from skinmtl.data import duplicates, splits
+from skinmtl.data import duplicates, sources, splits
 from skinmtl.data.duplicates import Pair
 
 SEEDS = 20  # image-level splits that are drawn to tell what a grouped one avoids
@@ -42,7 +42,7 @@ def certificate(
         "images": len(sides),
         "lesions": int(sides["lesion"].nunique()),
         "groups": int(sides["group"].nunique()),
-        "lesion_ids": not bool((sides["lesion"] == table["image_id"].to_numpy()).all()),
+        "lesion_ids": not sources.is_leaky(table),
         "duplicates": {"from": origin, "pairs": [list(pair) for pair in pairs], "merged": merged(table, pairs)},
         "folds": {name: _fold(sides.assign(stage=rows[name].to_numpy())) for name in folds},
     }

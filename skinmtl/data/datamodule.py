@@ -105,9 +105,10 @@ class DataModule(pl.LightningDataModule):
 
     `size` is (height, width) in pixels, or one number for a square. `split` is a split file; where it is null, one
     of `folds` folds is drawn from `split_seed` the first time, kept in `split_dir` and never redrawn; `fold` says
-    which of its folds tests. `duplicates` joins the lesions of photographs that show one lesion under two ids: the
-    published pairs of HAM10000 (known), none, or those of a CSV file with the columns first and second. `split_by`
-    photograph puts photographs of a lesion on both sides, to show what that does to scores; it wants `allow_leak`.
+    which of its folds tests. `duplicates` joins the lesions of photographs that show one lesion under two ids: files
+    that are the same and HAM10000's pairs, published or found by our audit (known), none, or those of a CSV file with
+    the columns first and second. `split_by` photograph puts photographs of a lesion on both sides, to show what that
+    does to scores; it wants `allow_leak`.
     With `cache` auto, photographs are decoded once into `cache_dir` when the disk has room. `synthetic` draws the data
     at `root` first. `also` are further sources, which only train. `workers` 0 loads in the training process; the pixels
     do not depend on it.
@@ -176,6 +177,8 @@ class DataModule(pl.LightningDataModule):
         self.data_hash = cache.fingerprint(first)
 
         self.pairs = duplicates.pairs(self.duplicates, first)
+        if self.duplicates == "known":
+            self.pairs += splits.same_files(first, self.split_dir / f"same_files_{self.data_hash[:12]}.csv")
         self.groups = duplicates.groups(first, self.pairs)
         dealt, joined = first, self.pairs
         if self.split_by == "photograph":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -128,9 +129,19 @@ def _filled(members: NDArray[np.int64], sizes: NDArray[np.int64], target: float)
 
 
 def save(split: pd.DataFrame, path: Path) -> None:
-    """Write the split as CSV, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write a table as CSV, whole or not at all.
+
+    Raises:
+        ConfigError: the folder cannot be written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # another answer, which is the door's
+            raise
+        what = f"{path.parent}: cannot be written to ({error.strerror})"
+        raise ConfigError("data.split_dir", what, "give a folder of your own") from error
     with os.fdopen(handle, "w", newline="") as file:
         split.to_csv(file, index=False, lineterminator="\n")
         file.flush()
@@ -141,7 +152,7 @@ def save(split: pd.DataFrame, path: Path) -> None:
 
 def load(path: Path) -> pd.DataFrame:
     """The split of a file, as `draw` gives it; every stage is checked to be train, val or test."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(str(path), "no split file here", "give a path in data.split, or null to have one drawn")
     try:
         split = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
@@ -176,9 +187,19 @@ def get(table: pd.DataFrame, folds: int, seed: int, folder: Path, pairs: Sequenc
     if pairs:
         facts.update("\n".join(duplicates.groups(table, pairs)).encode())
     path = folder / f"{folds}_folds_seed_{seed}_{facts.hexdigest()[:12]}.csv"
-    if not path.exists():
+    if not os.path.exists(path):  # Path.exists() raises where a folder may not be entered
         save(draw(table, folds, seed, pairs), path)
     return path
+
+
+def same_files(table: pd.DataFrame, path: Path) -> list[Pair]:
+    """The pairs of `duplicates.same_files`, looked for once and then read from the file at `path`."""
+    if not os.path.exists(path):
+        save(pd.DataFrame(duplicates.same_files(table), columns=["first", "second"]), path)
+    pairs = duplicates.read(path)
+    if pairs:
+        logger.warning("%d pairs of photographs are one file under two lesion ids, see %s", len(pairs), path)
+    return pairs
 
 
 def check(split: pd.DataFrame, table: pd.DataFrame, path: Path | str = "split", pairs: Sequence[Pair] = ()) -> None:

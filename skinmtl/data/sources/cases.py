@@ -68,8 +68,12 @@ def read(
 
 
 def is_leaky(table: pd.DataFrame) -> bool:
-    """Whether lesion ids were made up, so that a lesion may be on two sides of a split."""
-    return bool(table.attrs.get("leaky", False)) or bool((table["lesion_id"] == table["image_id"]).all())
+    """Whether lesion ids were made up, so that a lesion may be on two sides of a split.
+
+    What `read` wrote down counts: a table may say itself that each of its photographs shows a lesion of its own. One
+    that has lost its attrs, as by pd.concat, is judged by its ids.
+    """
+    return bool(table.attrs.get("leaky", (table["lesion_id"] == table["image_id"]).all()))
 
 
 def _cell_faults(cases: Cases) -> list[SkinmtlError]:

@@ -160,7 +160,7 @@ def lesions(file: Path, ids: pd.Series) -> tuple[pd.Series, list[SkinmtlError]]:
     raw, faults = read_table(file)
     key = "image" if "image" in raw and "image_id" not in raw else "image_id"
     require(raw, (key, "lesion_id"), file)
-    names = raw[key].map(_without_suffix)
+    names = raw[key].map(without_suffix)
     mine = names.isin(ids)
     several = raw["lesion_id"].groupby(names).transform("nunique") > 1
     checks = {
@@ -217,7 +217,8 @@ def _is_mask(name: str, images: dict[str, str]) -> bool:
     return any(name.removesuffix(ending) in images for ending in MASK_ENDINGS if ending and name.endswith(ending))
 
 
-def _without_suffix(name: str) -> str:
+def without_suffix(name: str) -> str:
+    """An image id out of a photograph's name, with an ending such as .jpg or without."""
     stem, suffix = os.path.splitext(name)
     return stem if suffix.lower() in IMAGE_SUFFIXES else name
 

@@ -18,7 +18,7 @@ MOST_BYTES = 2**20  # of one line: what is longer is no table, and reading on co
 MOST_NAMED = 10  # rows of one fault, or faults of one kind; the rest is counted
 
 
-def read_table(path: Path) -> tuple[pd.DataFrame, list[SkinmtlError]]:
+def read_table(path: Path, may_be_empty: bool = False) -> tuple[pd.DataFrame, list[SkinmtlError]]:
     """Every cell as stripped text, indexed by its row, and a fault where rows have too many or too few cells.
 
     The header is row 1. Blank lines and columns without a name are left out, rows of a wrong length too. A byte-order
@@ -39,13 +39,13 @@ def read_table(path: Path) -> tuple[pd.DataFrame, list[SkinmtlError]]:
     _check_header(header, path)
 
     rows = {row: cells for row, cells in enumerate(lines, start=2) if any(cells)}
-    if not rows:
+    if not rows and not may_be_empty:
         raise InputError(str(path), "no rows", "give one row per photograph")
     whole = {row: cells for row, cells in rows.items() if len(cells) == len(header)}
     ragged = [f"row {row} ({len(cells)} cells)" for row, cells in rows.items() if row not in whole]
     fix = "give every row the header's columns, and put text with commas in quotes"
     faults = listed(path, f"not the header's {len(header)} cells", ragged, fix)
-    if not whole:
+    if faults and not whole:
         raise Faults(faults)
     table = pd.DataFrame(list(whole.values()), index=list(whole), columns=header, dtype="str")
     return table.loc[:, [bool(name) for name in header]], faults
