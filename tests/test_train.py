@@ -320,8 +320,12 @@ def test_a_second_source_trains_and_is_recorded(synthetic_root: Path, tmp_path: 
     for old in table["image"]:
         (tmp_path / "labels" / "images" / f"{old}.jpg").rename(tmp_path / "labels" / "images" / f"OWN_{old}.jpg")
     table.assign(image="OWN_" + table["image"]).to_csv(tmp_path / "labels" / "GroundTruth.csv", index=False)
-    run = train(tmp_path / "run", synthetic_root, ["also=labels", f"data.also.labels.root={tmp_path / 'labels'}"])
-    info = run.info()
-    assert info["also"] == {"labels": {"images": 13, "masks": 0, "diagnoses": 13, "share": 0.25}}
+    also = ["also=labels", f"data.also.labels.root={tmp_path / 'labels'}", "data.also.labels.disjoint=other_patients"]
+    run = train(tmp_path / "run", synthetic_root, also)
+    info, told = run.info(), json.loads((run.path / "split.json").read_text())
+    vouched = {"lesion_ids": False, "disjoint": "other_patients", "leaky": False}
+    assert info["also"] == {"labels": {"images": 13, "masks": 0, "diagnoses": 13, "share": 0.25, **vouched}}
+    assert told["also"] == info["also"]
+    assert "other_patients" in (run.path / "report.html").read_text()
     assert info["data"]["images"] == 64 and not info["leaky"]
     assert set(run.predictions()["image_id"]) <= set(sources.read(synthetic_root)["image_id"])

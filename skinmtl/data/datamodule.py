@@ -169,7 +169,10 @@ class DataModule(pl.LightningDataModule):
             return
         first = sources.read(self.root, self.layout, self.allow_leak, self.masks, self.lesions)
         self.layout = first.attrs["layout"]
+        further = {name: source.read(first, self.duplicates, self.allow_leak) for name, source in self.also.items()}
+        self.also_facts = {name: source.facts(further[name]) for name, source in self.also.items()}
         self.leaky = sources.is_leaky(first) or self.split_by == "photograph"
+        self.leaky |= any(facts["leaky"] for facts in self.also_facts.values())
         if self.leaky:
             logger.warning("LEAKY: photographs of one lesion may train and test; scores are too good")
         self.dx_classes: tuple[str, ...] = tuple(first["dx"].cat.categories)
@@ -187,7 +190,7 @@ class DataModule(pl.LightningDataModule):
         splits.check(self.split, dealt, self.split_file, joined)
         self.split_hash = splits.digest(self.split_file)
 
-        tables = [first, *(source.read(first) for source in self.also.values())]
+        tables = [first, *further.values()]
         self.table = pd.concat(tables, ignore_index=True)
         self.source = np.repeat(np.arange(len(tables)), list(map(len, tables)))  # (N,), 0 is data.root
         self._stages = np.append(self._stages_of_fold(first), np.full(len(self.table) - len(first), "train"))
@@ -205,7 +208,9 @@ class DataModule(pl.LightningDataModule):
     def certificate(self) -> dict[str, Any]:
         """What the split is, as a run keeps it; see `certificate`."""
         origin = self.duplicates if self.duplicates in ("known", "none") else Path(self.duplicates).name
-        return certificate(self.split, self.table[self.source == 0], self.split_hash, self.pairs, origin)
+        first, further = (self.table[rows].reset_index(drop=True) for rows in (self.source == 0, self.source > 0))
+        pairs = duplicates.pairs(self.duplicates, self.table) if self.also else self.pairs
+        return certificate(self.split, first, self.split_hash, pairs, origin, further, self.also_facts)
 
     def class_counts(self) -> list[float]:
         """Training photographs of each diagnosis, (K,); those of a further source as often as its places show them."""
