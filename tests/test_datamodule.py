@@ -17,7 +17,7 @@ import torch
 from layouts import photograph, write_dataverse, write_mirror, write_own, write_task1
 from PIL import Image
 
-from skinmtl.data import cache, images, sources, splits, transforms
+from skinmtl.data import also, cache, images, sources, splits, transforms
 from skinmtl.data.also import Also, places
 from skinmtl.data.datamodule import DataModule
 from skinmtl.data.samplers import Shuffle, class_aware, class_balanced
@@ -445,6 +445,38 @@ def test_without_lesion_ids_a_second_source_is_refused_or_leaks_or_is_vouched_fo
     data, told = ways(lesions="lesions.csv")
     assert not data.leaky and told["also"]["other"]["lesion_ids"]
     assert (data.source == 1).sum() == 30 - 4 and "OWN_005" not in set(data.table["image_id"])
+
+
+def test_two_processes_draw_of_each_source_what_one_with_their_batch_draws(root: Path, other: Path) -> None:
+    def rows(batch_size: int, world: int) -> list[list[int]]:
+        also = {"other": Also(str(other), share=0.25, disjoint="drawn anew")}
+        data = make(root, augment=transforms.none(), batch_size=batch_size, also=also)
+        steps = [list(at(data, 0, rank=rank, world=world).train_dataloader()) for rank in range(world)]
+        return [sorted(row for b in step for row in b["index"].tolist()) for step in zip(*steps, strict=True)]
+
+    assert rows(6, world=2) == rows(12, world=1)
+
+
+def test_files_are_compared_once(root: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    digest = also._digest
+    monkeypatch.setattr(also, "_digest", lambda path: read.append(path) or digest(path))
+    first, source = sources.read(root), Also(str(other), share=0.25, disjoint="drawn anew")
+    sizes = first["image"].map(os.path.getsize)
+    for _ in range(2):
+        table = source.read(first, keep=tmp_path / "kept")
+        assert "OWN_009" not in set(table["image_id"])
+    assert len(read) == len(set(read)) > 0
+    theirs = set(map(os.path.getsize, (other / "images").iterdir()))
+    assert not [path for path, size in zip(first["image"], sizes, strict=True) if path in read and size not in theirs]
+    os.utime(read[0])
+    source.read(first, keep=tmp_path / "kept")
+    assert len(read) > len(set(read))
+
+    (link := other / "images" / "OWN_005.jpg").unlink()
+    link.symlink_to(tmp_path / "gone.jpg")
+    with pytest.raises(InputError, match=r"OWN_005.jpg: No such file or directory; fix: check the path and its perm"):
+        source.read(first)
 
 
 def test_lesions_that_sources_share_by_known_duplicates_are_left_out_whole(root: Path, tmp_path: Path) -> None:

@@ -169,7 +169,8 @@ class DataModule(pl.LightningDataModule):
             return
         first = sources.read(self.root, self.layout, self.allow_leak, self.masks, self.lesions)
         self.layout = first.attrs["layout"]
-        further = {name: source.read(first, self.duplicates, self.allow_leak) for name, source in self.also.items()}
+        rules = self.duplicates, self.allow_leak, self.cache_dir if self.cache == "auto" else None
+        further = {name: source.read(first, *rules) for name, source in self.also.items()}
         self.also_facts = {name: source.facts(further[name]) for name, source in self.also.items()}
         self.leaky = sources.is_leaky(first) or self.split_by == "photograph"
         self.leaky |= any(facts["leaky"] for facts in self.also_facts.values())
@@ -223,7 +224,7 @@ class DataModule(pl.LightningDataModule):
 
     def _per_epoch(self, draws: Weigh) -> NDArray[np.float64]:
         """How often each diagnosis comes while data.root is passed once, (K,); `draws` says it of each photograph."""
-        parts, count = self._parts(), places(self.also, self.batch_size)
+        parts, count = self._parts(), self._places()
         total = np.zeros(len(self.dx_classes))
         for rows, fills in zip(parts, count, strict=True):
             dx, lesion = self._labels(rows)
@@ -236,6 +237,10 @@ class DataModule(pl.LightningDataModule):
         """Training rows of each source."""
         return [self.rows("train", source) for source in range(1 + len(self.also))]
 
+    def _places(self) -> list[int]:
+        """How many photographs of each source a step takes, on all processes together."""
+        return places(self.also, self.batch_size * self._world())
+
     def _labels(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Diagnosis and lesion of some rows, both counted from 0; no diagnosis is -1."""
         cases = self.table.iloc[rows]
@@ -246,7 +251,7 @@ class DataModule(pl.LightningDataModule):
         """Augmented batches in the epoch's order, from where training stands; all of the full size."""
         portions = [
             Portion(rows, partial(self.sampler.order, *self._labels(rows)), count)
-            for rows, count in zip(self._parts(), places(self.also, self.batch_size), strict=True)
+            for rows, count in zip(self._parts(), self._places(), strict=True)
         ]
         sampler = EpochSampler(portions, self.seed, self._start, self._rank(), self._world())
         self._train_batches = sampler.batches
