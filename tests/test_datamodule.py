@@ -486,7 +486,7 @@ def test_lesions_that_sources_share_by_known_duplicates_are_left_out_whole(root:
     shutil.copy(root / "HAM10000_images_part_1" / "ISIC_0000002.jpg", tmp_path / "OWN_4.jpg")
     table = pd.DataFrame(rows, columns=["image_id", "lesion_id"])
     table.assign(image=table["image_id"] + ".jpg", dx="nv").to_csv("own.csv", index=False)
-    Path("pairs.csv").write_text("first,second\nISIC_0000000,OWN_0\nOWN_2,OWN_1\n")
+    Path("pairs.csv").write_text("first,second\nISIC_0000000,ISIC_0000001\nISIC_0000000,OWN_0\nOWN_2,OWN_1\n")
     data = make(root, also={"own": Also("own.csv", share=0.25)}, duplicates="pairs.csv")
     assert data.table["image_id"][data.source == 1].tolist() == ["OWN_3"]
     assert data.certificate()["folds"]["fold_0"]["groups_on_two_sides"] == 0

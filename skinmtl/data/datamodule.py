@@ -193,6 +193,7 @@ class DataModule(pl.LightningDataModule):
 
         tables = [first, *further.values()]
         self.table = pd.concat(tables, ignore_index=True)
+        self.table.attrs = dict(first.attrs)
         self.source = np.repeat(np.arange(len(tables)), list(map(len, tables)))  # (N,), 0 is data.root
         self._stages = np.append(self._stages_of_fold(first), np.full(len(self.table) - len(first), "train"))
         counts = ", ".join(f"{stage} {len(self.rows(stage)):,}" for stage in splits.STAGES)
@@ -210,7 +211,8 @@ class DataModule(pl.LightningDataModule):
         """What the split is, as a run keeps it; see `certificate`."""
         origin = self.duplicates if self.duplicates in ("known", "none") else Path(self.duplicates).name
         first, further = (self.table[rows].reset_index(drop=True) for rows in (self.source == 0, self.source > 0))
-        pairs = duplicates.pairs(self.duplicates, self.table) if self.also else self.pairs
+        across = duplicates.pairs(self.duplicates, self.table) if self.also else []
+        pairs = list(dict.fromkeys([*self.pairs, *across]))
         return certificate(self.split, first, self.split_hash, pairs, origin, further, self.also_facts)
 
     def class_counts(self) -> list[float]:
