@@ -236,6 +236,7 @@ def _split(info: Mapping[str, Any]) -> str:
         ("photographs, sha256", said(dig(info, "data", "hash"))),
         ("layout", said(dig(info, "data", "layout"))),
         ("images in all", said(dig(info, "data", "images"))),
+        *((f"{name} trains, too", _also(facts)) for name, facts in (info.get("also") or {}).items()),
     ]
     classes = info.get("dx_classes") or list(dig(split, "train", "classes", default={}))
     keys = [("images",), ("lesions",), *(("classes", name) for name in classes)]
@@ -243,6 +244,14 @@ def _split(info: Mapping[str, Any]) -> str:
     note = page.paragraph("No lesion stands in two parts.") if info.get("leaky") is False else ""
     counts = page.table(["part", "images", "lesions", *classes], parts, "Images by part and class")
     return page.section("Split certificate", page.facts(rows), counts, note)
+
+
+def _also(facts: Mapping[str, Any]) -> str:
+    if facts.get("lesion_ids") is not False:
+        return f"{said(facts.get('images'))} images"
+    vouched = facts.get("disjoint")
+    ground = f"taken to share none with the split: {vouched}" if vouched else "so it may share some with the split"
+    return f"{said(facts.get('images'))} images without lesion ids, {ground}"
 
 
 def _training(info: Mapping[str, Any]) -> str:

@@ -43,6 +43,7 @@ class Run:
     .hydra/config.yaml  the whole config, resolved
     run.json            what it ran on and how it went: versions, hashes, seconds, status, exit code
     split.csv           which image was in which part, its sha256 in run.json and in every checkpoint
+    seen.csv            what its weights have seen beside that: of further sources, and of the run that it started from
     split.json          its certificate: sizes and class shares of each part, what was merged, that nothing is torn
     metrics.csv         one row per epoch and stage
     checkpoints/        best.ckpt, last.ckpt

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ import torch
 from layouts import photograph, write_dataverse, write_mirror, write_own, write_task1
 from PIL import Image
 
-from skinmtl.data import cache, duplicates, images, sources, splits, transforms
+from skinmtl.data import also, cache, duplicates, images, sources, splits, transforms
 from skinmtl.data.also import Also, places
 from skinmtl.data.datamodule import DataModule
 from skinmtl.data.samplers import Shuffle, class_aware, class_balanced
@@ -419,7 +420,8 @@ def other(root: Path, tmp_path: Path) -> Path:
 
 
 def test_a_second_source_fills_its_share_of_every_batch_and_never_tests(root: Path, other: Path) -> None:
-    alone, data = make(root, batch_size=8), make(root, batch_size=8, also={"other": Also(str(other), share=0.25)})
+    also = {"other": Also(str(other), share=0.25, disjoint="drawn anew")}
+    alone, data = make(root, batch_size=8), make(root, batch_size=8, also=also)
     assert data.data_hash == alone.data_hash and data.split_hash == alone.split_hash
     extra = data.table.iloc[data.rows("train", source=1)]
     assert len(extra) == 30 - 3 and extra["image_id"].str.startswith("OWN_").all()
@@ -438,8 +440,83 @@ def test_a_second_source_fills_its_share_of_every_batch_and_never_tests(root: Pa
     assert len(set(first)) == len(first), "an epoch passes once over the first source"
 
 
+def test_without_lesion_ids_a_second_source_is_refused_or_leaks_or_is_vouched_for(
+    root: Path, other: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+
+    def ways(allow_leak: bool = False, **grounds: str) -> tuple[DataModule, dict[str, Any]]:
+        data = make(root, batch_size=8, allow_leak=allow_leak, also={"other": Also(str(other), share=0.25, **grounds)})
+        return data, data.certificate()
+
+    with pytest.raises(InputError, match=r"no lesion ids.*lesions=<table>.*disjoint=<why>.*data\.allow_leak=true"):
+        ways()
+    data, told = ways(allow_leak=True)
+    assert data.leaky and "LEAKY" in caplog.text
+    assert told["also"]["other"]["leaky"] and not told["also"]["other"]["lesion_ids"]
+    assert told["folds"]["fold_0"]["test_images_with_a_sibling_in_training"]["here"] is None
+
+    data, told = ways(disjoint="drawn anew")
+    assert not data.leaky and "taken to share no lesion with data.root: drawn anew" in caplog.text
+    assert told["also"]["other"]["disjoint"] == "drawn anew" and not told["also"]["other"]["leaky"]
+    assert told["folds"]["fold_0"]["lesions_on_two_sides"] == 0
+
+    # With lesion ids it leaves out HAM_0000001, of which data.root has other photographs.
+    ids = pd.read_csv(other / "GroundTruth.csv")["image"]
+    lesions = ["HAM_0000001" if name == "OWN_005" else f"OWN_{number}" for number, name in enumerate(ids)]
+    pd.DataFrame({"image_id": ids, "lesion_id": lesions}).to_csv("lesions.csv", index=False)
+    data, told = ways(lesions="lesions.csv")
+    assert not data.leaky and told["also"]["other"]["lesion_ids"]
+    assert (data.source == 1).sum() == 30 - 4 and "OWN_005" not in set(data.table["image_id"])
+
+
+def test_two_processes_draw_of_each_source_what_one_with_their_batch_draws(root: Path, other: Path) -> None:
+    def rows(batch_size: int, world: int) -> list[list[int]]:
+        also = {"other": Also(str(other), share=0.25, disjoint="drawn anew")}
+        data = make(root, augment=transforms.none(), batch_size=batch_size, also=also)
+        steps = [list(at(data, 0, rank=rank, world=world).train_dataloader()) for rank in range(world)]
+        return [sorted(row for b in step for row in b["index"].tolist()) for step in zip(*steps, strict=True)]
+
+    assert rows(6, world=2) == rows(12, world=1)
+
+
+def test_files_are_compared_once(root: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    digest = also._digest
+    monkeypatch.setattr(also, "_digest", lambda path: read.append(path) or digest(path))
+    first, source = sources.read(root), Also(str(other), share=0.25, disjoint="drawn anew")
+    sizes = first["image"].map(os.path.getsize)
+    for _ in range(2):
+        table = source.read(first, keep=tmp_path / "kept")
+        assert "OWN_009" not in set(table["image_id"])
+    assert len(read) == len(set(read)) > 0
+    theirs = set(map(os.path.getsize, (other / "images").iterdir()))
+    assert not [path for path, size in zip(first["image"], sizes, strict=True) if path in read and size not in theirs]
+    os.utime(read[0])
+    source.read(first, keep=tmp_path / "kept")
+    assert len(read) > len(set(read))
+
+    (link := other / "images" / "OWN_005.jpg").unlink()
+    link.symlink_to(tmp_path / "gone.jpg")
+    with pytest.raises(InputError, match=r"OWN_005.jpg: No such file or directory; fix: check the path and its perm"):
+        source.read(first)
+
+
+def test_lesions_that_sources_share_by_known_duplicates_are_left_out_whole(root: Path, tmp_path: Path) -> None:
+    rows = [("OWN_0", "A"), ("OWN_1", "A"), ("OWN_2", "B"), ("OWN_3", "C"), ("OWN_4", "D"), ("OWN_5", "D")]
+    for number, (name, _) in enumerate(rows):
+        Image.fromarray(photograph(2000 + number)[0]).save(tmp_path / f"{name}.jpg")
+    shutil.copy(root / "HAM10000_images_part_1" / "ISIC_0000002.jpg", tmp_path / "OWN_4.jpg")
+    table = pd.DataFrame(rows, columns=["image_id", "lesion_id"])
+    table.assign(image=table["image_id"] + ".jpg", dx="nv").to_csv("own.csv", index=False)
+    Path("pairs.csv").write_text("first,second\nISIC_0000000,ISIC_0000001\nISIC_0000000,OWN_0\nOWN_2,OWN_1\n")
+    data = make(root, also={"own": Also("own.csv", share=0.25)}, duplicates="pairs.csv")
+    assert data.table["image_id"][data.source == 1].tolist() == ["OWN_3"]
+    assert data.certificate()["folds"]["fold_0"]["groups_on_two_sides"] == 0
+
+
 def test_diagnoses_are_counted_as_often_as_an_epoch_shows_them(root: Path, other: Path) -> None:
-    data = make(root, batch_size=8, also={"other": Also(str(other), share=0.25)})
+    data = make(root, batch_size=8, also={"other": Also(str(other), share=0.25, disjoint="drawn anew")})
     rows = [row for epoch in range(40) for batch in epochs_of(data, epoch) for row in batch]
     drawn = np.bincount(data.table["dx"].cat.codes.to_numpy()[rows], minlength=len(data.dx_classes))
     np.testing.assert_allclose(data.class_shares(), drawn / drawn.sum(), atol=0.02)

@@ -148,6 +148,18 @@ def test_a_certificate_of_a_torn_split_says_so(table: pd.DataFrame) -> None:
     assert here == pytest.approx(dealt["mean"], rel=0.1)  # dealt out singly, as that split was
 
 
+def test_a_certificate_counts_further_photographs_as_training(table: pd.DataFrame) -> None:
+    split = splits.draw(table, folds=5, seed=0)
+    test = table[split["fold_0"] == "test"].drop_duplicates("lesion_id")
+    again, paired = test.iloc[0], test.iloc[1]
+    further = pd.DataFrame({"image_id": ["a", "b", "c"], "lesion_id": [again["lesion_id"], "B", None]})
+    pairs = [(paired["image_id"], "b")]
+    fold = certificate.certificate(split, table, "abc", pairs, "known", further)["folds"]["fold_0"]
+    assert (fold["lesions_on_two_sides"], fold["groups_on_two_sides"]) == (1, 2)
+    met = table["lesion_id"].isin([again["lesion_id"], paired["lesion_id"]]).sum()
+    assert fold["test_images_with_a_sibling_in_training"]["here"] == met
+
+
 def test_siblings_are_those_that_a_plain_loop_counts(table: pd.DataFrame) -> None:
     groups = table["lesion_id"].tolist()
     ours = certificate.siblings(groups, train=7000, test=2000, seeds=3)

@@ -25,16 +25,16 @@ def sampler(
     places: int = 4,
 ) -> EpochSampler:
     order = partial((kind or Shuffle()).order, DX, LESION)
-    return EpochSampler([Portion(ROWS, order, places)], seed, lambda: start, rank, world)
+    return EpochSampler([Portion(ROWS, order, places * world)], seed, lambda: start, rank, world)
 
 
 def mixed(epoch: int = 0, skip: int = 0, rank: int = 0, world: int = 1) -> EpochSampler:
-    """Four places for the 41 rows, two for seven others, one for 90 more."""
+    """Of each seven places four for the 41 rows, two for seven others, one for 90 more."""
     few, many = np.arange(7), np.arange(200, 290)
     portions = [
-        Portion(ROWS, partial(Shuffle().order, DX, LESION), 4),
-        Portion(few, partial(Shuffle().order, few, few), 2),
-        Portion(many, partial(Shuffle().order, many, many), 1),
+        Portion(ROWS, partial(Shuffle().order, DX, LESION), 4 * world),
+        Portion(few, partial(Shuffle().order, few, few), 2 * world),
+        Portion(many, partial(Shuffle().order, many, many), world),
     ]
     return EpochSampler(portions, 0, lambda: (epoch, skip), rank, world)
 
@@ -137,12 +137,12 @@ def test_photographs_without_a_diagnosis_keep_their_share(make: Callable[[], Wei
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_each_batch_of_each_rank_holds_every_source_by_its_places(world: int) -> None:
-    for rank in range(world):
-        rows = np.array([row for _, _, row in mixed(rank=rank, world=world)]).reshape(-1, 7)
-        assert len(rows) == 41 // (4 * world)
-        sources = np.searchsorted([7, 200], rows, side="right")
-        assert (np.sort(sources) == [0, 0, 1, 1, 1, 1, 2]).all()
+def test_each_batch_holds_every_source_by_its_places(world: int) -> None:
+    ranks = [np.array([row for _, _, row in mixed(rank=rank, world=world)]).reshape(-1, 7) for rank in range(world)]
+    rows = np.hstack(ranks)
+    assert len(rows) == 41 // (4 * world)
+    sources = np.searchsorted([7, 200], rows, side="right")
+    assert (np.sort(sources) == np.sort([0, 0, 1, 1, 1, 1, 2] * world)).all()
 
 
 def test_sources_small_and_large_come_evenly_however_long_an_epoch_is() -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from skinmtl.callbacks import BestAndLast
 from skinmtl.data import sources, splits
 from skinmtl.errors import ConfigError, Diverged, Faults, InputError, Interrupted
 from skinmtl.runs import Run
+from skinmtl.train.resume import start_from
 
 TINY = ["trainer.precision=32-true", "callbacks.early_stopping=null"]
 
@@ -320,8 +322,36 @@ def test_a_second_source_trains_and_is_recorded(synthetic_root: Path, tmp_path: 
     for old in table["image"]:
         (tmp_path / "labels" / "images" / f"{old}.jpg").rename(tmp_path / "labels" / "images" / f"OWN_{old}.jpg")
     table.assign(image="OWN_" + table["image"]).to_csv(tmp_path / "labels" / "GroundTruth.csv", index=False)
-    run = train(tmp_path / "run", synthetic_root, ["also=labels", f"data.also.labels.root={tmp_path / 'labels'}"])
-    info = run.info()
-    assert info["also"] == {"labels": {"images": 13, "masks": 0, "diagnoses": 13, "share": 0.25}}
+    also = ["also=labels", f"data.also.labels.root={tmp_path / 'labels'}", "data.also.labels.disjoint=other_patients"]
+    run = train(tmp_path / "run", synthetic_root, also)
+    info, told = run.info(), json.loads((run.path / "split.json").read_text())
+    vouched = {"lesion_ids": False, "disjoint": "other_patients", "leaky": False}
+    assert info["also"] == {"labels": {"images": 13, "masks": 0, "diagnoses": 13, "share": 0.25, **vouched}}
+    assert told["also"] == info["also"]
+    assert "other_patients" in (run.path / "report.html").read_text()
     assert info["data"]["images"] == 64 and not info["leaky"]
     assert set(run.predictions()["image_id"]) <= set(sources.read(synthetic_root)["image_id"])
+
+    # Whoever starts from it has seen those of the second source, too.
+    seen = pd.read_csv(run.path / "seen.csv", keep_default_na=False)
+    assert seen["image_id"].tolist() == sorted("OWN_" + table["image"]) and set(seen["group"]) == {""}
+    module = SimpleNamespace(network=SimpleNamespace(load_state_dict=lambda state: None))
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text(f"first,second\nX,{seen['image_id'][0]}\n")
+    for data in (data_that_tests(seen["image_id"][3]), data_that_tests("X", duplicates=str(pairs))):
+        with pytest.raises(ConfigError, match="run has learned from lesions of 1 of the 1 test photographs"):
+            start_from(run, module, data, Run(tmp_path))
+    # It was vouched for beside those very photographs.
+    for data in (data_that_tests("X"), data_that_tests("X", data_hash=info["data"]["hash"])):
+        start_from(run, module, data, Run(tmp_path))
+        assert data.leaky == (data.data_hash == "another")
+    assert "F" in set(pd.read_csv(tmp_path / "seen.csv")["image_id"]) > set(seen["image_id"])
+
+
+def data_that_tests(image_id: str, duplicates: str = "none", data_hash: str = "another") -> SimpleNamespace:
+    """Three photographs at data.root, of which the last tests, and one of a further source."""
+    table = pd.DataFrame({"image_id": ["A", "B", image_id, "F"], "lesion_id": ["LA", "LB", "LX", "LF"]})
+    first = table[:3]
+    split = first.rename(columns={"lesion_id": "group"}).assign(fold_0=["train", "val", "test"])
+    facts = {"table": table, "source": np.array([0, 0, 0, 1]), "groups": first["lesion_id"], "split": split, "fold": 0}
+    return SimpleNamespace(**facts, duplicates=duplicates, data_hash=data_hash, leaky=False)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 from annotated_types import Interval
 
-from skinmtl.data import sources
+from skinmtl.data import duplicates, sources
 from skinmtl.errors import ConfigError, InputError
 
 logger = logging.getLogger(__name__)
@@ -21,9 +23,11 @@ logger = logging.getLogger(__name__)
 class Also:
     """A second source: `share` is the part of every batch that it fills.
 
-    It is never validated or tested on, so it may lack lesion ids; photographs, files and known lesions that it has in
-    common with the first source are left out. Its diagnoses are those of the first source or missing. `masks` is a
-    folder of masks instead of its own.
+    It is never validated or tested on. Whatever it has in common with the first source is left out: photographs, files,
+    lesions, known duplicates, with all that it has of the same lesion. Its diagnoses are those of the first source or
+    missing. `masks` is a folder of masks instead of its own, `lesions` a table of `image_id` and `lesion_id` where it
+    has no lesion ids. With neither it leaks, unless `disjoint` says why none of its lesions is in the first source:
+    words that the log, run.json and the split's certificate repeat.
     """
 
     def __init__(
@@ -32,24 +36,39 @@ class Also:
         share: Annotated[float, Interval(gt=0, lt=1)],
         layout: Literal["auto"] | sources.Layout = "auto",
         masks: str | None = None,
+        lesions: str | None = None,
+        disjoint: str | None = None,
     ) -> None:
-        self.root, self.share, self.layout = Path(root), share, layout
-        self.masks = Path(masks) if masks else None
+        self.root, self.share, self.layout, self.disjoint = Path(root), share, layout, disjoint
+        self.masks, self.lesions = Path(masks) if masks else None, Path(lesions) if lesions else None
 
-    def read(self, first: pd.DataFrame) -> pd.DataFrame:
-        """Its case table without photographs, files or lesions of the `first` source, with the diagnoses of that one.
+    def read(
+        self, first: pd.DataFrame, known: str = "none", allow_leak: bool = False, keep: Path | None = None
+    ) -> pd.DataFrame:
+        """Its case table without what it has in common with the `first` source, with the diagnoses of that one.
+
+        `lesion_id` is missing where nobody gave lesion ids.
+
+        Args:
+            first: the case table of the first source.
+            known: which duplicates are known, as `duplicates.pairs` takes it.
+            allow_leak: whether it may leak.
+            keep: a folder that remembers which files are the same, so that they are read once.
 
         Raises:
-            InputError: diagnoses that the first source does not know, or nothing left.
+            InputError: diagnoses that the first source does not know, a leak, a file that cannot be read, or nothing
+                left.
         """
-        table = sources.read(self.root, self.layout, allow_leak=True, masks=self.masks)
-        known = list(first["dx"].cat.categories)
-        if strange := sorted(set(table["dx"].dropna()) - set(known)):
+        table = sources.read(self.root, self.layout, allow_leak=True, masks=self.masks, lesions=self.lesions)
+        classes = list(first["dx"].cat.categories)
+        if strange := sorted(set(table["dx"].dropna()) - set(classes)):
             what = f"diagnoses that the photographs at data.root do not have: {', '.join(strange)}"
-            raise InputError(str(self.root), what, f"use {', '.join(known)}, or leave them blank")
+            raise InputError(str(self.root), what, f"use {', '.join(classes)}, or leave them blank")
+        if sources.is_leaky(table):
+            table["lesion_id"] = pd.Series(pd.NA, index=table.index, dtype="str")
+            self._say_unknown(allow_leak)
 
-        lesions = table["lesion_id"].notna() & table["lesion_id"].isin(first["lesion_id"].dropna())
-        shared = table["image_id"].isin(first["image_id"]) | lesions | _same_bytes(table, first)
+        shared = _in_common(table, first, known, keep)
         if shared.all():
             raise InputError(str(self.root), "every photograph is one of data.root, too", "leave this source out")
         if shared.any():
@@ -57,16 +76,36 @@ class Also:
                 f"{int(shared.sum()):,} of {len(table):,} photographs left out, for data.root has them or their lesion"
             )
             logger.info("%s: %s", self.root, what)
-        if sources.is_leaky(table):
-            logger.info(
-                "%s: no lesion ids, so lesions in common with data.root would go unseen (skinmtl audit)", self.root
-            )
         table = table[~shared].reset_index(drop=True)
-        return table.assign(dx=pd.Categorical(table["dx"].astype(object), categories=known))
+        return table.assign(dx=pd.Categorical(table["dx"].astype(object), categories=classes))
+
+    def _say_unknown(self, allow_leak: bool) -> None:
+        """Say on what ground a source without lesion ids trains; refuse where there is none."""
+        what = "no lesion ids, so lesions of validation and test may train"
+        if not self.disjoint and not allow_leak:
+            fix = "join them by this source's lesions=<table>, or say in its disjoint=<why> that it shares none "
+            fix += "(skinmtl audit --with), or set data.allow_leak=true and have scores stamped LEAKY"
+            raise InputError(str(self.root), what, fix)
+        if self.disjoint:
+            what = f"no lesion ids; taken to share no lesion with data.root: {self.disjoint}"
+        logger.info("%s: %s", self.root, what)
+
+    def facts(self, table: pd.DataFrame) -> dict[str, Any]:
+        """What run.json and the certificate say of the source, from its case table."""
+        known = bool(table["lesion_id"].notna().all())
+        return {
+            "images": len(table),
+            "masks": int(table["mask"].notna().sum()),
+            "diagnoses": int(table["dx"].notna().sum()),
+            "share": self.share,
+            "lesion_ids": known,
+            "disjoint": self.disjoint,
+            "leaky": not known and not self.disjoint,
+        }
 
 
 def places(also: Mapping[str, Also], batch_size: int) -> list[int]:
-    """How many photographs of a batch are of the first source, and of each further one, at least one of each."""
+    """How many photographs of a step's batch are of the first source and of each further one, at least one of each."""
     further = [round(source.share * batch_size) for source in also.values()]
     for name, count in zip(also, further, strict=True):
         if count == 0:
@@ -78,12 +117,65 @@ def places(also: Mapping[str, Also], batch_size: int) -> list[int]:
     return [batch_size - sum(further), *further]
 
 
-def _same_bytes(table: pd.DataFrame, first: pd.DataFrame) -> pd.Series:
-    """Which photographs are files of the first source, too; only files of equal size are read."""
-    sizes = {os.path.getsize(path) for path in table["image"]}
-    known = {_digest(path) for path in first["image"] if os.path.getsize(path) in sizes}
-    return table["image"].map(lambda path: _digest(path) in known)
+def _in_common(table: pd.DataFrame, first: pd.DataFrame, known: str, keep: Path | None) -> pd.Series:
+    """Which photographs show what the first source shows, or a lesion of one that does, (n,)."""
+    pairs = duplicates.pairs(known, pd.concat([first, table], ignore_index=True))
+    mine, theirs = set(table["image_id"]), set(first["image_id"])
+    partners = {name for pair in pairs if not theirs.isdisjoint(pair) for name in pair}
+    lesions = table["lesion_id"].notna() & table["lesion_id"].isin(first["lesion_id"].dropna())
+    shared = table["image_id"].isin(theirs | partners) | lesions
+    shared |= table["image"].isin(_same_files(table["image"][~shared], first["image"], keep))
+    groups = duplicates.groups(table, [pair for pair in pairs if mine.issuperset(pair)])
+    return groups.isin(groups[shared])
+
+
+def _same_files(asked: Iterable[str], known: Iterable[str], keep: Path | None) -> list[str]:
+    """Which of the files asked for have the bytes of a known one; only files of equal size are read.
+
+    The answer is kept under a name that follows from their places, sizes and times of change.
+    """
+    ours, theirs = ([(path, *_stat(path)) for path in paths] for paths in (asked, known))
+    sizes = {size for _, size, _ in ours} & {size for _, size, _ in theirs}
+    ours, theirs = ([stat for stat in stats if stat[1] in sizes] for stats in (ours, theirs))
+    if not ours:
+        return []
+    name = hashlib.sha256(json.dumps([ours, theirs]).encode()).hexdigest()[:16]
+    answer = keep / f"same_files-{name}.json" if keep else None
+    if answer:
+        with suppress(OSError, ValueError):
+            kept: list[str] = json.loads(answer.read_text(encoding="utf-8"))
+            return kept
+    bytes_of = {_digest(path) for path, *_ in theirs}
+    same = [path for path, *_ in ours if _digest(path) in bytes_of]
+    if answer:
+        _write(answer, json.dumps(same))
+    return same
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all; where that cannot be, files are read again next time."""
+    temporary = path.with_name(f".{path.stem}-{os.getpid()}.tmp")
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+
+
+def _stat(path: str) -> tuple[int, int]:
+    """Size in bytes and time of change in ns."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return found.st_size, found.st_mtime_ns
 
 
 def _digest(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str, error: OSError) -> InputError:
+    return InputError(path, error.strerror or "cannot be read", "check the path and its permissions")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,24 +16,41 @@ SEEDS = 20  # image-level splits that are drawn to tell what a grouped one avoid
 
 
 def certificate(
-    split: pd.DataFrame, table: pd.DataFrame, digest: str, pairs: Sequence[Pair] = (), origin: str = "none"
+    split: pd.DataFrame,
+    table: pd.DataFrame,
+    digest: str,
+    pairs: Sequence[Pair] = (),
+    origin: str = "none",
+    further: pd.DataFrame | None = None,
+    also: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """The certificate of a split that `splits.check` has passed, ready for JSON.
+
+    Sizes, classes and what was merged are those of the split. What stands on two sides is counted with the further
+    sources in training, and null where one of them leaks: nobody knows then.
 
     Args:
         split: as `splits.load` gives it.
         table: the case table.
         digest: the sha256 of the split file.
-        pairs: duplicates whose lesions were merged.
+        pairs: known duplicates, of the further sources, too; lesions of the split were merged by them.
         origin: where they come from: known, none or the name of a file.
+        further: the case tables of the further sources in one, which trains in every fold.
+        also: facts of each further source by name, as `Also.facts` gives them.
     """
+    trains = table[:0] if further is None else further
+    names = duplicates.groups(pd.concat([table, trains], ignore_index=True), pairs).to_numpy()
+    extra = pd.DataFrame({"lesion": trains["lesion_id"].fillna(trains["image_id"]), "stage": "train"})
+    extra = extra.assign(group=names[len(table) :], merged=names[len(table) :])
+    unknown = any(facts["leaky"] for facts in (also or {}).values())
+    pairs = [pair for pair in pairs if set(table["image_id"]).issuperset(pair)]
     rows = split.set_index("image_id").reindex(table["image_id"])
     sides = pd.DataFrame(
         {
             "dx": table["dx"].astype(str).where(table["dx"].notna()).to_numpy(),
             "lesion": table["lesion_id"].fillna(table["image_id"]).to_numpy(),
             "group": rows["group"].to_numpy(),
-            "merged": duplicates.groups(table, pairs).to_numpy(),
+            "merged": names[: len(table)],
         }
     )
     folds = [name for name in split.columns if name.startswith("fold_")]
@@ -44,7 +61,8 @@ def certificate(
         "groups": int(sides["group"].nunique()),
         "lesion_ids": not sources.is_leaky(table),
         "duplicates": {"from": origin, "pairs": [list(pair) for pair in pairs], "merged": merged(table, pairs)},
-        "folds": {name: _fold(sides.assign(stage=rows[name].to_numpy())) for name in folds},
+        "also": {name: dict(facts) for name, facts in (also or {}).items()},
+        "folds": {name: _fold(sides.assign(stage=rows[name].to_numpy()), extra, unknown) for name in folds},
     }
 
 
@@ -79,16 +97,17 @@ def siblings(groups: Sequence[str] | pd.Series, train: int, test: int, seeds: in
     return found
 
 
-def _fold(rows: pd.DataFrame) -> dict[str, Any]:
-    """One fold, from the rows of its photographs: dx, lesion, group, merged, stage."""
+def _fold(rows: pd.DataFrame, extra: pd.DataFrame, unknown: bool) -> dict[str, Any]:
+    """One fold, from rows of its photographs, dx, lesion, group, merged, stage, and of the further sources, `extra`."""
     parts = {stage: _part(rows[rows["stage"] == stage]) for stage in splits.STAGES}
-    torn = {name: len(splits.on_two_sides(rows["stage"], rows[name])) for name in ("lesion", "group", "merged")}
     dealt = siblings(rows["merged"], parts["train"]["images"], parts["test"]["images"])
+    both = pd.concat([rows, extra], ignore_index=True)
+    torn = {name: len(splits.on_two_sides(both["stage"], both[name])) for name in ("lesion", "group", "merged")}
     return parts | {
-        "lesions_on_two_sides": torn["lesion"],
-        "groups_on_two_sides": max(torn["group"], torn["merged"]),
+        "lesions_on_two_sides": None if unknown else torn["lesion"],
+        "groups_on_two_sides": None if unknown else max(torn["group"], torn["merged"]),
         "test_images_with_a_sibling_in_training": {
-            "here": _with_sibling(rows),
+            "here": None if unknown else _with_sibling(both),
             "split_by_image": {"mean": float(dealt.mean()), "sd": float(dealt.std(ddof=1)), "seeds": SEEDS},
         },
     }

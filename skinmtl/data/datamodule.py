@@ -170,7 +170,11 @@ class DataModule(pl.LightningDataModule):
             return
         first = sources.read(self.root, self.layout, self.allow_leak, self.masks, self.lesions)
         self.layout = first.attrs["layout"]
+        rules = self.duplicates, self.allow_leak, self.cache_dir if self.cache == "auto" else None
+        further = {name: source.read(first, *rules) for name, source in self.also.items()}
+        self.also_facts = {name: source.facts(further[name]) for name, source in self.also.items()}
         self.leaky = sources.is_leaky(first) or self.split_by == "photograph"
+        self.leaky |= any(facts["leaky"] for facts in self.also_facts.values())
         if self.leaky:
             logger.warning("LEAKY: photographs of one lesion may train and test; scores are too good")
         self.dx_classes: tuple[str, ...] = tuple(first["dx"].cat.categories)
@@ -190,8 +194,9 @@ class DataModule(pl.LightningDataModule):
         splits.check(self.split, dealt, self.split_file, joined)
         self.split_hash = splits.digest(self.split_file)
 
-        tables = [first, *(source.read(first) for source in self.also.values())]
+        tables = [first, *further.values()]
         self.table = pd.concat(tables, ignore_index=True)
+        self.table.attrs = dict(first.attrs)
         self.source = np.repeat(np.arange(len(tables)), list(map(len, tables)))  # (N,), 0 is data.root
         self._stages = np.append(self._stages_of_fold(first), np.full(len(self.table) - len(first), "train"))
         counts = ", ".join(f"{stage} {len(self.rows(stage)):,}" for stage in splits.STAGES)
@@ -208,7 +213,10 @@ class DataModule(pl.LightningDataModule):
     def certificate(self) -> dict[str, Any]:
         """What the split is, as a run keeps it; see `certificate`."""
         origin = self.duplicates if self.duplicates in ("known", "none") else Path(self.duplicates).name
-        return certificate(self.split, self.table[self.source == 0], self.split_hash, self.pairs, origin)
+        first, further = (self.table[rows].reset_index(drop=True) for rows in (self.source == 0, self.source > 0))
+        across = duplicates.pairs(self.duplicates, self.table) if self.also else []
+        pairs = list(dict.fromkeys([*self.pairs, *across]))
+        return certificate(self.split, first, self.split_hash, pairs, origin, further, self.also_facts)
 
     def class_counts(self) -> list[float]:
         """Training photographs of each diagnosis, (K,); those of a further source as often as its places show them."""
@@ -221,7 +229,7 @@ class DataModule(pl.LightningDataModule):
 
     def _per_epoch(self, draws: Weigh) -> NDArray[np.float64]:
         """How often each diagnosis comes while data.root is passed once, (K,); `draws` says it of each photograph."""
-        parts, count = self._parts(), places(self.also, self.batch_size)
+        parts, count = self._parts(), self._places()
         total = np.zeros(len(self.dx_classes))
         for rows, fills in zip(parts, count, strict=True):
             dx, lesion = self._labels(rows)
@@ -234,6 +242,10 @@ class DataModule(pl.LightningDataModule):
         """Training rows of each source."""
         return [self.rows("train", source) for source in range(1 + len(self.also))]
 
+    def _places(self) -> list[int]:
+        """How many photographs of each source a step takes, on all processes together."""
+        return places(self.also, self.batch_size * self._world())
+
     def _labels(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Diagnosis and lesion of some rows, both counted from 0; no diagnosis is -1."""
         cases = self.table.iloc[rows]
@@ -244,7 +256,7 @@ class DataModule(pl.LightningDataModule):
         """Augmented batches in the epoch's order, from where training stands; all of the full size."""
         portions = [
             Portion(rows, partial(self.sampler.order, *self._labels(rows)), count)
-            for rows, count in zip(self._parts(), places(self.also, self.batch_size), strict=True)
+            for rows, count in zip(self._parts(), self._places(), strict=True)
         ]
         sampler = EpochSampler(portions, self.seed, self._start, self._rank(), self._world())
         self._train_batches = sampler.batches

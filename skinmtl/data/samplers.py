@@ -110,7 +110,7 @@ def _number(dx: Integers) -> Floats:
 
 @dataclass(frozen=True)
 class Portion:
-    """The photographs of one source, and how many places of each process's batch they fill."""
+    """The photographs of one source, and how many places they fill of a step's batch, that of all ranks together."""
 
     rows: Integers  # (n,) rows of the case table
     order: Callable[[int, int], Integers]  # of a seed and an epoch: indices (n,) into `rows`
@@ -120,11 +120,12 @@ class Portion:
 class EpochSampler(Sampler[Place]):
     """This rank's share of one epoch, from the batch where training stands.
 
-    An epoch passes once over the first portion: so many whole batches on each rank. The other portions fill their
-    places from passes of their own, one after the other across epochs, so that none of their photographs is drawn less
-    than the rest. The order over all ranks is drawn alike on each, a function of seed and epoch; every `world`-th place
-    from `rank` on is this rank's, in each portion of each batch. `start` gives (epoch, batches of it already done) when
-    an epoch begins; after those batches the remaining places are the very ones that an unbroken epoch would have had.
+    An epoch passes once over the first portion, in whole batches. The other portions fill their places from passes of
+    their own, one after the other across epochs, so that none of their photographs is drawn less than the rest. The
+    order over all ranks is drawn alike on each, a function of seed and epoch, as one process would draw it; every
+    `world`-th place of a batch from `rank` on is this rank's, whichever portion fills it. `start` gives (epoch, batches
+    of it already done) when an epoch begins; after those batches the remaining places are the very ones that an
+    unbroken epoch would have had.
     """
 
     def __init__(
@@ -136,8 +137,8 @@ class EpochSampler(Sampler[Place]):
         world: int = 1,
     ) -> None:
         self._portions, self._seed, self._start, self._rank, self._world = portions, seed, start, rank, world
-        self.batch_size = sum(portion.places for portion in portions)
-        self.batches = len(portions[0].rows) // (portions[0].places * world)
+        self.batch_size = sum(portion.places for portion in portions) // world
+        self.batches = len(portions[0].rows) // portions[0].places
 
     def __len__(self) -> int:
         """Places of a whole epoch on this rank, wherever it is entered: trainers count batches by it."""
@@ -153,12 +154,12 @@ class EpochSampler(Sampler[Place]):
         """The row at each place of an epoch over all ranks, (batches * batch_size * world,)."""
         parts = []
         for number, portion in enumerate(self._portions):
-            count = self.batches * portion.places * self._world
+            count = self.batches * portion.places
             if number == 0:
                 drawn = portion.order(self._seed, epoch)[:count]
             else:
                 drawn = _passes(portion, mix(self._seed, number), epoch * count, count)
-            parts.append(portion.rows[drawn].reshape(self.batches, portion.places * self._world))
+            parts.append(portion.rows[drawn].reshape(self.batches, portion.places))
         return np.concatenate(parts, axis=1).reshape(-1)
 
 

@@ -33,7 +33,7 @@ from skinmtl.runs import Run, write_bytes, write_text
 from skinmtl.tracking import WandB
 from skinmtl.train.build import build_data, build_module, build_trainer, check_targets, devices_of, say_shares
 from skinmtl.train.record import data_facts, origin, plain, seconds_with_former
-from skinmtl.train.resume import has_last, home, start_from
+from skinmtl.train.resume import has_last, home, keep_seen, start_from
 
 log = logging.getLogger(__name__)
 
@@ -163,6 +163,8 @@ def _train(nodes: Mapping[str, Any], here: Run, init_from: str | None, resumed: 
     facts: dict[str, Any] = {"parameters": parameters, "precision": trainer.precision}
     if init_from is not None:
         facts["init_from"] = start_from(Run.open(init_from), module, data, here)
+    else:
+        keep_seen(here, data)
     facts |= data_facts(data) | {"encoder_weights": module.network.weights_file}
     if first:
         say_shares(nodes, data, module)

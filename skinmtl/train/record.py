@@ -93,15 +93,7 @@ def data_facts(data: DataModule) -> dict[str, Any]:
             **parts,
         },
         "data": {"hash": data.data_hash, "layout": data.layout, "images": int((data.source == 0).sum())},
-        "also": {
-            name: {
-                "images": int((data.source == number).sum()),
-                "masks": int(data.table["mask"][data.source == number].notna().sum()),
-                "diagnoses": int(data.table["dx"][data.source == number].notna().sum()),
-                "share": source.share,
-            }
-            for number, (name, source) in enumerate(data.also.items(), start=1)
-        },
+        "also": data.also_facts,
     }
 
 

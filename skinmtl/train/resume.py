@@ -13,6 +13,7 @@ from yaml import YAMLError
 
 from skinmtl import ranks
 from skinmtl.checkpoints import load as load_checkpoint
+from skinmtl.data import duplicates
 from skinmtl.data.datamodule import DataModule
 from skinmtl.errors import ConfigError, SkinmtlError
 from skinmtl.facts import flat
@@ -81,30 +82,51 @@ def _differences(run: Run, config: Mapping[str, Any]) -> list[str]:
 def start_from(parent: Run, module: MultiTaskModule, data: DataModule, here: Run) -> dict[str, Any]:
     """Take another run's best weights and give its facts; refuse what has seen these test lesions or does not fit.
 
-    What those weights have seen is kept in seen.csv, for whoever starts from this run.
+    What those weights have seen is kept, as by `keep_seen`.
     """
     checkpoint = load_checkpoint(parent.checkpoint())
     facts = checkpoint["skinmtl"]
-    split = pd.read_csv(parent.split_file, dtype=str)
+    split = pd.read_csv(parent.split_file, dtype=str, keep_default_na=False)
     seen = split.loc[split[f"fold_{facts['fold']}"] != "test", ["image_id", "group"]]
-    if (parent.path / "seen.csv").is_file():
-        seen = pd.concat([seen, pd.read_csv(parent.path / "seen.csv", dtype=str)]).drop_duplicates()
+    if (file := parent.path / "seen.csv").is_file():
+        seen = pd.concat([seen, pd.read_csv(file, dtype=str, keep_default_na=False)]).drop_duplicates()
     test = data.split[data.split[f"fold_{data.fold}"] == "test"]
-    # What it merged may not be merged here, and the other way round: lesions of either side count.
-    lesions = {name for group in seen["group"].unique() for name in [group, *group.split("+")]}
-    merged = test["image_id"].map(dict(zip(data.table["image_id"], data.groups, strict=True)))
-    met = set(data.groups[data.table["image_id"].isin(seen["image_id"]) | data.table["lesion_id"].isin(lesions)])
-    known = test["image_id"].isin(seen["image_id"]) | test["group"].isin(seen["group"]) | merged.isin(met)
+    known = test["image_id"].isin(_met(seen, data)) | (test["group"].isin(seen["group"]) & (test["group"] != ""))
     if known.any():
         what = f"{parent.path.name} has learned from lesions of {int(known.sum())} of the {len(test)} test photographs"
         raise ConfigError("init_from", what, f"use data.split={os.path.relpath(parent.split_file)} and its fold")
-    if ranks.rank() == 0:
-        write_text(here.path / "seen.csv", seen.to_csv(index=False))
-    # Without lesion ids there, nobody knows which lesions it has seen.
-    data.leaky = data.leaky or bool(parent.info().get("leaky"))
+    keep_seen(here, data, seen)
+    # Without lesion ids there, nobody knows which lesions it has seen; a further source's were vouched for beside that
+    # run's photographs alone.
+    unknown = bool((seen["group"] == "").any()) and data.data_hash != facts["data_hash"]
+    data.leaky = data.leaky or unknown or bool(parent.info().get("leaky"))
     try:
         module.network.load_state_dict(network_state(checkpoint["state_dict"]))
     except RuntimeError as error:
         what = f"weights of {parent.path.name} do not fit: {' '.join(str(error).split())[:300]}"
         raise ConfigError("init_from", what, "use the model and tasks of that run") from None
     return {"run_id": parent.path.name} | {key: facts[key] for key in ("split_hash", "data_hash", "fold")}
+
+
+def _met(seen: pd.DataFrame, data: DataModule) -> set[str]:
+    """Photographs at data.root that show a seen photograph, its lesion, or one that a duplicate joins to it."""
+    first = data.table[data.source == 0]
+    ids = set(seen["image_id"])
+    # What was merged there may not be merged here, and the other way round: lesions of either side count.
+    lesions = {name for group in seen["group"].unique() for name in [group, *group.split("+")]} - {""}
+    both = pd.concat([first[["image_id", "lesion_id"]], seen.rename(columns={"group": "lesion_id"})], ignore_index=True)
+    pairs = duplicates.pairs(data.duplicates, both)
+    ids |= {name for pair in pairs if not ids.isdisjoint(pair) for name in pair}
+    met = data.groups[first["image_id"].isin(ids) | first["lesion_id"].isin(lesions)]
+    return set(first["image_id"][data.groups.isin(met)])
+
+
+def keep_seen(here: Run, data: DataModule, before: pd.DataFrame | None = None) -> None:
+    """Keep in seen.csv what a run's weights have seen beside its own split, for whoever starts from them.
+
+    That is `before`, and what its further sources train on: `image_id` and `group`, blank where no lesion is known.
+    """
+    further = data.table.loc[data.source > 0, ["image_id", "lesion_id"]].rename(columns={"lesion_id": "group"})
+    seen = further if before is None else pd.concat([before, further])
+    if len(seen) and ranks.rank() == 0:
+        write_text(here.path / "seen.csv", seen.to_csv(index=False))
