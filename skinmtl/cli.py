@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from skinmtl import __version__
-from skinmtl.errors import Faults, InputError, SkinmtlError
+from skinmtl.errors import Faults, InputError, ResourceError, SkinmtlError, first_line
 
 RESEARCH = "Research use only: not a medical device."
 
@@ -25,20 +26,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     act: Callable[[argparse.Namespace], int] = arguments.act
     try:
         return act(arguments)
-    except SkinmtlError as error:
+    except (SkinmtlError, OSError) as error:
         if os.environ.get("SKINMTL_DEBUG"):
             raise
-        for line in str(error).splitlines():
+        known = error if isinstance(error, SkinmtlError) else _refused(error)
+        for line in str(known).splitlines():
             print(f"skinmtl: error: {line}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(
-            f"skinmtl: error: {error.filename}: {error.strerror}; fix: free space or write elsewhere", file=sys.stderr
-        )
-        return 4
+        return known.exit_code
     except KeyboardInterrupt:
         print("skinmtl: stopped", file=sys.stderr)
         return 75
+
+
+def _refused(error: OSError) -> SkinmtlError:
+    """What the system refuses, as an answer: a full or failing disk, or a place that cannot be used."""
+    where, what = str(error.filename or "the system"), error.strerror or first_line(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceError(str(error.filename or "disk"), what, "free space, or write elsewhere")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return InputError(where, what, "get leave to read or write it, or name another place")
+    if isinstance(error, FileNotFoundError | FileExistsError | NotADirectoryError | IsADirectoryError):
+        return InputError(where, what, "name another place")
+    return ResourceError(where, what, "see to the machine, then run the command again")
 
 
 def parser() -> argparse.ArgumentParser:

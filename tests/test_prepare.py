@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
@@ -232,6 +233,29 @@ def test_a_disk_and_a_missing_table_are_refused_before_any_work(
     assert "a disk of its own" in faults(lambda: command.bring([root], Path("/")))[0]
     assert prepare(out, "--lesions", "nowhere.csv") == 2  # a download would ask the network, which fails a test
     assert "no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 4, "disk: No space left on device; fix: free space"),
+        (OSError(errno.EROFS, "Read-only", "a"), 2, "a: Read-only; fix: get leave to read or write it"),
+        (OSError(errno.EEXIST, "File exists", "a"), 2, "a: File exists; fix: name another place"),
+        (OSError(errno.EHOSTUNREACH, "No route to host"), 4, "the system: No route to host; fix: see to the machine"),
+        (OSError("odd"), 4, "the system: OSError: odd; fix: see to the machine"),
+    ],
+)
+def test_what_the_system_refuses_is_said_in_its_own_words(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: OSError, code: int, said: str
+) -> None:
+    monkeypatch.setattr(verify, "check", lambda _: (_ for _ in ()).throw(error))
+    assert prepare(out, "--verify") == code
+    assert capsys.readouterr().err.startswith(f"skinmtl: error: {said}")
+
+
+def test_a_place_below_a_file_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert prepare(root / "HAM10000_metadata.csv" / "out", "--from", root) == 2
+    assert "Not a directory; fix: name another place" in capsys.readouterr().err
 
 
 def test_two_different_files_of_one_name_are_refused(root: Path, out: Path, tmp_path: Path) -> None:
