@@ -7,8 +7,10 @@ import errno
 import json
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -116,6 +118,19 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+@contextmanager
+def _stops() -> Iterator[None]:
+    """SIGTERM and SIGHUP are Ctrl-C, for what is half-done has to go; not those that nohup has switched off."""
+    heard = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@_stops()
 def prepare(arguments: argparse.Namespace) -> int:
     """HAM10000 at a folder, decoded once and with a manifest; or that folder checked again."""
     from skinmtl.data.prepare import command, dataverse, verify

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -20,7 +22,7 @@ from PIL import Image
 from skinmtl import cli
 from skinmtl.data import sources
 from skinmtl.data.images import read_image
-from skinmtl.data.prepare import command, manifest, verify
+from skinmtl.data.prepare import arrange, command, manifest, verify
 from skinmtl.data.prepare.folders import walk
 from skinmtl.errors import Faults, InputError, ResourceError, SkinmtlError
 
@@ -273,6 +275,40 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_written(
     with pytest.raises(ResourceError, match="are free"):
         command.bring([root], out)
     assert os.listdir(out.parent) == ["found"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_stop_leaves_nothing_behind_and_nohup_is_obeyed(
+    root: Path, out: Path, monkeypatch: pytest.MonkeyPatch, number: int, ignored: bool
+) -> None:
+    def stopped(*words: object) -> dict[str, str]:
+        os.kill(os.getpid(), number)
+        return arrange.arrange(*words)
+
+    def heard(*_: object) -> None:
+        raise AssertionError("nobody turned the signal into Ctrl-C")
+
+    monkeypatch.setattr(command, "arrange", stopped)
+    handler = signal.SIG_IGN if ignored else heard
+    before = signal.signal(number, handler)
+    try:
+        assert prepare(out, "--from", root) == (0 if ignored else 75)
+        assert signal.getsignal(number) == handler
+    finally:
+        signal.signal(number, before)
+    assert sorted(os.listdir(out.parent)) == (["found", "out"] if ignored else ["found"])
+
+
+def test_what_a_killed_import_left_is_swept_and_nothing_else(root: Path, out: Path) -> None:
+    names = ["out.partial-0123abcd", "out.partial-76543210", "out.partial-backup", "other.partial-0123abcd"]
+    for name in names:
+        (out.parent / name / "found").mkdir(parents=True)
+    claimed = os.open(out.parent / names[1], os.O_RDONLY)
+    fcntl.flock(claimed, fcntl.LOCK_EX)
+    command.bring([root], out)
+    os.close(claimed)
+    assert sorted(os.listdir(out.parent)) == sorted(["found", "out", *names[1:]])
 
 
 # ---- verify ----
