@@ -125,10 +125,15 @@ def test_a_folder_of_archives_is_an_import(root: Path, out: Path, tmp_path: Path
     assert len(contents(out)) == len(contents(root)) + 1
 
 
-def test_lesion_ids_are_joined_and_make_the_published_layout(tmp_path: Path, out: Path) -> None:
+@pytest.mark.parametrize("named", ["image_id", "file"])
+def test_lesion_ids_are_joined_and_make_the_published_layout(tmp_path: Path, out: Path, named: str) -> None:
     write_mirror(tmp_path / "mirror", lesions=14)
     known = write_dataverse(tmp_path / "known", lesions=20)
-    command.bring([tmp_path / "mirror"], out, lesions=tmp_path / "known" / "HAM10000_metadata.csv")
+    file = tmp_path / "known" / "HAM10000_metadata.csv"
+    if named == "file":
+        renamed = known.assign(image=known["image_id"] + ".jpg", lesion_id=" " + known["lesion_id"])
+        renamed.drop(columns="image_id").to_csv(file, index=False)
+    command.bring([tmp_path / "mirror"], out, lesions=file)
     table = sources.read(out)
     assert sources.recognise(out) == "dataverse"
     assert not sources.is_leaky(table)
@@ -148,9 +153,16 @@ def test_without_lesion_ids_the_layout_stays_and_the_report_says_so(tmp_path: Pa
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (lambda t: t[2:], "no lesion id for: ISIC_0000000, ISIC_0000001"),
+        (lambda t: t[2:], "no row for these photographs: ISIC_0000000, ISIC_0000001"),
         (lambda t: t.assign(lesion_id=t["lesion_id"].where(t["image_id"] != "ISIC_0000003", "")), "ISIC_0000003"),
-        (lambda t: pd.concat([t, t[:1]]), "the same id twice: ISIC_0000000"),
+        (
+            lambda t: pd.concat([t, t[:1].assign(lesion_id="x")]),
+            r"several lesions for one photograph: row 2 \(ISIC_0000",
+        ),
+        (
+            lambda t: t.drop(columns="dx").replace("HAM_0000001", "HAM_0000000"),
+            r"lesions.csv: lesion HAM_0000000 has several diagnoses: akiec \(ISIC_0000000\), bcc \(ISIC_0000001\)",
+        ),
         (lambda t: t.assign(dx=t["dx"].where(t["image_id"] != "ISIC_0000003", "nv")), "another dx.*ISIC_0000003"),
         (lambda t: t.drop(columns="lesion_id"), "no column lesion_id"),
     ],

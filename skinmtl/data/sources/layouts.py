@@ -157,6 +157,16 @@ LAYOUTS: dict[Layout, Callable[[Path], Cases]] = {
 
 def lesions(file: Path, ids: pd.Series) -> tuple[pd.Series, list[SkinmtlError]]:
     """The lesion of each photograph, from a table with `image_id` (or `image`) and `lesion_id`; others may be in it."""
+    rows, faults = lesion_rows(file, ids)
+    return rows["lesion_id"], faults
+
+
+def lesion_rows(file: Path, ids: pd.Series) -> tuple[pd.DataFrame, list[SkinmtlError]]:
+    """All that such a table says of the photographs: a row for each of `ids`, indexed alike, blank where it has none.
+
+    Raises:
+        InputError: the file is no such table.
+    """
     raw, faults = read_table(file)
     key = "image" if "image" in raw and "image_id" not in raw else "image_id"
     require(raw, (key, "lesion_id"), file)
@@ -170,7 +180,9 @@ def lesions(file: Path, ids: pd.Series) -> tuple[pd.Series, list[SkinmtlError]]:
     faults += row_faults(file, names, checks)
     absent = list(ids[~ids.isin(names)])
     faults += listed(file, "no row for these photographs", [shown(image_id) for image_id in absent], "add them")
-    return ids.map(dict(zip(names, raw["lesion_id"], strict=True))).fillna(""), faults
+    rows = raw.set_axis(names)
+    rows = rows[~rows.index.duplicated()].reindex(ids).fillna("")
+    return rows.set_axis(ids.index), faults
 
 
 def _one_hot(file: Path) -> tuple[pd.DataFrame, list[SkinmtlError]]:
