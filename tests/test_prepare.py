@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from dataverse import Dataverse, serving
-from layouts import ham10000_table, photograph, write_dataverse, write_mirror
+from layouts import ham10000_table, photograph, write_dataverse, write_kaggle, write_mirror
 from PIL import Image
 
 from skinmtl import cli
@@ -141,6 +141,23 @@ def test_lesion_ids_are_joined_and_make_the_published_layout(tmp_path: Path, out
     for ours, theirs in {"lesion_id": "lesion_id", "dx": "dx", "source": "dataset", "dx_type": "dx_type"}.items():
         assert table[ours].tolist() == known[theirs].tolist()
     assert table["age"].tolist() == known["age"].astype(float).tolist()
+
+
+@pytest.mark.parametrize(("folder", "ending"), [("masks", ""), ("outlines", "_mask"), ("old", "_seg")])
+def test_masks_come_from_any_folder_that_is_named_after_them_and_what_stays_behind_is_counted(
+    tmp_path: Path, out: Path, folder: str, ending: str
+) -> None:
+    write_kaggle(tmp_path / "kaggle")
+    (tmp_path / "kaggle-masks").rename(tmp_path / folder)
+    for path in (tmp_path / folder).iterdir():
+        path.rename(path.with_name(path.name.replace("_segmentation", ending)))
+    notes = command.bring([tmp_path / "kaggle", tmp_path / folder], out).notes
+    if folder == "old":
+        assert notes[-1].startswith("21 pictures stayed behind, such as old/ISIC_0000000_seg.png: no row of the table")
+    else:
+        assert sources.read(out)["mask"].notna().all()
+        assert "21 of them have a mask" in notes
+        assert "stayed behind" not in "".join(notes)
 
 
 def test_without_lesion_ids_the_layout_stays_and_the_report_says_so(tmp_path: Path, out: Path) -> None:

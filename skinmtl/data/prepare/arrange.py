@@ -12,6 +12,7 @@ import pandas as pd
 
 from skinmtl.data import sources
 from skinmtl.data.prepare.names import is_table
+from skinmtl.data.sources.folders import masks as masks_in
 from skinmtl.data.sources.layouts import lesion_rows
 from skinmtl.data.sources.tables import listed, most, shown
 from skinmtl.errors import Faults, InputError, SkinmtlError
@@ -19,6 +20,7 @@ from skinmtl.errors import Faults, InputError, SkinmtlError
 IMAGES, MASKS, METADATA = "HAM10000_images_part", "HAM10000_segmentations_lesion_tschandl", "HAM10000_metadata"
 HAM10000 = ("dataverse", "kaggle", "mirror", "isic2018_task3")  # layouts of the same photographs
 PUBLISHED = ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset")
+OF_MASKS = re.compile(r"(mask|segmentation)[^/]*/[^/]*\.png$|_(mask|segmentation)\.png$", re.IGNORECASE)
 LABELS = re.compile(r"GroundTruth|LesionGroupings")
 
 
@@ -26,24 +28,28 @@ def arrange(found: Path, ready: Path, lesions: Path | None = None) -> dict[str, 
     """Move the files of the data set at `found` to `ready`; gives where each came from, both as relative paths.
 
     HAM10000 with lesion ids goes into the Dataverse layout. Without them it keeps the layout that it has, for that
-    layout's metadata could not be written; so does a data set that is not HAM10000. Files that belong to no row stay
-    behind. `lesions` is a table with `image_id` (or `image`) and `lesion_id`, joined to photographs; the published
-    columns that the layout lacks come along.
+    layout's metadata could not be written; so does a data set that is not HAM10000. Masks that the Dataverse layout
+    lacks come from any other folder, by their names. Files that belong to no row stay behind.
+
+    `lesions` is a table with `image_id` (or `image`) and `lesion_id`, joined to photographs; the published columns that
+    the layout lacks come along.
 
     Raises:
         InputError: no such data set, or a table that cannot be read.
         Faults: everything wrong with the tables.
     """
-    layout: str = sources.recognise(found)
+    with _unwarned():
+        layout = sources.recognise(found)
     if layout in ("csv", "folder"):
         what = "photographs, but no table of HAM10000 (no HAM10000_metadata.csv, no GroundTruth.csv)"
         raise InputError(str(found), what, "give the table too; photographs of your own need no import")
     with _unwarned():
-        table = sources.read(found, allow_leak=True)
+        table = sources.read(found, layout, allow_leak=True)
     if lesions is not None:
         table = join(table, lesions)
 
     if layout in HAM10000 and not sources.is_leaky(table):
+        table = _with_masks(table, found)
         moves = _dataverse(table)
         published = next((file for file in found.glob(f"{METADATA}*") if is_table(file.name)), None)
         if published and lesions is None:
@@ -60,7 +66,7 @@ def arrange(found: Path, ready: Path, lesions: Path | None = None) -> dict[str, 
 
 @contextmanager
 def _unwarned() -> Iterator[None]:
-    """Without the warning of a layout that leaks: lesion ids may be about to come."""
+    """Without warnings of masks and layouts that are passed over: more is about to come, and the rest is counted."""
     reader = logging.getLogger(sources.__name__)
     before = reader.level
     reader.setLevel(logging.ERROR)
@@ -106,6 +112,21 @@ def _torn(table: pd.DataFrame, file: Path) -> list[SkinmtlError]:
         what = f"lesion {shown(str(lesion))} has several diagnoses: {where}"
         faults.append(InputError(str(file), what, "mend its lesion_id"))
     return most(faults)
+
+
+def _with_masks(table: pd.DataFrame, found: Path) -> pd.DataFrame:
+    """The case table with masks for photographs that have none, from further folders that are named after masks."""
+    if table["mask"].notna().all():
+        return table
+    folders = {path.parent for path in found.rglob("*") if OF_MASKS.search(f"{path.parent.name}/{path.name}")}
+    folders -= {Path(mask).parent for mask in table["mask"].dropna()}
+    with _unwarned():
+        masks, faults = masks_in(sorted(folders), dict(zip(table["image_id"], table["image"], strict=True)))
+    if faults:
+        raise Faults(faults)
+    if not masks:
+        return table
+    return table.assign(mask=table["mask"].fillna(table["image_id"].map(masks)))
 
 
 def _dataverse(table: pd.DataFrame) -> dict[str, Path]:

@@ -16,6 +16,7 @@ from skinmtl.data.prepare.archives import Limits
 from skinmtl.data.prepare.arrange import arrange
 from skinmtl.data.prepare.download import Remote, fetch
 from skinmtl.data.prepare.intake import collect
+from skinmtl.data.prepare.names import is_picture, shown
 from skinmtl.data.prepare.web import PATIENT, Patience
 from skinmtl.errors import Faults, InputError, ResourceError, SkinmtlError
 
@@ -60,6 +61,7 @@ def bring(paths: Sequence[Path], out: Path, lesions: Path | None = None, limits:
             broken = collect(paths, found, limits or Limits())
             origin = arrange(found, ready, lesions)
             report = verify.look(ready)
+            report.notes += _left_behind(found)
             for target, came in origin.items():
                 if came in broken and target not in report.faults:
                     report.faults[target] = [broken[came]]
@@ -113,6 +115,13 @@ def refuse_filled(out: Path) -> None:
     if out.exists() or out.is_symlink():
         fix = f"give a new one; or check it: skinmtl prepare {out} --verify"
         raise InputError(str(out), "there is something already", fix)
+
+
+def _left_behind(found: Path) -> list[str]:
+    """A note of the pictures that were given and are no part of the data set."""
+    left = sorted(path.relative_to(found).as_posix() for path in found.rglob("*") if is_picture(path.name))
+    why = "no row of the table has them, as a photograph or by the name of a mask"
+    return [f"{len(left):,} pictures stayed behind, such as {shown(left[0])}: {why}"] if left else []
 
 
 def _renamed(fault: SkinmtlError, ready: Path, origin: dict[str, str]) -> SkinmtlError:
