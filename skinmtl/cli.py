@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
@@ -15,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from skinmtl import __version__
-from skinmtl.errors import Faults, InputError, SkinmtlError
+from skinmtl.errors import Faults, InputError, ResourceError, SkinmtlError, first_line
 
 RESEARCH = "Research use only: not a medical device."
 
@@ -26,20 +29,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     act: Callable[[argparse.Namespace], int] = arguments.act
     try:
         return act(arguments)
-    except SkinmtlError as error:
+    except (SkinmtlError, OSError) as error:
         if os.environ.get("SKINMTL_DEBUG"):
             raise
-        for line in str(error).splitlines():
+        known = error if isinstance(error, SkinmtlError) else _refused(error)
+        for line in str(known).splitlines():
             print(f"skinmtl: error: {line}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(
-            f"skinmtl: error: {error.filename}: {error.strerror}; fix: free space or write elsewhere", file=sys.stderr
-        )
-        return 4
+        return known.exit_code
     except KeyboardInterrupt:
         print("skinmtl: stopped", file=sys.stderr)
         return 75
+
+
+def _refused(error: OSError) -> SkinmtlError:
+    """What the system refuses, as an answer: a full or failing disk, or a place that cannot be used."""
+    where, what = str(error.filename or "the system"), error.strerror or first_line(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceError(str(error.filename or "disk"), what, "free space, or write elsewhere")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return InputError(where, what, "get leave to read or write it, or name another place")
+    if isinstance(error, FileNotFoundError | FileExistsError | NotADirectoryError | IsADirectoryError):
+        return InputError(where, what, "name another place")
+    return ResourceError(where, what, "see to the machine, then run the command again")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -111,6 +122,19 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+@contextmanager
+def _stops() -> Iterator[None]:
+    """SIGTERM and SIGHUP are Ctrl-C, for what is half-done has to go; not those that nohup has switched off."""
+    heard = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@_stops()
 def prepare(arguments: argparse.Namespace) -> int:
     """HAM10000 at a folder, decoded once and with a manifest; or that folder checked again."""
     from skinmtl.data.prepare import command, dataverse, verify

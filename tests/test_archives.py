@@ -81,6 +81,50 @@ def test_an_honest_archive_is_taken(place: Path, published: Path, kind: str) -> 
     assert sorted(os.listdir(place)) == [f"a.{kind}", "out"]
 
 
+def test_archives_of_other_things_in_a_folder_are_left_out_unopened(
+    place: Path, published: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, empty = place / "downloads", place / "empty"
+    folder.mkdir()
+    empty.mkdir()
+    pack(folder / "HAM10000.zip", published)
+    link = tarfile.TarInfo("linux/link")
+    link.type, link.linkname = tarfile.SYMTYPE, "../../victim.csv"
+    pack(folder / "linux.tar.gz", empty, (link, b""), ("../../victim.csv", b"stolen"))
+    pack(folder / "logs.zip", empty, ("log.txt", bytes(10_000_000)), ("me.jpg", b"x"))
+    command.bring([folder], place / "out")
+    assert sorted(record.args[0].name for record in caplog.records) == ["linux.tar.gz", "logs.zip"]
+    assert (place.parent / "victim.csv").read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", ["hostile", "broken", "bomb"])
+def test_an_archive_in_a_folder_that_may_be_of_ham10000_is_judged_like_one_given_by_name(
+    place: Path, published: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    folder, empty = place / "downloads", place / "empty"
+    far = [0]
+    folder.mkdir()
+    empty.mkdir()
+    whole = pack(folder / "a.zip", published).read_bytes()
+    link = tarfile.TarInfo("HAM10000_images_part_1/ISIC_0000000.jpg")
+    link.type, link.linkname = tarfile.SYMTYPE, "../../victim.csv"
+    if kind == "hostile":
+        pack(folder / "b.tar.gz", empty, (link, b""))
+    elif kind == "broken":
+        (folder / "b.zip").write_bytes(whole[: len(whole) // 2])
+    else:  # not unpacked to its end in order to see which names come behind it
+        pack(folder / "b.tar.gz", empty, ("big.log", bytes(50_000_000)), ("HAM10000_metadata.csv", b""))
+        seek = gzip.GzipFile.seek
+        monkeypatch.setattr(gzip.GzipFile, "seek", lambda self, at, *how: far.append(at) or seek(self, at, *how))
+    said = {"hostile": "a link or a device", "broken": "a broken archive", "bomb": "more than"}[kind]
+    before = sorted(place.rglob("*"))
+    assert cli.main(["prepare", str(place / "out"), "--from", str(folder)]) == 2
+    assert said in capsys.readouterr().err
+    assert max(far) < 20_000_000
+    assert sorted(place.rglob("*")) == before
+    assert (place.parent / "victim.csv").read_text() == "mine"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "name",

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import io
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -150,6 +152,27 @@ def test_no_answer_at_all_is_one_line() -> None:
         url = server.url
     with pytest.raises(InputError, match="no luck in 5 tries .*refused"):
         listing.files(url, QUICK)
+
+
+@pytest.mark.parametrize("name", ["HTTPResponse.read1", "HTTPConnection.getresponse"])
+@pytest.mark.parametrize("error", [OSError(113, "No route to host"), OSError(100, "Network is down"), ssl.SSLError(1)])
+def test_a_network_that_goes_away_for_a_moment_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, error: OSError
+) -> None:
+    with serving(Dataverse({NAME: DATA})) as server:
+        file, calls = remote(server), []
+        kind, method = name.split(".")
+        real = getattr(getattr(http.client, kind), method)
+
+        def away(self: object, *words: object) -> object:
+            calls.append(words)
+            if len(calls) == 2 or (len(calls) == 1 and method == "getresponse"):
+                raise error
+            return real(self, *words)
+
+        monkeypatch.setattr(getattr(http.client, kind), method, away)
+        assert fetch(file, tmp_path, QUICK).read_bytes() == DATA
+    assert server.sent < 2 * len(DATA)
 
 
 @pytest.mark.parametrize("to", ["http://198.51.100.7/file", "ftp://127.0.0.1/file", "file:///etc/hostname"])

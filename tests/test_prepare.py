@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -13,13 +16,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from dataverse import Dataverse, serving
-from layouts import ham10000_table, photograph, write_dataverse, write_mirror
+from layouts import ham10000_table, photograph, write_dataverse, write_kaggle, write_mirror
 from PIL import Image
 
 from skinmtl import cli
 from skinmtl.data import sources
 from skinmtl.data.images import read_image
-from skinmtl.data.prepare import command, manifest, verify
+from skinmtl.data.prepare import arrange, command, manifest, verify
 from skinmtl.data.prepare.folders import walk
 from skinmtl.errors import Faults, InputError, ResourceError, SkinmtlError
 
@@ -122,10 +125,15 @@ def test_a_folder_of_archives_is_an_import(root: Path, out: Path, tmp_path: Path
     assert len(contents(out)) == len(contents(root)) + 1
 
 
-def test_lesion_ids_are_joined_and_make_the_published_layout(tmp_path: Path, out: Path) -> None:
+@pytest.mark.parametrize("named", ["image_id", "file"])
+def test_lesion_ids_are_joined_and_make_the_published_layout(tmp_path: Path, out: Path, named: str) -> None:
     write_mirror(tmp_path / "mirror", lesions=14)
     known = write_dataverse(tmp_path / "known", lesions=20)
-    command.bring([tmp_path / "mirror"], out, lesions=tmp_path / "known" / "HAM10000_metadata.csv")
+    file = tmp_path / "known" / "HAM10000_metadata.csv"
+    if named == "file":
+        renamed = known.assign(image=known["image_id"] + ".jpg", lesion_id=" " + known["lesion_id"])
+        renamed.drop(columns="image_id").to_csv(file, index=False)
+    command.bring([tmp_path / "mirror"], out, lesions=file)
     table = sources.read(out)
     assert sources.recognise(out) == "dataverse"
     assert not sources.is_leaky(table)
@@ -133,6 +141,23 @@ def test_lesion_ids_are_joined_and_make_the_published_layout(tmp_path: Path, out
     for ours, theirs in {"lesion_id": "lesion_id", "dx": "dx", "source": "dataset", "dx_type": "dx_type"}.items():
         assert table[ours].tolist() == known[theirs].tolist()
     assert table["age"].tolist() == known["age"].astype(float).tolist()
+
+
+@pytest.mark.parametrize(("folder", "ending"), [("masks", ""), ("outlines", "_mask"), ("old", "_seg")])
+def test_masks_come_from_any_folder_that_is_named_after_them_and_what_stays_behind_is_counted(
+    tmp_path: Path, out: Path, folder: str, ending: str
+) -> None:
+    write_kaggle(tmp_path / "kaggle")
+    (tmp_path / "kaggle-masks").rename(tmp_path / folder)
+    for path in (tmp_path / folder).iterdir():
+        path.rename(path.with_name(path.name.replace("_segmentation", ending)))
+    notes = command.bring([tmp_path / "kaggle", tmp_path / folder], out).notes
+    if folder == "old":
+        assert notes[-1].startswith("21 pictures stayed behind, such as old/ISIC_0000000_seg.png: no row of the table")
+    else:
+        assert sources.read(out)["mask"].notna().all()
+        assert "21 of them have a mask" in notes
+        assert "stayed behind" not in "".join(notes)
 
 
 def test_without_lesion_ids_the_layout_stays_and_the_report_says_so(tmp_path: Path, out: Path) -> None:
@@ -145,9 +170,16 @@ def test_without_lesion_ids_the_layout_stays_and_the_report_says_so(tmp_path: Pa
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (lambda t: t[2:], "no lesion id for: ISIC_0000000, ISIC_0000001"),
+        (lambda t: t[2:], "no row for these photographs: ISIC_0000000, ISIC_0000001"),
         (lambda t: t.assign(lesion_id=t["lesion_id"].where(t["image_id"] != "ISIC_0000003", "")), "ISIC_0000003"),
-        (lambda t: pd.concat([t, t[:1]]), "the same id twice: ISIC_0000000"),
+        (
+            lambda t: pd.concat([t, t[:1].assign(lesion_id="x")]),
+            r"several lesions for one photograph: row 2 \(ISIC_0000",
+        ),
+        (
+            lambda t: t.drop(columns="dx").replace("HAM_0000001", "HAM_0000000"),
+            r"lesions.csv: lesion HAM_0000000 has several diagnoses: akiec \(ISIC_0000000\), bcc \(ISIC_0000001\)",
+        ),
         (lambda t: t.assign(dx=t["dx"].where(t["image_id"] != "ISIC_0000003", "nv")), "another dx.*ISIC_0000003"),
         (lambda t: t.drop(columns="lesion_id"), "no column lesion_id"),
     ],
@@ -234,6 +266,29 @@ def test_a_disk_and_a_missing_table_are_refused_before_any_work(
     assert "no such file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 4, "disk: No space left on device; fix: free space"),
+        (OSError(errno.EROFS, "Read-only", "a"), 2, "a: Read-only; fix: get leave to read or write it"),
+        (OSError(errno.EEXIST, "File exists", "a"), 2, "a: File exists; fix: name another place"),
+        (OSError(errno.EHOSTUNREACH, "No route to host"), 4, "the system: No route to host; fix: see to the machine"),
+        (OSError("odd"), 4, "the system: OSError: odd; fix: see to the machine"),
+    ],
+)
+def test_what_the_system_refuses_is_said_in_its_own_words(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: OSError, code: int, said: str
+) -> None:
+    monkeypatch.setattr(verify, "check", lambda _: (_ for _ in ()).throw(error))
+    assert prepare(out, "--verify") == code
+    assert capsys.readouterr().err.startswith(f"skinmtl: error: {said}")
+
+
+def test_a_place_below_a_file_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert prepare(root / "HAM10000_metadata.csv" / "out", "--from", root) == 2
+    assert "Not a directory; fix: name another place" in capsys.readouterr().err
+
+
 def test_two_different_files_of_one_name_are_refused(root: Path, out: Path, tmp_path: Path) -> None:
     shutil.copytree(root, tmp_path / "again")
     command.bring([root, tmp_path / "again"], out)
@@ -249,6 +304,40 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_written(
     with pytest.raises(ResourceError, match="are free"):
         command.bring([root], out)
     assert os.listdir(out.parent) == ["found"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_stop_leaves_nothing_behind_and_nohup_is_obeyed(
+    root: Path, out: Path, monkeypatch: pytest.MonkeyPatch, number: int, ignored: bool
+) -> None:
+    def stopped(*words: object) -> dict[str, str]:
+        os.kill(os.getpid(), number)
+        return arrange.arrange(*words)
+
+    def heard(*_: object) -> None:
+        raise AssertionError("nobody turned the signal into Ctrl-C")
+
+    monkeypatch.setattr(command, "arrange", stopped)
+    handler = signal.SIG_IGN if ignored else heard
+    before = signal.signal(number, handler)
+    try:
+        assert prepare(out, "--from", root) == (0 if ignored else 75)
+        assert signal.getsignal(number) == handler
+    finally:
+        signal.signal(number, before)
+    assert sorted(os.listdir(out.parent)) == (["found", "out"] if ignored else ["found"])
+
+
+def test_what_a_killed_import_left_is_swept_and_nothing_else(root: Path, out: Path) -> None:
+    names = ["out.partial-0123abcd", "out.partial-76543210", "out.partial-backup", "other.partial-0123abcd"]
+    for name in names:
+        (out.parent / name / "found").mkdir(parents=True)
+    claimed = os.open(out.parent / names[1], os.O_RDONLY)
+    fcntl.flock(claimed, fcntl.LOCK_EX)
+    command.bring([root], out)
+    os.close(claimed)
+    assert sorted(os.listdir(out.parent)) == sorted(["found", "out", *names[1:]])
 
 
 # ---- verify ----

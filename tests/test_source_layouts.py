@@ -194,6 +194,17 @@ def test_photographs_come_before_a_table_that_lies_there_to_be_joined(root: Path
         sources.read(root)
 
 
+def test_a_layout_beside_the_one_that_is_read_is_named(root: Path, log: pytest.LogCaptureFixture) -> None:
+    write_task3(root)
+    write_task1(root)
+    assert sources.read(root).attrs["layout"] == "isic2018_task3"
+    (said,) = (record.getMessage() for record in log.records if record.levelno == logging.WARNING)
+    assert said == f"{root}: the layout isic2018_task3 is read, and more lies here: data=isic2018_task1"
+    log.clear()
+    sources.read(root, "isic2018_task1", allow_leak=True)
+    assert not [record for record in log.records if record.levelno == logging.WARNING]
+
+
 # --- A table of one's own, a folder -----------------------------------------------------------------------------------
 
 
@@ -280,6 +291,28 @@ def test_missing_masks_are_missing_and_strays_are_counted(root: Path, log: pytes
     assert table.index[table["mask"].isna()].tolist() == [2, 5, 6]
     assert "3 without a mask" in log.text
     assert "3 files of masks belong to no photograph, such as" in log.text
+
+
+def test_one_right_ending_does_not_let_the_others_pass_for_missing_masks(
+    root: Path, log: pytest.LogCaptureFixture
+) -> None:
+    write_dataverse(root, lesions=14)
+    first = root / MASKS / "ISIC_0000000_segmentation.png"
+    data = first.read_bytes()
+    first.unlink()
+    rename_masks(root, "_seg.png")
+    first.write_bytes(data)
+    assert sources.read(root)["mask"].notna().sum() == 1
+    (said,) = (record.getMessage() for record in log.records if record.levelno == logging.WARNING)
+    assert said.startswith("20 files of masks are named after photographs without a mask, such as ")
+    assert said.endswith("a mask is named <id>.png, <id>_segmentation.png or <id>_mask.png")
+
+
+def test_folders_of_the_mirror_may_be_spelt_in_any_case(root: Path) -> None:
+    write_mirror(root)
+    for name in ("images", "masks"):
+        (root / name).rename(root / name.capitalize())
+    assert sources.read(root, allow_leak=True)["mask"].notna().all()
 
 
 def test_two_masks_of_one_photograph_are_a_fault(root: Path) -> None:

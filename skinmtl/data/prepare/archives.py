@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
-from skinmtl.data.prepare.names import FRESH, checked_name, folded, is_archive, is_clutter, shown
+from skinmtl.data.prepare.names import FRESH, checked_name, folded, is_archive, is_clutter, is_ours, shown
 from skinmtl.errors import InputError
 
 WRONG = (
@@ -77,6 +77,31 @@ class Member:
                 raise EOFError(f"{shown(self.name)} ends too early")
 
 
+def holds_ours(path: Path, limits: Limits) -> bool:
+    """Whether a file in an archive is named like one of HAM10000's. Nothing is judged by that, and nothing unpacked.
+
+    Raises:
+        InputError: it is broken, or unpacks to more than it may, so that its names are not known.
+    """
+    with _whole(path), ExitStack() as stack:
+        if _is_zip(path):
+            return any(map(is_ours, stack.enter_context(zipfile.ZipFile(path)).namelist()))
+        most = limits.small + limits.ratio * path.stat().st_size
+        source = _Bounded(stack.enter_context(_unpacked(path)), min(most, 2 * limits.total_bytes + BLOCK))
+        archive = stack.enter_context(tarfile.open(fileobj=cast(IO[bytes], source), mode="r:"))  # noqa: SIM115
+        for number, info in enumerate(archive):
+            if number >= limits.files:
+                raise ValueError(f"more than {limits.files:,} files")
+            if is_ours(info.name):
+                return True
+        return False
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
+
+
 @contextmanager
 def opened(path: Path, limits: Limits) -> Iterator[list[Member]]:
     """The files of an archive, none of them unpacked yet; folders and what a Mac adds are left out.
@@ -88,9 +113,7 @@ def opened(path: Path, limits: Limits) -> Iterator[list[Member]]:
     with ExitStack() as stack:
         with _whole(path):
             check_sum(path)
-            with path.open("rb") as file:
-                magic = file.read(6)
-            read = _zip if magic.startswith(b"PK") else _tar
+            read = _zip if _is_zip(path) else _tar
             members = read(path, limits, stack)
         _check_collisions([member.name for member in members], path)
         yield members
@@ -213,6 +236,8 @@ class _Bounded(io.RawIOBase):
         return self._stream.read(size)
 
     def seek(self, offset: int, whence: int = 0) -> int:
+        if offset > self._most:  # of a packed file, all before it would be unpacked
+            raise ValueError(f"more than {self._most:,} bytes")
         return self._stream.seek(offset, whence)
 
     def tell(self) -> int:

@@ -12,11 +12,15 @@ import pandas as pd
 
 from skinmtl.data import sources
 from skinmtl.data.prepare.names import is_table
+from skinmtl.data.sources.folders import masks as masks_in
+from skinmtl.data.sources.layouts import lesion_rows
+from skinmtl.data.sources.tables import listed, most, shown
 from skinmtl.errors import Faults, InputError, SkinmtlError
 
 IMAGES, MASKS, METADATA = "HAM10000_images_part", "HAM10000_segmentations_lesion_tschandl", "HAM10000_metadata"
 HAM10000 = ("dataverse", "kaggle", "mirror", "isic2018_task3")  # layouts of the same photographs
 PUBLISHED = ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset")
+OF_MASKS = re.compile(r"(mask|segmentation)[^/]*/[^/]*\.png$|_(mask|segmentation)\.png$", re.IGNORECASE)
 LABELS = re.compile(r"GroundTruth|LesionGroupings")
 
 
@@ -24,24 +28,28 @@ def arrange(found: Path, ready: Path, lesions: Path | None = None) -> dict[str, 
     """Move the files of the data set at `found` to `ready`; gives where each came from, both as relative paths.
 
     HAM10000 with lesion ids goes into the Dataverse layout. Without them it keeps the layout that it has, for that
-    layout's metadata could not be written; so does a data set that is not HAM10000. Files that belong to no row stay
-    behind. `lesions` is a table with `image_id` (or `image`) and `lesion_id`, joined to photographs; the published
-    columns that the layout lacks come along.
+    layout's metadata could not be written; so does a data set that is not HAM10000. Masks that the Dataverse layout
+    lacks come from any other folder, by their names. Files that belong to no row stay behind.
+
+    `lesions` is a table with `image_id` (or `image`) and `lesion_id`, joined to photographs; the published columns that
+    the layout lacks come along.
 
     Raises:
         InputError: no such data set, or a table that cannot be read.
         Faults: everything wrong with the tables.
     """
-    layout: str = sources.recognise(found)
+    with _unwarned():
+        layout = sources.recognise(found)
     if layout in ("csv", "folder"):
         what = "photographs, but no table of HAM10000 (no HAM10000_metadata.csv, no GroundTruth.csv)"
         raise InputError(str(found), what, "give the table too; photographs of your own need no import")
     with _unwarned():
-        table = sources.read(found, allow_leak=True)
+        table = sources.read(found, layout, allow_leak=True)
     if lesions is not None:
         table = join(table, lesions)
 
     if layout in HAM10000 and not sources.is_leaky(table):
+        table = _with_masks(table, found)
         moves = _dataverse(table)
         published = next((file for file in found.glob(f"{METADATA}*") if is_table(file.name)), None)
         if published and lesions is None:
@@ -58,7 +66,7 @@ def arrange(found: Path, ready: Path, lesions: Path | None = None) -> dict[str, 
 
 @contextmanager
 def _unwarned() -> Iterator[None]:
-    """Without the warning of a layout that leaks: lesion ids may be about to come."""
+    """Without warnings of masks and layouts that are passed over: more is about to come, and the rest is counted."""
     reader = logging.getLogger(sources.__name__)
     before = reader.level
     reader.setLevel(logging.ERROR)
@@ -73,55 +81,52 @@ def join(table: pd.DataFrame, file: Path) -> pd.DataFrame:
 
     Raises:
         InputError: the file is no such table.
-        Faults: photographs without a row, several rows or no lesion; a diagnosis that is another.
+        Faults: photographs without a row or a lesion, or with several; a diagnosis that is another; a lesion with two.
     """
-    known = _read(file)
-    rows = table[["image_id"]].merge(known, on="image_id", how="left")
-    repeated = known["image_id"][known["image_id"].duplicated()]
-    faults = _listed(
-        file, "the same id twice", repeated[repeated.isin(table["image_id"])], "keep one row per photograph"
-    )
-    if faults:
-        raise Faults(faults)
-    without = table["image_id"][rows["lesion_id"].fillna("") == ""]
-    faults += _listed(file, "no lesion id for", without, "give a table that has them all")
+    rows, faults = lesion_rows(file, table["image_id"])
+    joined = table.assign(lesion_id=rows["lesion_id"])
     if "dx" in rows:
-        other = rows["dx"].notna() & table["dx"].notna() & (rows["dx"] != table["dx"].astype("str"))
-        faults += _listed(
-            file, "another dx than the photographs' own table", table["image_id"][other], "mend one of them"
-        )
+        other = (rows["dx"] != "") & table["dx"].notna() & (rows["dx"] != table["dx"].astype("str"))
+        ids = list(table["image_id"][other])
+        faults += listed(file, "another dx than the photographs' own table", ids, "mend one of them")
+    faults += _torn(joined, file)
     if faults:
         raise Faults(faults)
 
-    table = table.assign(lesion_id=rows["lesion_id"])
     for theirs in ("dx_type", "age", "sex", "localization", "dataset"):
         ours = "source" if theirs == "dataset" else theirs
         if theirs in rows and table[ours].isna().all():
-            values = rows[theirs].where(rows[theirs].fillna("") != "")
-            table[ours] = pd.to_numeric(values, errors="coerce") if theirs == "age" else values
-    table.attrs["leaky"] = False
-    return table
+            values = rows[theirs].where(rows[theirs] != "")
+            joined[ours] = pd.to_numeric(values, errors="coerce") if theirs == "age" else values
+    joined.attrs["leaky"] = False
+    return joined
 
 
-def _read(file: Path) -> pd.DataFrame:
-    try:
-        separator = "\t" if file.suffix == ".tab" else ","
-        known = pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise InputError(str(file), " ".join(f"not a table: {error}".split()), "save it as UTF-8 CSV") from error
-    if "image_id" not in known:
-        known = known.rename(columns={"image": "image_id"})
-    missing = [name for name in ("image_id", "lesion_id") if name not in known]
-    if missing:
-        raise InputError(str(file), f"no column {', '.join(missing)}", "give a table with image_id and lesion_id")
-    return known
+def _torn(table: pd.DataFrame, file: Path) -> list[SkinmtlError]:
+    """A fault for each lesion that the file makes of photographs with different diagnoses."""
+    known = table[(table["lesion_id"] != "") & table["dx"].notna()]
+    several = known["dx"].astype("str").groupby(known["lesion_id"]).transform("nunique") > 1
+    faults: list[SkinmtlError] = []
+    for lesion, torn in known[several].groupby("lesion_id"):
+        where = ", ".join(f"{dx} ({image_id})" for dx, image_id in zip(torn["dx"], torn["image_id"], strict=True))
+        what = f"lesion {shown(str(lesion))} has several diagnoses: {where}"
+        faults.append(InputError(str(file), what, "mend its lesion_id"))
+    return most(faults)
 
 
-def _listed(file: Path, what: str, ids: pd.Series, fix: str) -> list[SkinmtlError]:
-    if ids.empty:
-        return []
-    more = f" and {len(ids) - 10:,} more" if len(ids) > 10 else ""
-    return [InputError(str(file), f"{what}: {', '.join(ids[:10])}{more}", fix)]
+def _with_masks(table: pd.DataFrame, found: Path) -> pd.DataFrame:
+    """The case table with masks for photographs that have none, from further folders that are named after masks."""
+    if table["mask"].notna().all():
+        return table
+    folders = {path.parent for path in found.rglob("*") if OF_MASKS.search(f"{path.parent.name}/{path.name}")}
+    folders -= {Path(mask).parent for mask in table["mask"].dropna()}
+    with _unwarned():
+        masks, faults = masks_in(sorted(folders), dict(zip(table["image_id"], table["image"], strict=True)))
+    if faults:
+        raise Faults(faults)
+    if not masks:
+        return table
+    return table.assign(mask=table["mask"].fillna(table["image_id"].map(masks)))
 
 
 def _dataverse(table: pd.DataFrame) -> dict[str, Path]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import re
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from skinmtl.data.prepare import manifest, verify
@@ -12,6 +16,7 @@ from skinmtl.data.prepare.archives import Limits
 from skinmtl.data.prepare.arrange import arrange
 from skinmtl.data.prepare.download import Remote, fetch
 from skinmtl.data.prepare.intake import collect
+from skinmtl.data.prepare.names import is_picture, shown
 from skinmtl.data.prepare.web import PATIENT, Patience
 from skinmtl.errors import Faults, InputError, ResourceError, SkinmtlError
 
@@ -48,27 +53,57 @@ def bring(paths: Sequence[Path], out: Path, lesions: Path | None = None, limits:
         Faults: everything wrong with pictures and tables, by the names that they have in `paths`.
     """
     refuse_filled(out)
+    _sweep(out)
+    with _place(out) as partial:
+        found, ready = partial / "found", partial / "ready"
+        found.mkdir()
+        try:
+            broken = collect(paths, found, limits or Limits())
+            origin = arrange(found, ready, lesions)
+            report = verify.look(ready)
+            report.notes += _left_behind(found)
+            for target, came in origin.items():
+                if came in broken and target not in report.faults:
+                    report.faults[target] = [broken[came]]
+            if report.faults:
+                raise Faults([_renamed(fault, ready, origin) for fault in report.all_faults()])
+            manifest.write(ready, report.sums)
+            if out.exists():
+                out.rmdir()
+            ready.rename(out)
+        except SkinmtlError as error:
+            raise _below(error, partial) from error
+    return report
+
+
+@contextmanager
+def _place(out: Path) -> Iterator[Path]:
+    """A folder to work in, beside `out`: claimed by this process, and gone in the end."""
     partial = out.with_name(f"{out.name}.partial-{secrets.token_hex(4)}")
-    found, ready = partial / "found", partial / "ready"
-    found.mkdir(parents=True)
+    partial.mkdir(parents=True)
+    handle = os.open(partial, os.O_RDONLY)
     try:
-        broken = collect(paths, found, limits or Limits())
-        origin = arrange(found, ready, lesions)
-        report = verify.look(ready)
-        for target, came in origin.items():
-            if came in broken and target not in report.faults:
-                report.faults[target] = [broken[came]]
-        if report.faults:
-            raise Faults([_renamed(fault, ready, origin) for fault in report.all_faults()])
-        manifest.write(ready, report.sums)
-        if out.exists():
-            out.rmdir()
-        ready.rename(out)
-    except SkinmtlError as error:
-        raise _below(error, partial) from error
+        with suppress(OSError):  # a disk that knows no locks on folders: then nobody can sweep there either
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield partial
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return report
+        os.close(handle)
+
+
+def _sweep(out: Path) -> None:
+    """Remove what imports to `out` left that were killed."""
+    name = re.compile(re.escape(out.name) + r"\.partial-[0-9a-f]{8}")
+    left = [folder for folder in out.parent.iterdir() if name.fullmatch(folder.name)] if out.parent.is_dir() else []
+    for folder in left:
+        with suppress(OSError):  # claimed, or another user's
+            handle = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if any(folder.iterdir()):  # an empty one may be about to be claimed
+                    shutil.rmtree(folder)
+            finally:
+                os.close(handle)
 
 
 def refuse_filled(out: Path) -> None:
@@ -80,6 +115,13 @@ def refuse_filled(out: Path) -> None:
     if out.exists() or out.is_symlink():
         fix = f"give a new one; or check it: skinmtl prepare {out} --verify"
         raise InputError(str(out), "there is something already", fix)
+
+
+def _left_behind(found: Path) -> list[str]:
+    """A note of the pictures that were given and are no part of the data set."""
+    left = sorted(path.relative_to(found).as_posix() for path in found.rglob("*") if is_picture(path.name))
+    why = "no row of the table has them, as a photograph or by the name of a mask"
+    return [f"{len(left):,} pictures stayed behind, such as {shown(left[0])}: {why}"] if left else []
 
 
 def _renamed(fault: SkinmtlError, ready: Path, origin: dict[str, str]) -> SkinmtlError:

@@ -10,7 +10,6 @@ import http.client
 import logging
 import os
 import re
-import urllib.error
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +102,7 @@ def _get(remote: Remote, part: _Part, patience: Patience) -> bool:
             try:
                 _append(remote, part, patience, step)
                 break
-            except (Broken, urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+            except (Broken, http.client.HTTPException) as error:
                 if isinstance(error, Stale):
                     part.restart()
                 failures = 1 if part.size() > before else failures + 1
@@ -144,7 +143,7 @@ def _continues(content_range: str, at: int, size: int | None) -> bool:
 def _copy(answer: http.client.HTTPResponse, remote: Remote, part: _Part, step: Callable[[int], None]) -> None:
     with part.path.open("ab", buffering=0) as file:  # unbuffered: whatever stops us, every byte that came is kept
         done = file.tell()
-        while block := answer.read1(BLOCK):
+        while block := _read(answer):
             try:
                 file.write(block)
             except OSError as error:
@@ -155,6 +154,13 @@ def _copy(answer: http.client.HTTPResponse, remote: Remote, part: _Part, step: C
                 raise InputError(remote.url, f"more than the {remote.size:,} bytes of its listing", "try again later")
             step(done)
         os.fsync(file.fileno())
+
+
+def _read(answer: http.client.HTTPResponse) -> bytes:
+    try:
+        return answer.read1(BLOCK)
+    except OSError as error:  # of the network, whatever its kind; one of the disk must not pass for it
+        raise Broken(str(error)) from error
 
 
 def _digest(path: Path, kind: str) -> str:

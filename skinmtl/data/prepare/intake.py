@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from skinmtl.data.prepare.folders import walk
 from skinmtl.data.prepare.names import checked_name, is_archive, is_picture, is_table, stem
 from skinmtl.errors import InputError, ResourceError, SkinmtlError
 
+logger = logging.getLogger(__name__)
+
 SPARE = 1.1  # of the bytes to write have to be free on the disk
 
 
@@ -18,9 +21,9 @@ def collect(paths: Sequence[Path], into: Path, limits: archives.Limits) -> dict[
     """Write every picture and table of `paths` below the empty folder `into`, pictures without their metadata.
 
     A folder around everything in a path is left away, and pictures that lie in none get one, named as their archive or
-    folder: so files of one data set come together, however each was packed. Archives among the files are opened too,
-    but none within those. Gives what is wrong with single pictures, by path below `into`; those are written as they
-    are.
+    folder: so files of one data set come together, however each was packed. Archives in a folder are opened too, unless
+    the names in them are none of HAM10000's; so are archives in an archive, but none within those. Gives what is wrong
+    with single pictures, by path below `into`; those are written as they are.
 
     Raises:
         InputError: an archive is broken or hostile, or two paths hold the same file.
@@ -57,8 +60,12 @@ def _from_folder(folder: Path, into: Path, limits: archives.Limits, faults: dict
             _put(target, file.read_bytes(), into, faults)
             step(number)
     for file in files:
-        if is_archive(file.name):
+        if not is_archive(file.name):
+            continue
+        if archives.holds_ours(file, limits):
             _from_archive(file, into, limits, faults, depth=0)
+        else:
+            logger.warning("%s: left out, no file in it has a name of HAM10000's", file)
 
 
 def _from_archive(path: Path, into: Path, limits: archives.Limits, faults: dict[str, SkinmtlError], depth: int) -> None:

@@ -12,6 +12,7 @@ SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", "
 PICTURES = (".jpg", ".jpeg", ".png")
 TABLES = (".csv", ".tab")
 BARE_TABLES = ("HAM10000_metadata",)  # published without an ending for years
+OURS = re.compile(r"(^|/)(HAM10000|ISIC|SYN_)|GroundTruth|LesionGroupings", re.IGNORECASE)
 FRESH = "get the archive again"
 
 
@@ -34,6 +35,12 @@ def is_picture(name: str) -> bool:
 def is_table(name: str) -> bool:
     """Whether a file is a table, by its name."""
     return name.lower().endswith(TABLES) or name in BARE_TABLES
+
+
+def is_ours(name: str) -> bool:
+    """Whether a path in an archive is that of a file of HAM10000, ISIC 2018, or ours drawn in their place."""
+    in_it = is_picture(name) or is_table(name.rpartition("/")[2]) or is_archive(name)
+    return in_it and OURS.search(name) is not None
 
 
 def checked_name(name: str, where: Path) -> str:

@@ -100,7 +100,7 @@ def open_url(url: str, headers: dict[str, str], patience: Patience) -> http.clie
 
     Raises:
         InputError: the URL is not allowed, or the server refuses for good.
-        Broken: it may answer next time. Others of the standard library's errors mean the same.
+        Broken: it may answer next time. An HTTPException of the standard library means the same.
     """
     request = urllib.request.Request(checked_url(url), headers=headers)
     request.add_header("User-Agent", f"skinmtl/{__version__}")
@@ -118,13 +118,15 @@ def open_url(url: str, headers: dict[str, str], patience: Patience) -> http.clie
             raise Broken(f"HTTP {error.code} {error.reason}", float(asked) if asked.isdigit() else 0.0) from error
         what = f"the server answers HTTP {error.code} {error.reason}"
         raise InputError(url, " ".join(what.split()), "check --server, or try again later") from error
+    except OSError as error:  # no name, no route, a broken handshake
+        raise Broken(str(error.reason if isinstance(error, urllib.error.URLError) else error)) from error
     return answer
 
 
 def wait(url: str, failures: int, error: Exception, patience: Patience) -> None:
     """Wait before asking again, longer after each failure; give up after `TRIES` of them in a row."""
     if failures >= TRIES:
-        why = " ".join(str(error.reason if isinstance(error, urllib.error.URLError) else error).split())
+        why = " ".join(str(error).split())
         raise InputError(url, f"no luck in {failures} tries ({why or type(error).__name__})", ONLINE) from error
     asked = error.wait if isinstance(error, Broken) else 0.0
     seconds = min(max(asked, patience.again * 2 ** (failures - 1)), LONGEST_WAIT)

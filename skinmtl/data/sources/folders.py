@@ -14,7 +14,13 @@ logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 MASK_ENDINGS = ("", "_segmentation", "_mask")  # of a mask's name, between its photograph's id and .png
+NAMES_OF_MASKS = "<id>.png, <id>_segmentation.png or <id>_mask.png"
 PICTURES = (*IMAGE_SUFFIXES, ".bmp", ".gif", ".tif", ".tiff", ".webp")
+
+
+def named(root: Path, name: str) -> list[Path]:
+    """Folders in `root` of this name, in any case."""
+    return [folder for folder in parts(root, name) if folder.name.lower() == name.lower()]
 
 
 def parts(root: Path, name: str) -> list[Path]:
@@ -60,8 +66,9 @@ def photographs(folders: Sequence[Path], where: Path) -> tuple[dict[str, str], l
 def masks(folders: Sequence[Path], images: Mapping[str, str]) -> tuple[dict[str, str], list[SkinmtlError]]:
     """Paths of masks by the id of their photograph: `<id>.png`, `<id>_segmentation.png` or `<id>_mask.png`.
 
-    Files that belong to no photograph are counted in the log. It is a fault when two belong to one, or when none of
-    them belongs to any: a photograph without a mask is allowed, so a wrong ending would pass for missing masks.
+    Files that belong to no photograph are counted in the log, with a warning where they are named after photographs
+    that have no mask. It is a fault when two belong to one, or when none of them belongs to any: a photograph without a
+    mask is allowed, so a wrong ending would pass for missing masks.
     """
     found: dict[str, str] = {}
     strays: list[str] = []
@@ -75,10 +82,13 @@ def masks(folders: Sequence[Path], images: Mapping[str, str]) -> tuple[dict[str,
             strays.append(path)
         elif not _is_copy(path, first := found.setdefault(image_id, path)):
             faults.append(InputError(path, f"the mask of {shown(image_id)} is also {first}", "keep one of them"))
+    without = images.keys() - found.keys()
     if strays and images and not found:
         what = f"none of {len(strays):,} files is the mask of a photograph, such as {shown(next(iter(images)))}"
-        fix = "name a mask <id>.png, <id>_segmentation.png or <id>_mask.png"
-        faults.append(InputError(strays[0], what, fix))
+        faults.append(InputError(strays[0], what, f"name a mask {NAMES_OF_MASKS}"))
+    elif nearly := [path for path in strays if _begins_with(Path(path).stem, without)]:
+        what = "%s files of masks are named after photographs without a mask, such as %s; a mask is named %s"
+        logger.warning(what, f"{len(nearly):,}", nearly[0], NAMES_OF_MASKS)
     elif strays and images:
         logger.info("%s files of masks belong to no photograph, such as %s", f"{len(strays):,}", strays[0])
     return found, most(faults)
@@ -88,6 +98,11 @@ def _photograph_of(stem: str, images: Collection[str]) -> str | None:
     """The id that a mask's name begins with; the longest, where ids end like masks."""
     ids = (stem.removesuffix(ending) for ending in MASK_ENDINGS if stem.endswith(ending))
     return next((image_id for image_id in ids if image_id in images), None)
+
+
+def _begins_with(stem: str, ids: Collection[str]) -> bool:
+    """Whether an id is the beginning of a name, and no digit follows: photo 1 is not that of photo 10_seg."""
+    return any(stem[:end] in ids and not stem[end : end + 1].isdigit() for end in range(1, len(stem) + 1))
 
 
 def _is_copy(path: str, first: str) -> bool:

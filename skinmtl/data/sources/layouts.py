@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Literal, get_args
 
 import pandas as pd
 
-from skinmtl.data.sources.folders import IMAGE_SUFFIXES, MASK_ENDINGS, existing, parts, photographs
+from skinmtl.data.sources.folders import IMAGE_SUFFIXES, MASK_ENDINGS, existing, named, parts, photographs
 from skinmtl.data.sources.ham10000 import DX, HOW_TO_GET
 from skinmtl.data.sources.tables import (
     MOST_NAMED,
@@ -23,6 +24,8 @@ from skinmtl.data.sources.tables import (
     shown,
 )
 from skinmtl.errors import InputError, SkinmtlError
+
+logger = logging.getLogger(__name__)
 
 Layout = Literal["dataverse", "kaggle", "mirror", "isic2018_task3", "isic2018_task1", "csv", "folder"]
 
@@ -52,9 +55,13 @@ class Cases:
 
 
 def recognise(root: Path) -> Layout:
-    """Which layout lies at `root`; the first of `Layout` where several do."""
+    """Which layout lies at `root`; the first of `Layout` where several do, with a warning that names the others."""
     for layout, lies in _SIGNS:
         if lies(root):
+            others = [other for other, also in _WITH_PHOTOGRAPHS if other not in ("kaggle", layout) and also(root)]
+            if others:
+                read = ", ".join(f"data={other}" for other in others)
+                logger.warning("%s: the layout %s is read, and more lies here: %s", root, layout, read)
             return layout
     what = f"none of the layouts {', '.join(get_args(Layout))} lies here" if root.exists() else "nothing is here"
     raise InputError(str(root), what, HOW_TO_GET)
@@ -82,8 +89,8 @@ def mirror(root: Path) -> Cases:
     """A public mirror of HAM10000: images/, masks/, GroundTruth.csv with one column per diagnosis and no lesion ids."""
     file = _first(root, ("GroundTruth.csv",), HOW_TO_GET)
     rows, faults = _one_hot(file)
-    images, more = photographs([root / "images"], root / "images")
-    return Cases(file, rows, images, [root / "masks"], DX, faults + more)
+    images, more = photographs(named(root, "images"), root / "images")
+    return Cases(file, rows, images, named(root, "masks"), DX, faults + more)
 
 
 def isic2018_task3(root: Path) -> Cases:
@@ -157,6 +164,16 @@ LAYOUTS: dict[Layout, Callable[[Path], Cases]] = {
 
 def lesions(file: Path, ids: pd.Series) -> tuple[pd.Series, list[SkinmtlError]]:
     """The lesion of each photograph, from a table with `image_id` (or `image`) and `lesion_id`; others may be in it."""
+    rows, faults = lesion_rows(file, ids)
+    return rows["lesion_id"], faults
+
+
+def lesion_rows(file: Path, ids: pd.Series) -> tuple[pd.DataFrame, list[SkinmtlError]]:
+    """All that such a table says of the photographs: a row for each of `ids`, indexed alike, blank where it has none.
+
+    Raises:
+        InputError: the file is no such table.
+    """
     raw, faults = read_table(file)
     key = "image" if "image" in raw and "image_id" not in raw else "image_id"
     require(raw, (key, "lesion_id"), file)
@@ -170,7 +187,9 @@ def lesions(file: Path, ids: pd.Series) -> tuple[pd.Series, list[SkinmtlError]]:
     faults += row_faults(file, names, checks)
     absent = list(ids[~ids.isin(names)])
     faults += listed(file, "no row for these photographs", [shown(image_id) for image_id in absent], "add them")
-    return ids.map(dict(zip(names, raw["lesion_id"], strict=True))).fillna(""), faults
+    rows = raw.set_axis(names)
+    rows = rows[~rows.index.duplicated()].reindex(ids).fillna("")
+    return rows.set_axis(ids.index), faults
 
 
 def _one_hot(file: Path) -> tuple[pd.DataFrame, list[SkinmtlError]]:
@@ -233,12 +252,15 @@ def _has_truth(root: Path) -> bool:
 
 # Tables with their photographs first: metadata may lie beside another layout, to join lesion ids from. Then a table
 # alone, for what is said about the missing photographs.
-_SIGNS: tuple[tuple[Layout, Callable[[Path], bool]], ...] = (
+_WITH_PHOTOGRAPHS: tuple[tuple[Layout, Callable[[Path], bool]], ...] = (
     ("dataverse", lambda root: _has_metadata(root) and bool(parts(root, IMAGES) and parts(root, SEGMENTATIONS))),
     ("kaggle", lambda root: _has_metadata(root) and bool(parts(root, IMAGES))),
-    ("mirror", lambda root: _has_truth(root) and (root / "images").is_dir()),
+    ("mirror", lambda root: _has_truth(root) and bool(named(root, "images"))),
     ("isic2018_task3", lambda root: bool(parts(root, f"{TASK3}_Input"))),
     ("isic2018_task1", lambda root: bool(parts(root, f"{TASK1}_Input"))),
+)
+_SIGNS: tuple[tuple[Layout, Callable[[Path], bool]], ...] = (
+    *_WITH_PHOTOGRAPHS,
     ("dataverse", _has_metadata),
     ("mirror", _has_truth),
     ("csv", lambda root: root.is_file() or len(_tables(root)) == 1),
