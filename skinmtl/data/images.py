@@ -78,6 +78,19 @@ def read_mask(path: Path, size: Size | None = None) -> NDArray[np.uint8]:
     return lesion
 
 
+def read_fitted(image: str, mask: str | None, size: Size) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Photograph (H, W, 3) and mask (H, W) in {0, 1} at `size` (height, width); zeros where there is no mask.
+
+    Raises:
+        InputError: as `read_image` and `read_mask`.
+    """
+    photograph = read_image(Path(image), has_mask=mask is not None)
+    if mask is None:
+        return fit_image(photograph, size), np.zeros(size, dtype=np.uint8)
+    outline = read_mask(Path(mask), size=(photograph.shape[0], photograph.shape[1]))
+    return fit_image(photograph, size), fit_mask(outline, size)
+
+
 def fit_image(image: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
     """The image (H, W, 3) at `size` (height, width): averaged over areas when it shrinks, bilinear when it grows."""
     if image.shape[:2] == tuple(size):
