@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml.parser import ParserError
 from yaml.scanner import ScannerError
 
-from skinmtl.errors import ConfigError, Interrupted, ResourceError, SkinmtlError
+from skinmtl.errors import ConfigError, InputError, Interrupted, ResourceError, SkinmtlError
 
 # Hydra's own, but for --experimental-rerun.
 OPTIONS = {
@@ -32,6 +32,8 @@ OPTIONS = {
     *("-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir", "-sc", "--shell-completion"),
     "--hydra-help",
 }
+
+ACCESS = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EROFS}  # of a file or a folder
 
 KEYS = {
     "experiment=": "what to run; one of those above",
@@ -173,6 +175,9 @@ def _known(error: BaseException) -> SkinmtlError | None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         fix = "free some, or write elsewhere with hydra.run.dir=, data.cache_dir= or data.cache=off"
         return ResourceError(str(error.filename or "disk"), "no space is left", fix)
+    if isinstance(error, OSError) and error.filename and error.errno in ACCESS:
+        what = error.strerror or "cannot be used"
+        return InputError(os.fsdecode(error.filename), what, "check the path and its permissions, or write elsewhere")
     memory = ("OutOfMemoryError", "can't allocate memory", "not enough memory")
     if isinstance(error, MemoryError) or any(word in f"{type(error).__name__}: {error}" for word in memory):
         return ResourceError("memory", str(error).split(". ")[0] or "not enough", "lower data.batch_size or data.size")

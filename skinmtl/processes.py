@@ -227,7 +227,8 @@ def _stops() -> Iterator[list[int]]:
     def stop(number: int, frame: FrameType | None) -> None:
         stopped.append(number)
 
-    before = {name: signal.signal(name, stop) for name in STOPS}
+    # What nohup or a shell's background had ignored stays ignored.
+    before = {name: signal.signal(name, stop) for name in STOPS if signal.getsignal(name) != signal.SIG_IGN}
     try:
         yield stopped
     finally:
@@ -244,6 +245,7 @@ def _begin(news: Connection, log: Path | None, work: Work, place: tuple[Path, in
             file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             for stream in (1, 2):
                 os.dup2(file, stream)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # only our parent sends it here, whatever it ignores
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
         work(*place)
     except BaseException as error:

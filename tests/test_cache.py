@@ -75,7 +75,7 @@ def test_a_warm_cache_is_used_as_it_is_and_opens_no_photograph(
         raise AssertionError("a photograph was opened")
 
     for name in ("read_image", "read_mask"):
-        monkeypatch.setattr(cache, name, refuse)
+        monkeypatch.setattr(images, name, refuse)
     assert again(table, kept) == kept
     assert (kept.stat().st_mtime_ns, kept.stat().st_ino) == (began.st_mtime_ns, began.st_ino)
     Photographs.of(table, SIZE, kept).read(7)
@@ -169,9 +169,25 @@ def test_what_has_changed_makes_a_cache_stale(
     assert cache.get(without, SIZE, kept.parent) not in (other, again(table, kept))
 
 
+def test_the_checksum_sees_blocks_that_changed_places() -> None:
+    written = np.zeros(2, records.record((96, 128)))
+    written.view(np.uint8)[:] = np.random.default_rng(0).integers(0, 256, written.nbytes, np.uint8)
+    swapped = written.copy()
+    one, other = (swapped.view(np.uint8)[at : at + 512] for at in (1024, 20480))
+    one[:], other[:] = other.copy(), one.copy()
+    assert records.checksum(written, 0) != records.checksum(swapped, 0)
+    assert records.checksum(written, 1) == records.checksum(swapped, 1)
+
+
+def test_a_cache_is_named_by_all_code_that_makes_its_pixels() -> None:
+    assert cache.read_fitted.__module__ == images.__name__, "whose text is in the name of the file"
+
+
 def test_unreadable_photographs_are_listed_and_leave_nothing(table: pd.DataFrame, tmp_path: Path) -> None:
     for row in (3, 8):
-        Path(table["image"][row]).write_bytes(b"")
+        Path(table["image"][row]).unlink()
+    Path(table["image"][3]).symlink_to("nowhere")
+    Path(table["image"][8]).touch()
     with pytest.raises(Faults) as caught:
         cache.get(table, SIZE, tmp_path / "kept")
     assert [Path(fault.where) for fault in caught.value.faults] == [Path(table["image"][row]) for row in (3, 8)]
@@ -188,7 +204,7 @@ def test_a_folder_that_cannot_be_written_means_no_cache(
 
 def _get(table: pd.DataFrame, folder: Path, barrier: object, decoded: object, pause: float) -> None:
     """In a process of its own: build, slowly, and count the photographs decoded."""
-    read = cache.read_image
+    read = images.read_image
 
     def slow(*args: object, **options: object) -> np.ndarray:
         time.sleep(pause)
@@ -196,7 +212,7 @@ def _get(table: pd.DataFrame, folder: Path, barrier: object, decoded: object, pa
             decoded.value += 1  # type: ignore[attr-defined]
         return read(*args, **options)  # type: ignore[arg-type]
 
-    cache.read_image = slow
+    images.read_image = slow
     barrier.wait(60)  # type: ignore[attr-defined]
     assert cache.get(table, SIZE, folder) is not None
 

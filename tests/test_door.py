@@ -146,6 +146,8 @@ def test_what_hydra_refuses_is_one_line_and_exit_code_2(
         (Diverged("loss", "not a number", "lower the rate"), 3, "loss: not a number"),
         (ResourceError("disk", "full", "free some"), 4, "disk: full"),
         (OSError(errno.ENOSPC, "No space left on device", "last.ckpt"), 4, "last.ckpt: no space is left"),
+        (PermissionError(errno.EACCES, "Permission denied", "splits"), 2, "splits: Permission denied; fix: check"),
+        (OSError(errno.EROFS, "Read-only file system", b"splits"), 2, "splits: Read-only file system"),
         (MemoryError(), 4, "memory: "),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes"), 4, "data.batch_size"),
         (Interrupted("a run", "stopped from outside", "resume=a"), 75, "resume=a"),

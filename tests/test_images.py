@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from layouts import photograph
@@ -61,8 +63,22 @@ def _zero_tail(path: Path) -> None:
     path.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
 
 
+def _hole(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[:-200] + bytes(100) + data[-100:])
+
+
+def _cut_and_closed(path: Path) -> None:
+    _half(path)
+    path.write_bytes(path.read_bytes() + b"\xff\xd9")
+
+
 def _no_end(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-2])
+
+
+def _deep(path: Path, pixels: np.ndarray) -> None:
+    path.write_bytes(cv2.imencode(path.suffix, pixels.astype(np.uint16) * 257)[1].tobytes())
 
 
 BROKEN: dict[str, Callable[[Path], object]] = {
@@ -74,8 +90,16 @@ BROKEN: dict[str, Callable[[Path], object]] = {
     "half.jpg": lambda path: _half(save(path, IMAGE)),
     "zeros.jpg": lambda path: _zero_tail(save(path, IMAGE)),
     "endless.jpg": lambda path: _no_end(save(path, IMAGE)),
+    "hole.jpg": lambda path: _hole(save(path, IMAGE)),
+    "hole_grey.jpg": lambda path: _hole(save(path, IMAGE, "L", optimize=True)),
+    "hole_progressive.jpg": lambda path: _hole(save(path, IMAGE, progressive=True)),
+    "closed.jpg": lambda path: _cut_and_closed(save(path, IMAGE, quality=95)),
+    "closed_cmyk.jpg": lambda path: _cut_and_closed(save(path, IMAGE, "CMYK", quality=95)),
+    "closed_progressive.jpg": lambda path: _cut_and_closed(save(path, IMAGE, progressive=True, quality=90)),
     "half.png": lambda path: _half(save(path, IMAGE)),
-    "deep.png": lambda path: Image.fromarray(IMAGE[..., 0].astype(np.uint16)).save(path),
+    "deep.png": lambda path: _deep(path, IMAGE),
+    "deep.tiff": lambda path: _deep(path, IMAGE),
+    "deep_grey.png": lambda path: _deep(path, IMAGE[..., 0]),
     "glass.png": lambda path: Image.new("RGBA", (4, 4), (1, 2, 3, 128)).save(path),
     "huge.png": lambda path: Image.new("1", (8000, 8000)).save(path),
     "film.png": lambda path: Image.new("RGB", (4, 4)).save(
@@ -92,6 +116,31 @@ def test_a_broken_photograph_is_named_in_one_line(tmp_path: Path, name: str) -> 
     with pytest.raises(InputError, match=name) as caught:
         read_image(path)
     assert "\n" not in str(caught.value)
+
+
+def jpeg(pixels: np.ndarray, **options: object) -> bytes:
+    Image.fromarray(pixels).save(file := io.BytesIO(), "JPEG", **options)
+    return file.getvalue()
+
+
+BLACK = np.zeros((320, 640, 3), np.uint8)
+BLACK[:40, :40] = np.kron(IMAGE, np.ones((2, 2, 1), np.uint8))[:40, :40]
+GREY = np.full((40, 40, 3), 128, np.uint8)
+WHOLE = {
+    "a trailer": jpeg(IMAGE) + b"a trailer with \xff\xda",
+    "marks in a comment": jpeg(IMAGE, comment=b"\xff\xd9\xff\xda"),
+    "a black margin": jpeg(BLACK, optimize=True),
+    "a black margin, progressive": jpeg(BLACK, progressive=True),
+    "the grey that decoders fill with": jpeg(GREY),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_whole_jpeg_that_looks_like_a_broken_one_is_read(tmp_path: Path, name: str) -> None:
+    (path := tmp_path / "a.jpg").write_bytes(WHOLE[name])
+    if "margin" in name:
+        assert bytes(64) in WHOLE[name][WHOLE[name].index(b"\xff\xda") :], "zeros that are pixels"
+    assert np.array_equal(read_image(path), pillow(path, "RGB"))
 
 
 def test_a_palette_that_runs_backwards_is_read_by_its_colours(tmp_path: Path) -> None:
@@ -121,6 +170,9 @@ def test_a_mask_of_other_values_lossy_coloured_or_of_another_size_is_refused(tmp
         read_mask(save(tmp_path / "grey.png", grey, "L"))
     with pytest.raises(InputError, match=r"lossy\.jpg: not a whole PNG"):
         read_mask(save(tmp_path / "lossy.jpg", MASK, "L"))
+    _deep(tmp_path / "deep.png", IMAGE)
+    with pytest.raises(InputError, match=r"deep\.png: more than 8 bits"):
+        read_mask(tmp_path / "deep.png")
     with pytest.raises(InputError, match=r"red\.png: a mask in colours"):
         read_mask(save(tmp_path / "red.png", IMAGE))
     with pytest.raises(InputError, match=r"m\.png: the mask is 40 x 30 pixels, its photograph 30 x 40"):

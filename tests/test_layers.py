@@ -38,7 +38,8 @@ DATA = """
     data.sources.layouts
     data.sources.cases
     data.sources.__init__
-    data.duplicates data.images
+    data.duplicates data.jpeg
+    data.images
     data.splits data.lookalikes
     data.certificate
     data.prepare.__init__ data.prepare.names data.prepare.progress data.prepare.web

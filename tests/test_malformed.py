@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -79,6 +80,11 @@ def bomb(side: int) -> Callable:
     return act
 
 
+def deep(kind: str) -> Callable:
+    """An RGB picture of 16 bits a channel."""
+    return lambda path: path.write_bytes(cv2.imencode(kind, IMAGE.astype(np.uint16) * 257)[1].tobytes())
+
+
 def turned(orientation: int) -> Image.Exif:
     exif = Image.Exif()
     exif[images.ORIENTATION] = orientation
@@ -98,6 +104,7 @@ BROKEN_PHOTOGRAPHS: dict[str, Callable[[Path], object]] = {
     "most.jpg": cut(picture(), 0.99),
     "endless.jpg": cut(picture(), -2),
     "zeros.jpg": patched(picture(), 0.5),
+    "hole.jpg": patched(picture(), 0.8, bytes(100)),
     "torn.png": cut(picture("PNG"), 0.5),
     "header.jpg": patched(picture(), 0.0, b"\xff\xd8\x00\x00"),
     "folder.jpg": lambda path: path.mkdir(),
@@ -105,6 +112,8 @@ BROKEN_PHOTOGRAPHS: dict[str, Callable[[Path], object]] = {
     "enormous.png": bomb(30_000),
     "huge.png": bomb(12_000),
     "deep.png": lambda path: Image.fromarray(IMAGE[..., 0].astype(np.uint16) * 256).save(path, "PNG"),
+    "deeper.png": deep(".png"),
+    "wide.tif": deep(".tif"),
     "glass.png": lambda path: Image.new("RGBA", SIZE[::-1], (1, 2, 3, 128)).save(path, "PNG"),
     "film.png": frames("PNG"),
     "drawing.jpg": lambda path: path.write_text("<svg xmlns='http://www.w3.org/2000/svg'/>"),
@@ -167,7 +176,7 @@ def lines(said: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", [*sorted(BROKEN_PHOTOGRAPHS.keys() - NOT_IN_TABLES), *BROKEN_PAIRS])
-def test_training_and_evaluation_stop_with_one_line_that_names_the_file(root: Path, name: str) -> None:
+def test_cache_and_decoding_stop_with_one_line_that_names_the_file(root: Path, name: str) -> None:
     pair = BROKEN_PAIRS.get(name) or (BROKEN_PHOTOGRAPHS[name], picture("PNG", MASK, "L"))
     places = replace(root, *pair)
     for door_ in ("the cache", "decoding"):

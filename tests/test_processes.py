@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from skinmtl import processes
+from skinmtl import processes, study
 from skinmtl.errors import Diverged, InputError, SkinmtlError
 from skinmtl.processes import ProcessDied, together
 
@@ -122,6 +124,17 @@ def test_who_does_not_listen_is_killed(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(processes, "PATIENCE", 0.5)
     with pytest.raises(InputError, match="no photograph"):
         together(ignore_stops, TWO, tmp_path)
+
+
+@pytest.mark.parametrize("watch", [processes._stops, lambda: study._handed_on(None)], ids=["a run", "a sweep"])
+def test_a_hangup_that_nohup_ignores_stays_ignored(watch: Callable[[], AbstractContextManager[list[int]]]) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with watch() as stopped:
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN and not stopped
+            assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_IGN, signal.SIG_DFL)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 75), (signal.SIGTERM, 75), (signal.SIGKILL, -9)])

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from skinmtl.data import images
-from skinmtl.data.images import Size, fit_image, fit_mask, read_image, read_mask
+from skinmtl.data import images, jpeg
+from skinmtl.data.images import Size, read_fitted
 from skinmtl.data.records import Records, checksum, claim, header, is_at, is_sound, open_records, record, sweep
 from skinmtl.errors import Faults, SkinmtlError
 
@@ -70,7 +70,7 @@ class Photographs:
             if is_sound(self._records, row):
                 return self._records["image"][row], self._records["mask"][row]
             self._give_up(f"was damaged after it had been written (row {row})")
-        return self._decode(row)
+        return read_fitted(self._images[row], self._masks[row], self._size)
 
     def _give_up(self, what: str) -> None:
         logger.warning(
@@ -80,14 +80,6 @@ class Photographs:
         with suppress(OSError):
             self._cache.unlink()
         self._cache = self._records = None
-
-    def _decode(self, row: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        path = self._masks[row]
-        image = read_image(Path(self._images[row]), has_mask=path is not None)
-        if path is None:
-            return fit_image(image, self._size), np.zeros(self._size, dtype=np.uint8)
-        mask = read_mask(Path(path), size=(image.shape[0], image.shape[1]))
-        return fit_image(image, self._size), fit_mask(mask, self._size)
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_records": None}
@@ -193,7 +185,8 @@ def fingerprint(table: pd.DataFrame) -> str:
 
 def _code() -> list[object]:
     """What the pixels depend on beside the files: our decoding and the packages that it calls."""
-    return [hashlib.sha256(Path(images.__file__).read_bytes()).hexdigest(), cv2.__version__, PIL.__version__]
+    rooms = [hashlib.sha256(Path(room.__file__).read_bytes()).hexdigest() for room in (images, jpeg)]
+    return [*rooms, cv2.__version__, PIL.__version__]
 
 
 def _digest(value: object) -> str:
@@ -201,15 +194,19 @@ def _digest(value: object) -> str:
 
 
 def _stats(table: pd.DataFrame) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Size in bytes and time of change in ns of every photograph, and of every mask; (-1, -1) for no file."""
+    """Size in bytes and time of change in ns of every photograph, and of every mask; (-1, -1) for no file.
+
+    One that cannot be looked at counts as none here: decoding names it, with all the others.
+    """
     return [_stat(path) for path in table["image"].tolist()], [_stat(path) for path in table["mask"].tolist()]
 
 
 def _stat(path: object) -> tuple[int, int]:
-    if not isinstance(path, str):
-        return -1, -1
-    found = os.stat(path)
-    return found.st_size, found.st_mtime_ns
+    if isinstance(path, str):
+        with suppress(OSError):
+            found = os.stat(path)
+            return found.st_size, found.st_mtime_ns
+    return -1, -1
 
 
 def _free(folder: Path) -> int:

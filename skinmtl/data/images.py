@@ -11,7 +11,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
+from skinmtl.data import jpeg
 from skinmtl.errors import InputError
 
 cv2.setNumThreads(0)  # parallelism is over photographs; OpenCV's own threads would fight with the workers
@@ -76,6 +78,19 @@ def read_mask(path: Path, size: Size | None = None) -> NDArray[np.uint8]:
     return lesion
 
 
+def read_fitted(image: str, mask: str | None, size: Size) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Photograph (H, W, 3) and mask (H, W) in {0, 1} at `size` (height, width); zeros where there is no mask.
+
+    Raises:
+        InputError: as `read_image` and `read_mask`.
+    """
+    photograph = read_image(Path(image), has_mask=mask is not None)
+    if mask is None:
+        return fit_image(photograph, size), np.zeros(size, dtype=np.uint8)
+    outline = read_mask(Path(mask), size=(photograph.shape[0], photograph.shape[1]))
+    return fit_image(photograph, size), fit_mask(outline, size)
+
+
 def fit_image(image: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
     """The image (H, W, 3) at `size` (height, width): averaged over areas when it shrinks, bilinear when it grows."""
     if image.shape[:2] == tuple(size):
@@ -101,8 +116,9 @@ def _open(path: Path, formats: tuple[str, ...]) -> Image.Image:
             raise InputError(str(path), f"{image.width} x {image.height} pixels", f"use at most {MAX_PIXELS:,} pixels")
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # MPO: a JPEG with a preview, the first counts
             raise InputError(str(path), "several pictures in one file", "save the one that is meant")
-        _check_end(image.format or "", data, path)
-        image.load()
+        if _bits(image, data) > 8:
+            raise InputError(str(path), "more than 8 bits a channel", "save it with 8 bits, scaled as you mean it")
+        _load(image, data)
     except InputError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -125,12 +141,21 @@ def _bytes(path: Path) -> bytes:
     return data
 
 
-def _check_end(kind: str, data: bytes, path: Path) -> None:
-    """Refuse a file that lost its end: PIL decodes a JPEG whose second half is zeros without a word."""
-    # In a JPEG the last scan (FFDA) has to be closed (FFD9); scan data itself never holds either pair.
-    closed = {"JPEG": data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda"), "PNG": b"IEND" in data[-1024:]}
-    if not closed.get(kind, True):
-        raise InputError(str(path), f"the {kind} is cut off or overwritten", "replace it")
+def _bits(image: Image.Image, data: bytes) -> int:
+    """Bits a channel where the format may have more than 8, of which Pillow would keep the upper ones alone."""
+    if image.format == "PNG":
+        return data[24]
+    return max(image.tag_v2.get(258, (1,))) if isinstance(image, TiffImageFile) else 8
+
+
+def _load(image: Image.Image, data: bytes) -> None:
+    """Decode a file that has all its bytes: PIL decodes a JPEG whose second half is zeros without a word."""
+    if image.format == "PNG" and b"IEND" not in data[-1024:]:
+        raise ValueError("its end is missing")
+    end = jpeg.end_of(data) if image.format in ("JPEG", "MPO") else 0
+    image.load()
+    if end and jpeg.wants_more(image, data, end):
+        raise ValueError("cut off")
 
 
 def _rgb(image: Image.Image, path: Path) -> Image.Image:

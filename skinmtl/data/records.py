@@ -9,6 +9,7 @@ import fcntl
 import io
 import logging
 import os
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from skinmtl.data.images import Size
 
 logger = logging.getLogger(__name__)
 
+LANES = 1021  # a prime, so that no block of a disk lies a whole number of rows from another
 PROBES = 32  # records looked at when a file is opened; the others are looked at as they are read
 
 Records = NDArray[np.void]  # (N,)
@@ -57,9 +59,14 @@ def open_records(path: Path, count: int, size: Size) -> Records | None:
 
 
 def checksum(records: Records, row: int) -> int:
-    """The checksum of a record's pixels: 32-bit words added up, and turned over so that zeros do not check zeros."""
+    """The checksum of a record's pixels: a CRC over the sums of every `LANES`th 32-bit word and over the words left.
+
+    As fast as a sum, for one word in 64 say, and not blind to order: blocks of a disk that changed places differ.
+    """
     words = records[row : row + 1].view("<u4")[:-1]
-    return ~int(np.add.reduce(words, dtype=np.uint32)) & 0xFFFFFFFF
+    full = len(words) // LANES * LANES
+    sums = np.add.reduce(words[:full].reshape(-1, LANES), axis=0, dtype=np.uint32)
+    return zlib.crc32(words[full:], zlib.crc32(sums))
 
 
 def is_sound(records: Records, row: int) -> bool:
