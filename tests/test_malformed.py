@@ -119,6 +119,7 @@ BROKEN_PHOTOGRAPHS: dict[str, Callable[[Path], object]] = {
     "drawing.jpg": lambda path: path.write_text("<svg xmlns='http://www.w3.org/2000/svg'/>"),
     "pages.tif": frames("TIFF"),
     "two\nlines.jpg": cut(picture(), 0.5),
+    "dangling.jpg": lambda path: path.symlink_to("nowhere"),
     "missing.jpg": lambda path: None,
 }
 # Name: how the photograph is written, and how its mask is.

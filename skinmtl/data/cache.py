@@ -185,7 +185,7 @@ def fingerprint(table: pd.DataFrame) -> str:
 
 def _code() -> list[object]:
     """What the pixels depend on beside the files: our decoding and the packages that it calls."""
-    rooms = [hashlib.sha256(Path(room.__file__).read_bytes()).hexdigest() for room in (images, jpeg)]
+    rooms = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in (images.__file__, jpeg.__file__)]
     return [*rooms, cv2.__version__, PIL.__version__]
 
 
