@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ def isolate() -> None:
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     os.environ |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "COLUMNS": "120", "PYTHONPATH": str(HERE)}
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask the network when a test imports it before us
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start without one
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the same numbers everywhere; =0 gives the tests a GPU
 
 

@@ -238,7 +238,6 @@ import signal
 from pathlib import Path
 from skinmtl.data.prepare.download import *
 from skinmtl.errors import Interrupted
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start without one
 try:
     fetch(Remote(**{file.__dict__}), Path({str(tmp_path)!r}))
 except Interrupted as error:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import stat
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -167,6 +168,8 @@ def _stat(path: str) -> tuple[int, int]:
         found = os.stat(path)
     except OSError as error:
         raise _unreadable(path, error) from error
+    if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
+        raise InputError(path, "no file", "give a photograph")
     return found.st_size, found.st_mtime_ns
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from itertools import pairwise
@@ -136,18 +137,28 @@ def read(path: Path) -> list[Pair]:
 def same_files(table: pd.DataFrame) -> list[Pair]:
     """Photographs whose files are the same, byte for byte, under two lesion ids; only files of equal size are read.
 
-    Raises:
-        InputError: a photograph that cannot be read.
+    What cannot be read is nobody's duplicate here: decoding names all such photographs together.
     """
     images = table.set_index("image_id")["image"]
-    try:
-        sizes = images.map(os.path.getsize)
-        digests = images[sizes.duplicated(keep=False)].map(lambda path: sha256(Path(path).read_bytes()).hexdigest())
-    except OSError as error:
-        what = f"cannot be read ({error.strerror})"
-        raise InputError(str(error.filename), what, "restore the photograph, or remove its row") from error
+    sizes = images.map(_size).dropna()
+    digests = images[sizes.index[sizes.duplicated(keep=False)]].map(_digest).dropna()
     alike = digests.index.to_series().groupby(digests.to_numpy(), sort=False)
     return apart((pair for _, ids in alike for pair in pairwise(ids)), table)
+
+
+def _size(path: str) -> int | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None  # a pipe would be waited for
+
+
+def _digest(path: str) -> str | None:
+    try:
+        return sha256(Path(path).read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 def groups(table: pd.DataFrame, pairs: Sequence[Pair]) -> pd.Series:
