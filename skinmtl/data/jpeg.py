@@ -27,13 +27,13 @@ def end_of(data: bytes) -> int:
     tables = b""
     missing: dict[int, bytearray] = {}  # by component, of each coefficient the low bits that are yet to come
     at = 2
-    while (marker := data[at := _code(MARKER, data, at)]) != END:
+    while (marker := data[at := find_code(MARKER, data, at)]) != END:
         end = at + 1 if marker in BARE else at + 1 + int.from_bytes(data[at + 1 : at + 3], "big")
         body, at = data[at + 3 : end], end
         if marker == TABLES:
             tables += body
         if marker == SCAN:
-            at = _code(SCAN_END, data, end) - 1
+            at = find_code(SCAN_END, data, end) - 1
             zeros = data.find(ZEROS, end, at)
             if zeros >= 0 and not _may_be_zeros(body, tables):
                 raise ValueError(f"nothing but zeros from byte {zeros} on")
@@ -56,7 +56,8 @@ def wants_more(image: Image.Image, data: bytes, end: int) -> bool:
         return longer.tobytes() != image.tobytes()
 
 
-def _code(pattern: re.Pattern[bytes], data: bytes, at: int) -> int:
+def find_code(pattern: re.Pattern[bytes], data: bytes, at: int) -> int:
+    """Where the code of the next marker stands that fits, after its 0xFF; ValueError where there is none."""
     if not (found := pattern.search(data, at)):
         raise ValueError("its end is missing")
     return found.end() - 1

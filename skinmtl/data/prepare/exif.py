@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from skinmtl.data.images import ORIENTATION
+from skinmtl.data.jpeg import BARE, END, MARKER, SCAN, SCAN_END, find_code
 from skinmtl.errors import InputError
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -21,10 +21,7 @@ JPEG = b"\xff\xd8"
 PNG_KEPT = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"sBIT", b"bKGD", b"pHYs"}
 PNG_KEPT |= {b"acTL", b"fcTL", b"fdAT"}
 
-SOS, EOI = 0xDA, 0xD9
 APPLICATION = {*range(0xE0, 0xF0), 0xFE}  # segments for applications, and comments
-BARE = {0x01, *range(0xD0, 0xD9)}  # markers without a length, which stand nowhere between segments
-SCAN_END = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # neither a stuffed zero nor a restart nor a fill byte
 
 
 def without_metadata(data: bytes, path: Path) -> bytes:
@@ -63,7 +60,7 @@ def _jpeg(data: bytes) -> Iterator[bytes]:
     """The pieces to keep, from the start to the first end of an image: what follows is a preview or a trailer."""
     yield JPEG
     at = len(JPEG)
-    while (marker := data[at := _marker(data, at)]) != EOI:
+    while (marker := data[at := find_code(MARKER, data, at)]) != END:
         (length,) = struct.unpack_from(">H", data, at + 1)
         end = at + 1 + length
         if marker in BARE or length < 2 or end > len(data):
@@ -71,22 +68,10 @@ def _jpeg(data: bytes) -> Iterator[bytes]:
         if _is_needed(marker, data[at + 3 : end]):
             yield data[at - 1 : end]
         at = end
-        if marker == SOS:
-            if not (found := SCAN_END.search(data, end)):
-                raise ValueError("no end of the picture")
-            at = found.start()
+        if marker == SCAN:
+            at = find_code(SCAN_END, data, end) - 1
             yield data[end:at]
     yield b"\xff\xd9"
-
-
-def _marker(data: bytes, at: int) -> int:
-    """Where the next marker's code stands. Decoders pass over fill bytes and stray ones before it, and so do we."""
-    while True:
-        at = data.index(b"\xff", at)
-        while data[at] == 0xFF:
-            at += 1
-        if data[at] != 0:
-            return at
 
 
 def _is_needed(marker: int, body: bytes) -> bool:
