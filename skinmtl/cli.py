@@ -191,7 +191,8 @@ def predict(arguments: argparse.Namespace) -> int:
     photographs = _photographs(arguments.images)
     out = arguments.out or arguments.run / "predict"
     failed = write_predictions(arguments.run, photographs, out, arguments.device)
-    print(f"{out}: {len(photographs) - failed} photographs predicted. {RESEARCH}")
+    count = len(photographs) - failed
+    print(f"{out}: {count} photograph{'' if count == 1 else 's'} predicted. {RESEARCH}")
     if failed:
         print(
             f"skinmtl: error: {out / 'errors.csv'}: {failed} photographs could not be read; fix: see the file",
@@ -300,7 +301,10 @@ def runs(arguments: argparse.Namespace) -> int:
         value = info.get("score")
         words = (str(info.get(key, "")) for key in ("name", "status", "seed"))
         table.add_row(os.path.relpath(run.path), *words, "" if value is None else f"{value:.4f}", stamps(info))
-    Console().print(table)
+    console = Console()
+    # Folders are what the other commands take: nothing is cut short, however narrow the terminal.
+    console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
+    console.print(table)
     return 0
 
 
