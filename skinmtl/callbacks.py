@@ -172,7 +172,11 @@ class Clock(Callback):
 
 
 class Finite(Callback):
-    """Stop when a loss is not finite: a model that has diverged is not worth a finished run."""
+    """Stop when a loss is not finite: a model that has diverged is not worth a finished run.
+
+    Raises:
+        Diverged: after the batch, naming its first rows of the case table.
+    """
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

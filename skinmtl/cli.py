@@ -17,7 +17,7 @@ from typing import get_args
 from rich.console import Console
 from rich.table import Table
 
-from skinmtl import __version__
+from skinmtl import __version__, processes
 from skinmtl.errors import Faults, InputError, ResourceError, SkinmtlError, first_line
 
 RESEARCH = "Research use only: not a medical device."
@@ -125,13 +125,13 @@ def parser() -> argparse.ArgumentParser:
 @contextmanager
 def _stops() -> Iterator[None]:
     """SIGTERM and SIGHUP are Ctrl-C, for what is half-done has to go; not those that nohup has switched off."""
-    heard = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, signal.default_int_handler) for number in heard}
+    heard = processes.heeded((signal.SIGTERM, signal.SIGHUP))
+    before = {name: signal.signal(name, signal.default_int_handler) for name in heard}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for name, handler in before.items():
+            signal.signal(name, handler)
 
 
 @_stops()

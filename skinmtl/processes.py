@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -44,6 +44,11 @@ class ProcessDied(SkinmtlError):
     def __init__(self, where: str, what: str, fix: str, exit_code: int) -> None:
         super().__init__(where, what, fix)
         self.exit_code = exit_code
+
+
+def heeded(names: Iterable[signal.Signals]) -> list[signal.Signals]:
+    """Those signals that nohup, or a shell that put us in its background, has not switched off."""
+    return [name for name in names if signal.getsignal(name) != signal.SIG_IGN]
 
 
 def clean_environment() -> dict[str, str]:
@@ -228,7 +233,7 @@ def _stops() -> Iterator[list[int]]:
         stopped.append(number)
 
     # What nohup or a shell's background had ignored stays ignored.
-    before = {name: signal.signal(name, stop) for name in STOPS if signal.getsignal(name) != signal.SIG_IGN}
+    before = {name: signal.signal(name, stop) for name in heeded(STOPS)}
     try:
         yield stopped
     finally:

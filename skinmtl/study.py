@@ -26,7 +26,7 @@ from skinmtl.answer import leak_gap
 from skinmtl.errors import ConfigError, SkinmtlError, first_line
 from skinmtl.facts import stamps
 from skinmtl.jobs import read_jobs
-from skinmtl.processes import STOPS, clean_environment
+from skinmtl.processes import STOPS, clean_environment, heeded
 from skinmtl.runs import Run, write_text
 
 COLUMNS = ("job", "overrides", "status", "exit_code", "score", "stamp", "seconds", "folder")
@@ -121,10 +121,7 @@ def _handed_on(child: subprocess.Popen[bytes]) -> Iterator[list[int]]:
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
 
-    # What nohup or a shell's background had ignored stays ignored.
-    stops = [name for name in STOPS if signal.getsignal(name) != signal.SIG_IGN]
-    names = (*stops, signal.SIGALRM)
-    before = {name: signal.signal(name, stop) for name in names}
+    before = {name: signal.signal(name, stop) for name in (*heeded(STOPS), signal.SIGALRM)}
     try:
         yield stopped
     finally:
