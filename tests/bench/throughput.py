@@ -1,8 +1,8 @@
 """Images per second in training, loading and stepping together: skinmtl and the plain loop in alternation.
 
 Each measurement has a process of its own, so neither profits from what the other warmed up. skinmtl runs as in
-`study=seed_protocol experiment=resnet18_unet`, with its augmentation, averaged weights, metrics and logs; the plain
-loop as in plain_loop.py.
+`study=seed_protocol experiment=resnet18_unet`, in its batches, with its augmentation, metrics and logs; the plain loop
+as in plain_loop.py.
 
     python tests/bench/throughput.py --root <HAM10000> --rounds 5
 """
@@ -64,6 +64,7 @@ def ours(root: Path, folder: Path, images: int) -> float:
     data = config.build(cfg.data, augment=config.build(cfg.augment), sampler=config.build(cfg.sampler), seed=cfg.seed)
     data.setup("fit")
     clock = Clock(skip=WARM)
+    averaging = [config.build(cfg.callbacks.ema)] if cfg.callbacks.ema else []
     with calm():
         trainer = pl.Trainer(
             accelerator="cpu",
@@ -72,7 +73,7 @@ def ours(root: Path, folder: Path, images: int) -> float:
             limit_train_batches=images // data.batch_size + WARM,
             limit_val_batches=0,
             gradient_clip_val=cfg.trainer.gradient_clip_val,
-            callbacks=[config.build(cfg.callbacks.ema), clock, Finite()],
+            callbacks=[*averaging, clock, Finite()],
             logger=MetricsFile(folder / "metrics.csv"),
             enable_checkpointing=False,
             enable_progress_bar=False,
