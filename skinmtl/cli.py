@@ -188,7 +188,12 @@ def predict(arguments: argparse.Namespace) -> int:
     """Masks, overlays and predictions.csv; photographs that cannot be read are listed in errors.csv, exit 2."""
     from skinmtl.predict import write_predictions
 
+    from skinmtl.runs import Run
+
     photographs = _photographs(arguments.images)
+    status = Run.open(arguments.run).info().get("status")
+    if status != "finished":
+        print(f"{arguments.run}: this run is not finished ({status}): its best weights so far", file=sys.stderr)
     out = arguments.out or arguments.run / "predict"
     failed = write_predictions(arguments.run, photographs, out, arguments.device)
     count = len(photographs) - failed

@@ -367,7 +367,7 @@ def _attempt(node: Node, where: str, make: Callable[[Node], Any]) -> Iterator[Sk
         culprits = [key for key in node if key != "_target_" and _builds(node, key, make)]
         dotted = f"{where}.{culprits[0]}" if culprits else where
         value = f"{node[culprits[0]]!r} is refused: " if culprits else ""
-        yield ConfigError(dotted, value + said[:300], f"see conf/{where.partition('.')[0]}")
+        yield ConfigError(dotted, value + said[:300], f"change it; conf/{where.partition('.')[0]} has values that work")
 
 
 def _builds(node: Node, without: str, make: Callable[[Node], Any]) -> bool:

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
@@ -129,10 +130,15 @@ def _job(cfg: DictConfig, script: Path) -> float:
     from skinmtl import config
     from skinmtl.train import calm, run
 
-    with calm():
-        config.check(cfg, run)
-    OmegaConf.resolve(cfg)
     folder = Path(running.runtime.output_dir)
+    try:
+        with calm():
+            config.check(cfg, run)
+    except SkinmtlError:
+        if [path.name for path in folder.iterdir()] == [".hydra"]:  # Hydra's own, made before it asks
+            shutil.rmtree(folder)
+        raise
+    OmegaConf.resolve(cfg)
     if not (folder / "run.json").exists():  # else the run says what may be done with its folder
         (folder / ".hydra").mkdir(parents=True, exist_ok=True)
         OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")

@@ -103,6 +103,16 @@ def test_predict_writes_masks_overlays_and_a_table(run: Run, photograph: Path, t
     assert "not a medical device" in (tmp_path / "out" / "README.txt").read_text()
 
 
+def test_a_run_that_still_trains_predicts_with_its_best_weights_so_far_and_says_so(
+    run: Run, photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Run(shutil.copytree(run.path, tmp_path / "copy"))
+    for status, said in (("running", True), ("finished", False)):
+        copy.update({"status": status})
+        assert cli.main(["predict", str(copy.path), str(photograph), "--out", str(tmp_path / status)]) == 0
+        assert ("not finished (running)" in capsys.readouterr().err) is said
+
+
 def test_a_folder_with_a_broken_photograph_is_predicted_but_for_that(
     run: Run, photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -309,6 +309,7 @@ def test_shares_are_said_and_balancing_twice_is_warned_of(
     caplog.set_level("INFO")
     train(tmp_path / "twice", synthetic_root, ["sampler=class_balanced", "loss.cls.class_weights=sqrt"])
     assert "an epoch shows" in caplog.text and "both bring up rare diagnoses" in caplog.text
+    assert caplog.text.count("fold 0 of") == 1, "evaluation says nothing twice"
     for once in (["sampler=class_balanced", "loss.cls.class_weights=none"], ["loss.cls.class_weights=sqrt"]):
         caplog.clear()
         train(tmp_path / once[0], synthetic_root, once)

@@ -185,7 +185,8 @@ def _train(nodes: Mapping[str, Any], here: Run, init_from: str | None, resumed: 
     best_epoch = load_checkpoint(here.checkpoint())["epoch"] + 1
     here.update({"best_epoch": best_epoch, "score": score, "images_per_second": clock.images_per_second})
 
-    evaluate(here)
+    with _hushed("skinmtl.data"):  # it has said what it has to
+        evaluate(here)
     seconds = seconds_with_former(here, fit=fitted - fit_start, evaluate=time.perf_counter() - fitted)
     here.update({"status": "finished", "exit_code": 0, "error": None, "seconds": seconds})
     page = write_run_report(here.path)
@@ -224,10 +225,7 @@ def _interrupted(here: Run) -> Interrupted:
 @contextmanager
 def calm() -> Iterator[None]:
     """Leave to Lightning's log and warnings what a person has to act on."""
-    logger = logging.getLogger("pytorch_lightning")
-    before = logger.level
-    logger.setLevel(logging.WARNING)
-    with warnings.catch_warnings():
+    with _hushed("pytorch_lightning"), warnings.catch_warnings():
         # torch 2.15 renames a class that Lightning 2.6 uses.
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*", category=FutureWarning)
         # A short look at a few batches is no mistake, and how many workers suit a machine is said in conf/data.
@@ -238,7 +236,16 @@ def calm() -> Iterator[None]:
         # Of several processes one may have nothing to validate, and all log what is the same for all.
         warnings.filterwarnings("ignore", message="The ``compute`` method of metric .* was called before")
         warnings.filterwarnings("ignore", message="It is recommended to use .*sync_dist=True")
-        try:
-            yield
-        finally:
-            logger.setLevel(before)
+        yield
+
+
+@contextmanager
+def _hushed(name: str) -> Iterator[None]:
+    """Only warnings from a logger."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
