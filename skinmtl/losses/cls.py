@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from annotated_types import Interval
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -161,7 +162,7 @@ def with_mean_one(weight: Tensor, counts: Tensor) -> Tensor:
     return weight * counts.sum() / (weight * counts).sum()
 
 
-def counted(class_counts: Sequence[float]) -> np.ndarray:
+def counted(class_counts: Sequence[float]) -> NDArray[np.float64]:
     """Photographs of each class, (K,), as many as of the rarest where there are none: a loss has to be finite there."""
     counts = np.asarray(class_counts, dtype=np.float64)
     return np.where(counts > 0, counts, counts[counts > 0].min())

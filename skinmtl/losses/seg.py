@@ -152,8 +152,9 @@ class Lovasz(nn.Module):
     def forward(self, logits: Tensor, batch: Batch) -> Tensor:
         """Scalar, from (B, 1, H, W) or (B, M, H, W) logits."""
         lovasz = LovaszLoss(BINARY_MODE if logits.shape[1] == 1 else MULTICLASS_MODE)
-        images = zip(logits.float().split(1), batch["mask"].split(1), strict=True)
-        return mean_over_labelled(torch.stack([lovasz(*image) for image in images]), batch["has_mask"])
+        images = zip(logits.float().unbind(), batch["mask"].unbind(), strict=True)
+        losses = torch.stack([lovasz(one[None], mask[None]) for one, mask in images])
+        return mean_over_labelled(losses, batch["has_mask"])
 
 
 class Boundary(nn.Module):
