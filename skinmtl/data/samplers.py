@@ -15,6 +15,7 @@ from annotated_types import Interval
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
+from skinmtl import rarity
 from skinmtl.data.transforms import mix
 
 Place = tuple[int, int, int]  # epoch, position in the epoch's order over all ranks, row of the case table
@@ -84,7 +85,7 @@ def sqrt_balanced() -> Weighted:
 
 def effective_number(beta: Annotated[float, Interval(ge=0, lt=1)] = 0.999) -> Weighted:
     """(1 - beta) / (1 - beta^n): of n photographs, as many count as tell apart. Cui et al. 2019, arXiv:1901.05555."""
-    return Weighted(lambda dx, lesion: (1 - beta) / (1 - beta ** _number(dx)))
+    return Weighted(lambda dx, lesion: rarity.effective_number(_number(dx), beta))
 
 
 def class_aware() -> Weighted:

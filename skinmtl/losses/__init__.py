@@ -1,0 +1,23 @@
+"""Losses by task: each a mean over the samples that carry the task's target, in float32, finite whatever the batch."""
+
+from skinmtl.losses.cls import LDAM, ClassBalanced, CrossEntropy, FocalCrossEntropy, LogitAdjusted
+from skinmtl.losses.seg import BCE, Boundary, Dice, DiceBCE, Focal, FocalTversky, Lovasz, Tversky
+from skinmtl.losses.terms import mean_over_labelled
+
+# Configs, those of finished runs too, call a loss by its name here.
+__all__ = [
+    "BCE",
+    "LDAM",
+    "Boundary",
+    "ClassBalanced",
+    "CrossEntropy",
+    "Dice",
+    "DiceBCE",
+    "Focal",
+    "FocalCrossEntropy",
+    "FocalTversky",
+    "LogitAdjusted",
+    "Lovasz",
+    "Tversky",
+    "mean_over_labelled",
+]
