@@ -25,7 +25,8 @@ ROLES = {
     "sampler": "order",
     "model": "forward",
     "loss": "forward",
-    "weighting": "weights",
+    "weighting": "terms",
+    "gradients": "combine",
     "optim": "zero_grad",
     "schedule": "on",
     "trainer": "fit",
@@ -33,7 +34,7 @@ ROLES = {
     "logger": "log_run",
 }
 BY_NAME = ("loss", "callbacks")  # several parts, each under a name of its own, where null is none
-ONE = ("data", "augment", "sampler", "model", "weighting", "optim", "schedule", "trainer")
+ONE = ("data", "augment", "sampler", "model", "weighting", "gradients", "optim", "schedule", "trainer")
 # What a run logs of each task, for whatever watches a score.
 SCORES = {"seg": ("loss", "mean_image_dice"), "cls": ("loss", "balanced_accuracy", "accuracy")}
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
@@ -333,8 +334,8 @@ def _dry(tree: Node) -> Iterator[SkinmtlError]:
     import torch
     from pytorch_lightning.callbacks import ModelCheckpoint
 
-    for key in ("augment", "sampler", "weighting"):
-        yield from _attempt(tree[key], key, build)
+    for key in ("augment", "sampler", "weighting", "gradients"):
+        yield from _attempt(tree[key], key, lambda node: build(node, tasks=tree["tasks"]))
     for task in tree["tasks"]:
         yield from _attempt(tree["loss"][task], f"loss.{task}", lambda node: build(node, class_counts=[1, 1]))
     for name, node in tree["callbacks"].items():

@@ -120,6 +120,8 @@ def roc(target: NDArray[np.int64], probabilities: NDArray[np.float64], classes: 
 def curves(metrics: pd.DataFrame) -> Figure:
     """Loss and validation scores over epochs, counted from 1; a dotted line marks the best `val/score`.
 
+    The weights of the tasks' losses stand below them where they vary.
+
     Args:
         metrics: what a run logged, one row per call: `epoch` (from 0) and a column per name, empty where not logged.
     """
@@ -129,8 +131,12 @@ def curves(metrics: pd.DataFrame) -> Figure:
         "balanced accuracy": ("val/cls/balanced_accuracy", RED, "-"),
         "accuracy": ("val/cls/accuracy", RED, ":"),
     }
-    figure, panels = _panels(2, WIDTH * 1.2, sharex=True)
-    for axes, lines, label in zip(panels, (losses, scores), ("loss", "validation score"), strict=True):
+    weights = {"mask": ("weight/seg", BLUE, "-"), "diagnosis": ("weight/cls", RED, "-")}
+    drawn = {"loss": losses, "validation score": scores}
+    if any(_by_epoch(metrics, column).round(4).nunique() > 1 for column, _, _ in weights.values()):
+        drawn["weight of the loss"] = weights
+    figure, panels = _panels(len(drawn), WIDTH * 0.6 * len(drawn), sharex=True)
+    for axes, (label, lines) in zip(panels, drawn.items(), strict=True):
         for name, (column, colour, dash) in lines.items():
             by_epoch = _by_epoch(metrics, column)
             if len(by_epoch):
@@ -143,8 +149,8 @@ def curves(metrics: pd.DataFrame) -> Figure:
         best = float(score.index[int(score.to_numpy().argmax())]) + 1
         for axes in panels:
             axes.axvline(best, color=GREY, linestyle=":", linewidth=1)
-    panels[1].set_xlabel("epoch")
-    panels[1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    panels[-1].set_xlabel("epoch")
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure
 
 

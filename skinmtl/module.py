@@ -8,13 +8,16 @@ from typing import Any, Protocol
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from skinmtl import ranks
 from skinmtl.data.transforms import mix
+from skinmtl.gradients import Gradients, Sum, TaskGradients, cosine
 from skinmtl.metrics import Means
 from skinmtl.tasks import Task
 from skinmtl.types import Batch, Logits
+from skinmtl.weighting import Weighting
 
 
 class Schedule(Protocol):
@@ -30,15 +33,16 @@ class MultiTaskModule(pl.LightningModule):
     """Network, tasks and weighting, stepped together.
 
     Logs `stage/task/loss`, `stage/task/<score>` and `stage/score`, the mean of the tasks' scores, which selects the
-    best checkpoint and stops a run early. `facts` are plain values that a checkpoint carries, so that it can be used
-    without its run folder.
+    best checkpoint and stops a run early; `weight/<task>`, the mean over an epoch's steps of what the task's loss was
+    multiplied by; `gradients/cosine`, between the tasks' gradients on the encoder. `gradients` None is their plain sum.
+    `facts` are plain values that a checkpoint carries, so that it can be used without its run folder.
     """
 
     def __init__(
         self,
         network: nn.Module,
         tasks: Sequence[Task],
-        weighting: nn.Module,
+        weighting: Weighting,
         optimizer: Callable[..., Optimizer],
         schedule: Schedule,
         *,
@@ -46,6 +50,7 @@ class MultiTaskModule(pl.LightningModule):
         total_steps: int,
         steps_per_epoch: int,
         facts: Mapping[str, Any],
+        gradients: Gradients | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -54,7 +59,13 @@ class MultiTaskModule(pl.LightningModule):
             {f"{stage}_metrics": nn.ModuleDict({t.name: t.metric() for t in tasks}) for stage in ("train", "val")}
         )
         self.means = nn.ModuleDict({f"{stage}_means": Means(1 + len(tasks)) for stage in ("train", "val")})
+        self.means["weights"] = Means(len(tasks))
         self.weighting = weighting
+        self.gradients = gradients if gradients is not None and len(tasks) > 1 else Sum()
+        # A network that trains one task, or the plain sum unwatched, may be of any make.
+        self._by_task = TaskGradients(getattr(network, "encoder", network))
+        self._terms: list[Tensor] = []
+        self._epoch_losses: dict[str, Tensor] = {}
         self._optimizer, self._schedule = optimizer, schedule
         self._seed, self._total_steps, self._steps_per_epoch = seed, total_steps, steps_per_epoch
         self._facts = dict(facts)
@@ -74,14 +85,23 @@ class MultiTaskModule(pl.LightningModule):
     def _step(self, batch: Batch, stage: str) -> Tensor:
         logits = self(batch["image"])
         losses = {name: task.loss(logits[name], batch) for name, task in self.tasks.items()}  # type: ignore[operator]
-        loss: Tensor = self.weighting(losses)
+        terms = self.gradients.weigh(self.weighting.terms(losses))
+        loss = torch.stack(list(terms.values())).sum()
         for name, task in self.tasks.items():
             task.count(self.metrics[f"{stage}_metrics"][name], logits[name].detach(), batch)  # type: ignore[index,operator]
         values = torch.stack([loss, *losses.values()]).detach()
         self.means[f"{stage}_means"].update(values, len(batch["index"]))  # type: ignore[operator]
         if stage == "train":
+            self._terms, self._losses = list(terms.values()), values[1:]  # for the backward pass
+            self.means["weights"].update(self._weights(), len(batch["index"]))  # type: ignore[operator]
             self._log_step(values)
         return loss
+
+    def _weights(self) -> Tensor:
+        """(T,) what each task's loss is multiplied by now."""
+        now = self.weighting.weights()
+        tensors = {name: torch.zeros((), device=self.device) + now[name] for name in self.tasks}
+        return torch.stack(list(self.gradients.weigh(tensors).values()))
 
     def _log_step(self, values: Tensor) -> None:
         # Of the losses of several processes the mean is that of all their photographs; one by itself says nothing.
@@ -95,6 +115,16 @@ class MultiTaskModule(pl.LightningModule):
         means = dict(zip(self._loss_keys(stage), mean.compute(), strict=True))
         mean.reset()
         self.log_dict(means, on_step=False, on_epoch=True, batch_size=1)
+        if stage == "train":
+            self._epoch_losses = {name: means[f"train/{name}/loss"] for name in self.tasks}
+
+    def _log_weights(self) -> None:
+        """Log what the losses of an epoch's steps were multiplied by, in the mean."""
+        mean: Means = self.means["weights"]  # type: ignore[assignment]
+        keys = [f"weight/{name}" for name in self.tasks]
+        means = mean.compute().reshape(-1)  # torchmetrics makes a scalar of one value
+        self.log_dict(dict(zip(keys, means, strict=True)), on_step=False, on_epoch=True, batch_size=1)
+        mean.reset()
 
     def _loss_keys(self, stage: str) -> list[str]:
         return [f"{stage}/loss", *(f"{stage}/{name}/loss" for name in self.tasks)]
@@ -114,13 +144,60 @@ class MultiTaskModule(pl.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
         # Dropout is a function of (seed, step, rank), so a resumed run draws what an unbroken one draws.
         torch.manual_seed(mix(self._seed, self.trainer.fit_loop.total_batch_idx, self.global_rank))
+        self.weighting.start_step(mix(self._seed, self.trainer.global_step))
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_index: int) -> None:
         if self.trainer.is_last_batch:
             self._log_means("train")
+            self._log_weights()
 
     def on_train_epoch_end(self) -> None:
         self._log_scores("train")
+        self.weighting.end_epoch(self._epoch_losses)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        terms, self._terms = self._terms, []
+        if self.gradients.apart:
+            self._by_task.backward(loss, terms, self._losses)
+            return
+        if self._looks():
+            self._by_task.measure(loss, terms)
+        super().backward(loss, *args, **kwargs)
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        def closure() -> Any:
+            loss = optimizer_closure() if optimizer_closure is not None else None
+            if self._by_task:
+                self._combine()
+            return loss
+
+        super().optimizer_step(epoch, batch_idx, optimizer, closure)
+
+    @torch.no_grad()
+    def _combine(self) -> None:
+        """Make one gradient of the tasks' own, after the last batch of a step and before float16 scales it back."""
+        by_task, apart = self._by_task, self.gradients.apart
+        by_task.average(list(self.parameters()) if apart else [])
+        inner = by_task.inner()
+        if self._looks() and (value := cosine(inner)) is not None:
+            # Not by self.log, which writes only the rows that log_every_n_steps asks for.
+            for logger in self.trainer.loggers:
+                row = {"gradients/cosine": value, "epoch": self.current_epoch}
+                logger.log_metrics(row, step=self.trainer.global_step)
+        if apart:
+            by_task.combine(self.gradients.combine(inner, by_task.losses()))
+        by_task.forget()
+
+    def _looks(self) -> bool:
+        """Whether this step is one whose cosine is logged."""
+        every = self.gradients.cosine_every
+        return every > 0 and len(self.tasks) > 1 and (self.trainer.global_step + 1) % every == 0
 
     def on_validation_epoch_start(self) -> None:
         # Each process keeps running statistics of its own photographs; those of the first are validated and saved.
@@ -133,7 +210,12 @@ class MultiTaskModule(pl.LightningModule):
             self._by_score.step(float(score))
 
     def configure_optimizers(self) -> Any:
-        optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
+        own = [p for p in self.weighting.parameters() if p.requires_grad]
+        known = {id(p) for p in own}
+        trained: list[Any] = [p for p in self.parameters() if p.requires_grad and id(p) not in known]
+        if own:  # decay would draw learned weights towards 1
+            trained = [{"params": trained}, {"params": own, "weight_decay": 0.0}]
+        optimizer = self._optimizer(trained)
         scheduler = self._schedule.on(optimizer, self._total_steps, self._steps_per_epoch)
         if self._schedule.by == "score":
             # Stepped here and saved below: Lightning's own stepping of a plateau does not resume to the same values.
@@ -163,6 +245,9 @@ class MultiTaskModule(pl.LightningModule):
             self._by_score_state = checkpoint["by_score"]
 
     def on_fit_start(self) -> None:
+        if self.gradients.apart and isinstance(self.trainer.model, DistributedDataParallel):
+            # It would average what one backward pass leaves in `.grad`; `_combine` averages the tasks' gradients.
+            self.trainer.model.require_backward_grad_sync = False
         state = self.__dict__.pop("_by_score_state", None)
         if state is not None and self._by_score is not None:
             self._by_score.load_state_dict(state)

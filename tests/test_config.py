@@ -26,7 +26,8 @@ from skinmtl.train import calm, run
 
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 GROUPS = ("augment", "callbacks", "data", "logger", "loss/seg", "model", "optim", "sampler", "schedule", "trainer")
-OPTIONS = [f"{g}={f.stem}" for g in (*GROUPS, "loss/cls", "weighting") for f in sorted((CONF / g).glob("*.yaml"))]
+OTHERS = ("loss/cls", "weighting", "gradients")
+OPTIONS = [f"{g}={f.stem}" for g in (*GROUPS, *OTHERS) for f in sorted((CONF / g).glob("*.yaml"))]
 OPTIONS = [
     option for option in OPTIONS if not option.endswith("=none") and option not in ("trainer=gpu", "trainer=ddp")
 ]
@@ -126,6 +127,9 @@ MISTAKES: list[tuple[str, object, str]] = [
     ("model", "unet", "model: 'unet' is no part of a run"),
     ("loss", None, "loss: None is no part of a run"),
     ("weighting", {"seg": 1.0}, "weighting: it has no _target_"),
+    ("gradients", "pcgrad", "gradients: 'pcgrad' is no part of a run"),
+    ("gradients", {"_target_": "skinmtl.weighting.Fixed"}, "Fixed has no method combine, which a run asks of it"),
+    ("weighting", {"_target_": "skinmtl.gradients.PCGrad"}, "PCGrad has no method terms, which a run asks of it"),
     # Values out of range, or out of a choice.
     ("seed", -1, "seed: -1 does not fit; fix: it should be greater than or equal to 0"),
     ("model.arch", "unett", "it should be 'unet', 'deeplabv3plus' or 'deeplabv3'"),
@@ -141,6 +145,10 @@ MISTAKES: list[tuple[str, object, str]] = [
     ("optim.lr", float("nan"), "it should be a finite number"),
     ("schedule.warmup", 2, "schedule.warmup: 2 does not fit"),
     ("weighting.seg", -1, "weighting.seg: -1 does not fit"),
+    ("gradients.cosine_every", -1, "gradients.cosine_every: -1 does not fit"),
+    ("gradients", {"_target_": "skinmtl.gradients.CAGrad", "c": 1}, "gradients.c: 1 does not fit"),
+    ("gradients", {"_target_": "skinmtl.gradients.GradNorm", "rate": 0}, "gradients.rate: 0 does not fit"),
+    ("weighting", {"_target_": "skinmtl.weighting.DWA", "temperature": 0}, "weighting.temperature: 0 does not fit"),
     ("augment.rotate", 999, "augment.rotate: 999 does not fit"),
     ("loss.cls.class_weights", "on", "it should be 'none', 'sqrt' or 'balanced'"),
     ("callbacks.early_stopping.mode", "maxx", "callbacks.early_stopping.mode: 'maxx' is refused"),

@@ -227,7 +227,8 @@ def test_what_weights_have_seen_goes_along_from_run_to_run(synthetic_root: Path,
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_rows(synthetic_root: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Diverged, match="rows"):
-        patch.setattr("skinmtl.weighting.Fixed.forward", lambda self, losses: sum(losses.values()) * float("nan"))
+        nan = {"seg": float("nan"), "cls": float("nan")}
+        patch.setattr("skinmtl.weighting.Fixed.weights", lambda self: nan)
         train(tmp_path / "run", synthetic_root, TINY)
     assert Run.open(tmp_path / "run").info()["exit_code"] == 3
 

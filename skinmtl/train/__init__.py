@@ -48,6 +48,7 @@ def run(
     model: DictConfig,
     loss: DictConfig,
     weighting: DictConfig,
+    gradients: DictConfig,
     optim: DictConfig,
     schedule: DictConfig,
     trainer: DictConfig,

@@ -17,7 +17,7 @@ from skinmtl.callbacks import EpochLines, Finite, MetricsFile
 from skinmtl.checkpoints import SafeCheckpointIO
 from skinmtl.data.datamodule import DataModule
 from skinmtl.data.splits import STAGES
-from skinmtl.errors import InputError
+from skinmtl.errors import ConfigError, InputError
 from skinmtl.facts import flat
 from skinmtl.module import MultiTaskModule
 from skinmtl.runs import Run
@@ -70,13 +70,18 @@ def build_module(nodes: Mapping[str, Any], data: DataModule) -> MultiTaskModule:
         dx_classes=len(data.dx_classes),
         size=data.size,
     )
+    gradients = config.build(nodes["gradients"], tasks=tasks)
+    if (gradients.apart or gradients.cosine_every) and len(tasks) > 1 and not hasattr(network, "encoder"):
+        what = f"{type(network).__name__} has no `encoder`, on which the tasks' gradients would be taken"
+        raise ConfigError("gradients", what, "name the shared part so, or use gradients=none gradients.cosine_every=0")
     steps_per_epoch = _steps_per_epoch(nodes["trainer"], len(data.train_dataloader()))
     return MultiTaskModule(
         network.to(memory_format=torch.channels_last),
         [TASKS[task](config.build(nodes["loss"][task], **counts[task]), classes[task]) for task in tasks],
-        config.build(nodes["weighting"]),
+        config.build(nodes["weighting"], tasks=tasks),
         config.build(nodes["optim"]),
         config.build(nodes["schedule"]),
+        gradients=gradients,
         seed=nodes["seed"],
         total_steps=steps_per_epoch * nodes["trainer"].max_epochs,
         steps_per_epoch=steps_per_epoch,

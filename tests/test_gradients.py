@@ -1,0 +1,468 @@
+"""Closed forms against solvers; gradients taken apart against autograd; training against a plain loop, and in twos."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+from pytorch_lightning.plugins import MixedPrecision
+from pytorch_lightning.plugins.environments import LightningEnvironment
+from scipy.optimize import minimize_scalar, nnls
+from torch import Tensor, nn
+from twoheads import TwoHeads, cut, fit, module, parameters, photographs
+
+from skinmtl import ranks
+from skinmtl.gradients import MGDA, CAGrad, Gradients, GradNorm, PCGrad, Sum, TaskGradients, UPGrad, cosine
+from skinmtl.processes import together
+from skinmtl.types import Batch
+from skinmtl.weighting import Fixed, Geometric, Uncertainty
+
+TASKS = ("seg", "cls")
+Rows = NDArray[np.float64]  # (2, P): the tasks' gradients
+
+
+def make(name: str, every: int = 0) -> Gradients:
+    kinds = {"sum": Sum, "apart": Apart, "pcgrad": PCGrad, "cagrad": CAGrad, "mgda": MGDA, "upgrad": UPGrad}
+    return GradNorm(cosine_every=every, tasks=TASKS) if name == "gradnorm" else kinds[name](cosine_every=every)
+
+
+class Apart(Gradients):
+    """The plain sum, but of gradients taken apart."""
+
+    def combine(self, inner: Tensor, losses: Tensor) -> Tensor:
+        return torch.ones_like(inner[0])
+
+
+# ---- The closed forms, each against what its paper says, solved by somebody else ----
+
+
+def pcgrad(g: Rows) -> Rows:
+    """The paper's algorithm, loop for loop."""
+    changed = []
+    for i, j in ((0, 1), (1, 0)):
+        dot = g[i] @ g[j]
+        changed.append(g[i] - dot / (g[j] @ g[j]) * g[j] if dot < 0 else g[i])
+    return changed[0] + changed[1]
+
+
+def upgrad(g: Rows) -> Rows:
+    """Mean of projections onto {x: g x >= 0}, each by its dual: the smallest |g_i + g^T v| over v >= 0."""
+    return np.mean([own + g.T @ nnls(g.T, -own)[0] for own in g], axis=0)
+
+
+def mgda(g: Rows) -> Rows:
+    """The shortest point of the segment between the gradients: of w >= 0 with a costly penalty on sum(w) != 1."""
+    scale = 1e4 * np.abs(g).max()
+    w, _ = nnls(np.vstack([g.T, np.full((1, 2), scale)]), np.append(np.zeros(g.shape[1]), scale))
+    return w @ g / w.sum()
+
+
+def cagrad(g: Rows, c: float = 0.4) -> Rows:
+    """The dual of the paper, over a line."""
+    mean, radius = g.mean(0), c * np.linalg.norm(g.mean(0))
+    mixed = lambda w: w * g[0] + (1 - w) * g[1]  # noqa: E731
+    cost = lambda w: mixed(w) @ mean + radius * np.linalg.norm(mixed(w))  # noqa: E731
+    best = min([0.0, 1.0, minimize_scalar(cost, bounds=(0, 1), method="bounded", options={"xatol": 1e-12}).x], key=cost)
+    return mean + radius * mixed(best) / np.linalg.norm(mixed(best))
+
+
+REFERENCES: dict[str, Callable[[Rows], Rows]] = {"pcgrad": pcgrad, "upgrad": upgrad, "mgda": mgda, "cagrad": cagrad}
+
+
+def pairs() -> list[Rows]:
+    """Pairs at every angle, with lengths from alike to a thousandfold."""
+    rng, found = np.random.default_rng(0), []
+    for angle in np.linspace(0.05, np.pi - 0.05, 12):
+        for ratio in (1.0, 0.3, 7.0, 1e3):
+            first, other = rng.normal(size=(2, 6))
+            first /= np.linalg.norm(first)
+            other -= other @ first * first
+            other /= np.linalg.norm(other)
+            found.append(np.stack([first, ratio * (np.cos(angle) * first + np.sin(angle) * other)]))
+    return found
+
+
+def combined(method: Gradients, g: Rows) -> Rows:
+    return np.asarray(method.combine(torch.from_numpy(g @ g.T), torch.ones(2))) @ g
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_a_closed_form_is_what_a_solver_finds(name: str) -> None:
+    method, others = make(name), [reference for other, reference in REFERENCES.items() if other != name]
+    for g in pairs():
+        np.testing.assert_allclose(combined(method, g), REFERENCES[name](g), atol=1e-5 * np.abs(g).max())
+    assert all(any(not np.allclose(combined(method, g), other(g), rtol=1e-2) for g in pairs()) for other in others)
+
+
+def test_cagrad_serves_the_task_that_gains_least_as_no_other_step_within_reach_does() -> None:
+    draw = np.random.default_rng(1)
+    for g in pairs():
+        step, mean = combined(CAGrad(0.4), g), g.mean(0)
+        radius = 0.4 * np.linalg.norm(mean)
+        assert np.linalg.norm(step - mean) == pytest.approx(radius)
+        aside = draw.normal(size=(200, 6))
+        others = mean + radius * aside / np.linalg.norm(aside, axis=1, keepdims=True)
+        assert (others @ g.T).min(1).max() <= (g @ step).min() + 1e-9
+        np.testing.assert_allclose(combined(CAGrad(0.0), g), mean)
+
+
+def test_of_two_gradients_upgrad_takes_half_of_pcgrad() -> None:
+    for g in pairs():
+        np.testing.assert_allclose(2 * combined(UPGrad(), g), combined(PCGrad(), g))
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_torchjd_agrees(name: str) -> None:
+    aggregation = pytest.importorskip("torchjd.aggregation")
+    made = {"pcgrad": "PCGrad", "upgrad": "UPGrad", "mgda": "MGDA", "cagrad": "CAGrad"}[name]
+    if not hasattr(aggregation, made):
+        pytest.skip(f"torchjd has no {made} without further packages")
+    options = {"cagrad": {"c": 0.4, "norm_eps": 1e-9}, "upgrad": {"norm_eps": 1e-12, "reg_eps": 1e-12}}.get(name, {})
+    for g in pairs():
+        theirs = getattr(aggregation, made)(**options)(torch.from_numpy(g))
+        np.testing.assert_allclose(combined(make(name), g), theirs, atol=1e-3 * np.abs(g).max())
+
+
+@pytest.mark.parametrize("name", [*REFERENCES, "gradnorm"])
+def test_edges_are_finite_and_a_task_without_gradient_leaves_the_other_alone(name: str) -> None:
+    one, zero = np.array([3.0, 4.0]), np.zeros(2)
+    for g in ([one, zero], [zero, one]):
+        np.testing.assert_allclose(combined(make(name), np.array(g)), one)
+    np.testing.assert_allclose(combined(make(name), np.array([zero, zero])), zero)
+    for g in ([one, one], [one, -one], [one, -2 * one], [one, 1e-9 * one]):
+        assert np.isfinite(combined(make(name), np.array(g))).all(), g
+    agree = combined(make(name), np.array([one, one]))
+    halves = {"pcgrad": 2, "gradnorm": 2, "cagrad": 1.4}
+    np.testing.assert_allclose(agree, halves.get(name, 1) * one)
+
+
+def test_gradnorm_moves_against_the_derivative_of_the_papers_loss() -> None:
+    method = GradNorm(alpha=1.5, rate=0.025, tasks=TASKS)
+    bare, weights, first = np.array([2.0, 0.5]), np.ones(2), np.array([1.0, 2.0])
+    for step, now in enumerate(np.array([[1.0, 2.0], [0.9, 1.0], [0.9, 0.4], [0.2, 0.4]])):
+        lengths = weights * bare * (1 + step / 10)
+        ratio = now / first
+        target = lengths.mean() * (ratio / ratio.mean()) ** 1.5
+
+        def cost(w: Rows, long: Rows = bare * (1 + step / 10), target: Rows = target) -> float:
+            return float(np.abs(w * long - target).sum())
+
+        slope = [(cost(weights + h) - cost(weights - h)) / 2e-6 for h in 1e-6 * np.eye(2)]
+        assert method.combine(torch.from_numpy(np.diag(lengths**2)), torch.tensor(now)).tolist() == [1, 1]
+        weights = weights - 0.025 * np.array(slope) / lengths.mean()
+        weights *= 2 / weights.sum()
+        np.testing.assert_allclose(method.weight, weights, rtol=1e-5)
+    assert abs(weights[0] - weights[1]) > 0.05
+    kept = method.weight.clone()
+    for bad in ([np.inf, 1.0], [np.nan, 1.0], [0.0, 1.0]):
+        method.combine(torch.diag(torch.tensor(bad, dtype=torch.float64)), torch.ones(2))
+        assert torch.equal(method.weight, kept), "what float16 cannot hold teaches nothing"
+
+
+# ---- Gradients taken apart ----
+
+
+def terms_of(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    one = module()
+    logits = network(batch["image"])
+    return {name: one.tasks[name].loss(logits[name], batch) for name in TASKS}  # type: ignore[union-attr,operator]
+
+
+def test_each_head_is_passed_once_and_the_encoder_once_a_task() -> None:
+    network, passes = TwoHeads(), {"encoder": 0, "mask_head": 0, "class_head": 0}
+
+    def count(name: str) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            passes[name] += 1
+
+        return hook
+
+    # The first convolution asks for no gradient of the photograph, and of its last stage a hook sees every pass.
+    for name, part in (("encoder", network.encoder[3]), *((n, getattr(network, n)) for n in list(passes)[1:])):
+        part.register_full_backward_hook(count(name))
+    batch = photographs(4)
+    terms = terms_of(network, batch)
+    apart = TaskGradients(network.encoder)
+    apart.backward(sum(terms.values()), list(terms.values()), torch.ones(2))
+    assert passes == {"encoder": 2, "mask_head": 1, "class_head": 1}
+
+    for i, name in enumerate(TASKS):
+        alone = TwoHeads()
+        terms_of(alone, batch)[name].backward()
+        for mine, theirs in zip(apart._sums[i], alone.encoder.parameters(), strict=True):
+            torch.testing.assert_close(mine, theirs.grad)
+            assert mine is not None and mine.stride() == theirs.stride(), "as an optimiser expects it"
+    both = TwoHeads()
+    sum(terms_of(both, batch).values()).backward()  # type: ignore[union-attr]
+    for name, parameter in network.named_parameters():
+        if name.startswith("encoder"):
+            assert parameter.grad is None
+        else:
+            torch.testing.assert_close(parameter.grad, both.get_parameter(name).grad)
+
+    rows = [torch.cat([g.flatten() for g in task if g is not None]) for task in apart._sums]
+    inner = torch.stack([torch.stack([(a.double() * b.double()).sum() for b in rows]) for a in rows])
+    torch.testing.assert_close(apart.inner(), inner, rtol=1e-5, atol=1e-9)
+    expected = torch.nn.functional.cosine_similarity(rows[0], rows[1], 0).item()
+    assert cosine(apart.inner()) == pytest.approx(expected, abs=1e-6)
+    assert cosine(torch.zeros(2, 2)) is None
+
+
+def plain_loop(name: str, batches: list[Batch], weights: tuple[float, float] = (1.0, 1.0)) -> Tensor:
+    """The parameters after one pass, by autograd and the references above, in float64 where they combine."""
+    network = TwoHeads().train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    encoder, heads = list(network.encoder.parameters()), [*network.mask_head.parameters()]
+    heads += network.class_head.parameters()
+    learned, first = np.ones(2), np.zeros(0)
+    for batch in batches:
+        losses = terms_of(network, batch)
+        used = [w * own * loss for w, own, loss in zip(weights, learned, losses.values(), strict=True)]
+        tasks = [torch.autograd.grad(loss, encoder, retain_graph=True) for loss in used]
+        rows = np.stack([np.concatenate([g.double().numpy().ravel() for g in task]) for task in tasks])
+        for parameter, own in zip(heads, torch.autograd.grad(sum(used), heads), strict=True):  # type: ignore[type-var]
+            parameter.grad = own
+        total = REFERENCES.get(name, lambda g: g.sum(0))(rows)
+        start = 0
+        for parameter in encoder:
+            part = total[start : start + parameter.numel()].reshape(parameter.shape)
+            parameter.grad = torch.empty_like(parameter).copy_(torch.from_numpy(part))
+            start += parameter.numel()
+        if name == "gradnorm":
+            now = np.array([loss.item() for loss in losses.values()])
+            first = first if first.size else now
+            lengths, ratio = np.linalg.norm(rows, axis=1), now / first
+            aim = lengths.mean() * (ratio / ratio.mean()) ** 1.5
+            learned = learned - 0.025 * np.sign(lengths - aim) * lengths / learned / lengths.mean()
+            learned *= 2 / learned.sum()
+        optimizer.step()
+    return parameters(network)
+
+
+METHODS = ("apart", "pcgrad", "cagrad", "mgda", "upgrad", "gradnorm")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_training_is_that_of_a_plain_loop(name: str) -> None:
+    batches = [photographs(6, seed, masks=(1, 1, 0), diagnoses=(1, 0)) for seed in range(4)]
+    one = module(Fixed(seg=1.5), make(name))
+    fit(one, batches)
+    torch.testing.assert_close(parameters(one.network), plain_loop(name, batches, (1.5, 1.0)), rtol=1e-4, atol=1e-5)
+    if name != "apart":
+        assert (plain_loop(name, batches) - plain_loop("apart", batches)).abs().max() > 1e-3, "which is not the sum's"
+
+
+def test_the_sum_taken_apart_is_the_sum_whatever_the_weighting() -> None:
+    batches = [photographs(6, seed) for seed in range(3)]
+    for weighting in (Fixed, partial(Uncertainty, tasks=TASKS), partial(Geometric, tasks=TASKS)):
+        whole, apart = module(weighting(), Sum()), module(weighting(), Apart())
+        fit(whole, batches)
+        fit(apart, batches)
+        torch.testing.assert_close(parameters(whole), parameters(apart), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sum", "pcgrad", "gradnorm"])
+def test_with_one_task_every_method_is_plain_training(name: str) -> None:
+    batches = [photographs(6, seed) for seed in range(2)]
+    plain, one = module(tasks=["cls"]), module(tasks=["cls"], gradients=make(name, every=1))
+    fit(plain, batches)
+    fit(one, batches)
+    assert torch.equal(parameters(plain), parameters(one))
+    assert plain.state_dict().keys() == one.state_dict().keys()
+
+
+def test_a_frozen_encoder_leaves_the_heads_to_train() -> None:
+    frozen = module(gradients=PCGrad(cosine_every=1))
+    frozen.network.encoder.requires_grad_(False)  # type: ignore[union-attr]
+    before = {name: p.clone() for name, p in frozen.network.named_parameters()}
+    fit(frozen, [photographs(6)])
+    assert {n for n, p in frozen.network.named_parameters() if not torch.equal(p, before[n])} == {
+        n for n in before if "head" in n
+    }
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_batches_of_one_step_are_one_batch_of_both(name: str) -> None:
+    whole = [photographs(8, seed) for seed in range(3)]
+    halves = [cut(batch, *half) for batch in whole for half in ((0, 4), (4, 8))]
+    one, two, wrong = (module(gradients=make(name)) for _ in range(3))
+    fit(one, whole)
+    fit(two, halves, accumulate_grad_batches=2)
+    torch.testing.assert_close(parameters(one), parameters(two), rtol=1e-4, atol=1e-5)
+    fit(wrong, halves)
+    assert not torch.allclose(parameters(one), parameters(wrong), rtol=1e-4, atol=1e-5)
+
+
+# ---- Precision ----
+
+
+class Scaled(MixedPrecision):
+    """float16's scaler around float32 passes: a power of two changes no bit, so whatever differs is a mistake."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=10**6))
+
+    def autocast_context_manager(self) -> Any:  # noqa: ANN401
+        return nullcontext()
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler.step..:UserWarning")  # the first step is left out
+@pytest.mark.parametrize(("name", "fused"), [*((name, False) for name in METHODS), ("pcgrad", True)])
+def test_float16s_scale_is_taken_back_and_an_overflow_is_no_step(name: str, fused: bool) -> None:
+    batches = [photographs(6, seed) for seed in range(2)]
+    optimizer = partial(torch.optim.SGD, lr=0.1, fused=fused)
+    plain, scaled = (module(gradients=make(name), optimizer=optimizer) for _ in range(2))
+    over = module(Fixed(seg=1e6), make(name), optimizer=optimizer)
+    fit(plain, batches)
+    fit(scaled, batches, plugins=[Scaled(2.0**10)])
+    torch.testing.assert_close(parameters(scaled), parameters(plain), rtol=1e-6, atol=1e-7)
+    before = parameters(over)
+    fit(over, batches, plugins=[Scaled(2.0**127)])
+    assert torch.equal(parameters(over), before)
+    if name == "gradnorm":
+        assert torch.equal(over.gradients.weight, torch.ones(2))
+        assert not torch.equal(plain.gradients.weight, torch.ones(2))
+
+
+class Dtypes(pl.Callback):
+    """The types of the gradients that the optimiser gets."""
+
+    def __init__(self) -> None:
+        self.seen: set[torch.dtype] = set()
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
+        self.seen |= {p.grad.dtype for p in pl_module.parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_under_bf16_autocast_gradients_are_float32_and_near(name: str) -> None:
+    batches = [photographs(6, seed) for seed in range(2)]
+    plain, mixed, dtypes = module(gradients=make(name)), module(gradients=make(name)), Dtypes()
+    start = parameters(plain)
+    fit(plain, batches)
+    fit(mixed, batches, precision="bf16-mixed", callbacks=[dtypes])
+    moved, other = parameters(plain) - start, parameters(mixed) - start
+    assert dtypes.seen == {torch.float32}
+    assert 1e-4 < (moved - other).norm() / moved.norm() < 0.1, "near, and by its rounding another"
+
+
+# ---- The cosine ----
+
+
+def logged(path: Path) -> pd.Series:
+    table = pd.read_csv(path)
+    return table.dropna(subset=["gradients/cosine"]).set_index("step")["gradients/cosine"]
+
+
+@pytest.mark.parametrize("name", ["sum", "pcgrad"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_looking_at_the_cosine_changes_no_bit(name: str, accumulate: int, tmp_path: Path) -> None:
+    batches = [photographs(6, seed) for seed in range(6)]
+    blind, seeing = module(gradients=make(name)), module(gradients=make(name, every=2))
+    options = {"accumulate_grad_batches": accumulate, "log_every_n_steps": 5}
+    fit(blind, batches, 2, tmp_path / "blind.csv", **options)
+    fit(seeing, batches, 2, tmp_path / "seeing.csv", **options)
+    assert torch.equal(parameters(blind), parameters(seeing))
+    assert "gradients/cosine" not in pd.read_csv(tmp_path / "blind.csv")
+    values = logged(tmp_path / "seeing.csv")
+    assert values.index.tolist() == list(range(1, 12 // accumulate, 2))
+    assert values.between(-1, 1).all() and values.nunique() == len(values)
+
+
+def test_the_cosine_is_that_of_the_tasks_gradients_whatever_the_method(tmp_path: Path) -> None:
+    batch = photographs(8)
+    network = TwoHeads()
+    terms = terms_of(network, batch)
+    rows = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(t, list(network.encoder.parameters()), retain_graph=True)])
+        for t in terms.values()
+    ]
+    expected = torch.nn.functional.cosine_similarity(rows[0], rows[1], 0).item()
+    for name in ("sum", *METHODS):
+        fit(module(Fixed(seg=3.0), make(name, 1)), [batch], metrics=tmp_path / f"{name}.csv", log_every_n_steps=50)
+        assert logged(tmp_path / f"{name}.csv").tolist() == pytest.approx([expected], abs=1e-5), name
+    halves = [cut(batch, 0, 4), cut(batch, 4, 8)]
+    fit(module(gradients=make("sum", 1)), halves, metrics=tmp_path / "halves.csv", accumulate_grad_batches=2)
+    assert logged(tmp_path / "halves.csv").tolist() == pytest.approx([expected], abs=1e-5)
+
+
+# ---- Two processes ----
+
+LABELS = {"masks": (1, 1, 1, 1, 0, 0, 1, 0), "diagnoses": (1, 1, 1, 1, 0, 1, 0, 0)}  # four and two, four and one
+TOGETHER = {
+    **{name: partial(module, gradients=make(name)) for name in METHODS},
+    "sum": partial(module, gradients=Sum(cosine_every=1)),
+    "uncertainty and pcgrad": partial(module, Uncertainty(tasks=TASKS), PCGrad(cosine_every=1)),
+    "geometric": partial(module, Geometric(tasks=TASKS)),
+    "geometric and cagrad": partial(module, Geometric(tasks=TASKS), CAGrad()),
+}
+
+
+def steps() -> list[Batch]:
+    return [photographs(8, seed, **LABELS) for seed in range(3)]
+
+
+def half(name: str, folder: Path, rank: int, accumulate: int = 1) -> Tensor:
+    """What one of two processes makes of its half of every batch, or of its quarters."""
+    one, size = TOGETHER[name](), 4 // accumulate
+    starts = [4 * rank + size * part for part in range(accumulate)]
+    mine = [cut(batch, start, start + size) for batch in steps() for start in starts]
+    fit(
+        one, mine, metrics=folder / f"{name}.csv" if rank == 0 else None, devices=2, strategy="ddp",
+        plugins=[LightningEnvironment()], accumulate_grad_batches=accumulate,
+    )  # fmt: skip
+    return parameters(one)
+
+
+def look(folder: Path, meeting: Path, rank: int, world_size: int, device: str) -> None:
+    """What one of two processes does; the answers go to a file."""
+    ranks.join(meeting, rank, world_size, device)
+    found = {name: half(name, folder, rank) for name in TOGETHER}
+    found["pcgrad in quarters"] = half("pcgrad", folder, rank, accumulate=2)
+    exact, TaskGradients.average = TaskGradients.average, lambda *_: None  # type: ignore[method-assign,assignment]
+    found["control"] = half("pcgrad", folder, rank)
+    TaskGradients.average = exact  # type: ignore[method-assign]
+    torch.save(found, folder / f"{rank}.pt")
+    ranks.leave()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Mapping[str, Tensor]], Path]:
+    """What each of two processes found, which ran once for all tests."""
+    folder = tmp_path_factory.mktemp("two")
+    together(partial(look, folder), ["cpu", "cpu"], folder)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)], folder
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_two_processes_train_as_one(two: tuple[list[Mapping[str, Tensor]], Path], name: str, tmp_path: Path) -> None:
+    found, folder = two
+    alone = TOGETHER[name]()
+    fit(alone, steps(), metrics=tmp_path / "alone.csv")
+    assert torch.equal(found[0][name], found[1][name])
+    torch.testing.assert_close(found[0][name], parameters(alone), rtol=1e-4, atol=1e-5)
+    if alone.gradients.cosine_every == 1:
+        theirs = logged(folder / f"{name}.csv")
+        np.testing.assert_allclose(theirs, logged(tmp_path / "alone.csv"), atol=1e-4)
+        assert len(theirs) == 3
+
+
+def test_each_processs_own_gradients_would_not_do(two: tuple[list[Mapping[str, Tensor]], Path]) -> None:
+    (first, second), _ = two
+    assert not torch.allclose(first["control"], first["pcgrad"], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(first["control"], second["control"], rtol=1e-4, atol=1e-5)
+
+    # In one process, a batch of the two that hold a quarter at a time.
+    quarters, both = module(gradients=make("pcgrad")), [(0, 1, 4, 5), (2, 3, 6, 7)]
+    batches = [{key: value[list(rows)] for key, value in batch.items()} for batch in steps() for rows in both]
+    fit(quarters, batches, accumulate_grad_batches=2)  # type: ignore[arg-type]
+    torch.testing.assert_close(first["pcgrad in quarters"], parameters(quarters), rtol=1e-4, atol=1e-5)
