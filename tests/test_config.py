@@ -26,6 +26,7 @@ from skinmtl.train import calm, run
 
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 GROUPS = ("augment", "callbacks", "data", "logger", "loss/seg", "model", "optim", "sampler", "schedule", "trainer")
+GROUPS += ("model/encoder", "model/head")
 OPTIONS = [f"{g}={f.stem}" for g in (*GROUPS, "loss/cls", "weighting") for f in sorted((CONF / g).glob("*.yaml"))]
 OPTIONS = [
     option for option in OPTIONS if not option.endswith("=none") and option not in ("trainer=gpu", "trainer=ddp")
@@ -128,7 +129,7 @@ MISTAKES: list[tuple[str, object, str]] = [
     ("weighting", {"seg": 1.0}, "weighting: it has no _target_"),
     # Values out of range, or out of a choice.
     ("seed", -1, "seed: -1 does not fit; fix: it should be greater than or equal to 0"),
-    ("model.arch", "unett", "it should be 'unet', 'deeplabv3plus' or 'deeplabv3'"),
+    ("model.arch", "unett", "'unetplusplus', 'fpn', 'resnet_unet_deeplab' or 'upsample'"),
     ("model.dropout", 1.0, "model.dropout: 1.0 does not fit; fix: it should be less than 1"),
     ("model.encoder", "resnet81", "model.encoder: no encoder is called 'resnet81'; fix: did you mean resnet18"),
     ("model.weights", "nowhere.pth", "model.weights: there is no file nowhere.pth"),

@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "skinmtl"
 # From the ground up. `__init__` is the face of the house and may show what it likes; nobody looks in through it.
 FLOORS = """
     types errors ranks
+    encoders decoders heads weights
     data network losses weighting gradients metrics scores optim figures facts page constructors
     tasks runs config checkpoints processes
     module jobs
