@@ -94,7 +94,8 @@ def pool_inside(features: Tensor, lesion: Tensor, floor: float = 1e-3) -> Tensor
         lesion: (B, 1, H, W) in [0, 1], of any size from h x w up.
         floor: above 0; how much the skin around counts beside a sure lesion.
     """
-    weight = F.adaptive_avg_pool2d(lesion, features.shape[2:]) + floor
+    height, width = features.shape[2:]
+    weight = F.adaptive_avg_pool2d(lesion, (height, width)) + floor
     return (features * weight).sum((2, 3)) / weight.sum((2, 3))
 
 

@@ -34,8 +34,8 @@ class MultiTaskNet(nn.Module):
     The encoder's parameters learn at `encoder_rate` times the learning rate, and those that stand d feature maps before
     the deepest one at `rate_decay` ** d times that (Howard and Ruder 2018, arXiv:1801.06146).
 
-    In training, batch normalisation needs more than one value a channel: batches of two or more under DeepLab, whose
-    pyramid pools an image to one pixel.
+    In training, batch normalisation needs more than one value a channel: batches of two or more under deeplabv3 and
+    deeplabv3plus, whose pyramids pool an image to one pixel.
     """
 
     mean: Tensor
