@@ -1,4 +1,4 @@
-"""What happens around the steps: metrics file, lines on the terminal, clock, best and last checkpoint."""
+"""Around the steps: metrics file, lines on the terminal, clock, what is held still, best and last checkpoint."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytorch_lightning as pl
 import torch
+from annotated_types import Ge
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, ProgressBar
 from pytorch_lightning.loggers.logger import Logger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from skinmtl.errors import Diverged
 
@@ -187,6 +189,54 @@ class Finite(Callback):
             rows = batch["index"].tolist()
             what = f"the training loss is {float(loss)} (rows {rows[:8]} of the case table)"
             raise Diverged(where, what, "lower optim.lr, or look at these photographs and their masks")
+
+
+class Freeze(Callback):
+    """Hold the encoder still: all of it for the first `encoder_epochs` epochs, its batch normalisation throughout.
+
+    A frozen encoder takes no step, not even of weight decay, and works as in evaluation: batch normalisation by the
+    running statistics, which do not move, no dropout. With `batch_norm` its batch normalisation stays so, scales and
+    shifts included, after the rest has been let go.
+
+    What is held follows from the epoch alone, so a resumed run goes on as an unbroken one.
+    """
+
+    def __init__(self, encoder_epochs: Annotated[int, Ge(0)] = 0, batch_norm: bool = False) -> None:
+        self.encoder_epochs, self.batch_norm = encoder_epochs, batch_norm
+        self._learning: list[nn.Parameter] = []
+        self._held: list[nn.Parameter] = []
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # The optimiser has its parameters by now, those that are let go later among them.
+        self._learning = [p for p in _encoder(pl_module).parameters() if p.requires_grad]
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not (self.encoder_epochs or self.batch_norm):
+            return
+        encoder = _encoder(pl_module)
+        still: list[nn.Module] = [encoder]
+        if trainer.current_epoch >= self.encoder_epochs:
+            norms = (layer for layer in encoder.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm))
+            still = list(norms) if self.batch_norm else []
+        encoder.train()
+        for part in still:
+            part.eval()
+        held = {parameter for part in still for parameter in part.parameters()}
+        self._held = [parameter for parameter in self._learning if parameter in held]
+        for parameter in self._learning:
+            # Alone, a held parameter costs no backward pass. Several processes wait for the gradient of each.
+            parameter.requires_grad_(parameter not in held or trainer.world_size > 1)
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        for parameter in self._held:
+            parameter.grad = None
+
+
+def _encoder(module: pl.LightningModule) -> nn.Module:
+    encoder: nn.Module = module.network.encoder  # type: ignore[union-attr,assignment]
+    return encoder
 
 
 class BestAndLast(ModelCheckpoint):

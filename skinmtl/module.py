@@ -212,10 +212,12 @@ class MultiTaskModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         own = [p for p in self.weighting.parameters() if p.requires_grad]
         known = {id(p) for p in own}
-        trained: list[Any] = [p for p in self.parameters() if p.requires_grad and id(p) not in known]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in self.parameters() if p.requires_grad and id(p) not in known]}
+        ]
         if own:  # decay would draw learned weights towards 1
-            trained = [{"params": trained}, {"params": own, "weight_decay": 0.0}]
-        optimizer = self._optimizer(trained)
+            groups.append({"params": own, "weight_decay": 0.0})
+        optimizer = self._optimizer(groups)
         scheduler = self._schedule.on(optimizer, self._total_steps, self._steps_per_epoch)
         if self._schedule.by == "score":
             # Stepped here and saved below: Lightning's own stepping of a plateau does not resume to the same values.

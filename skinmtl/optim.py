@@ -1,11 +1,16 @@
-"""How the learning rate moves: each schedule makes a torch scheduler for an optimiser and a number of steps."""
+"""How the learning rate moves, and who learns at which share of it.
+
+Each schedule makes a torch scheduler for an optimiser and a number of steps.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Interval
+from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
@@ -76,3 +81,31 @@ class Plateau:
     def on(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> ReduceLROnPlateau:
         """The scheduler, stepped with the score after every validation."""
         return ReduceLROnPlateau(optimizer, mode="max", factor=self.factor, patience=self.patience)
+
+
+def with_rates(make: Callable[..., Optimizer], rates: Mapping[Parameter, float]) -> Callable[..., Optimizer]:
+    """What makes an optimiser in which some parameters learn at a share of its rate.
+
+    It takes groups of parameters, as torch's optimisers do, and makes a group of each share in each of them, the largest
+    first; a schedule moves all groups alike. Without shares it is `make` itself.
+
+    Args:
+        make: an optimiser's constructor that lacks its parameters alone.
+        rates: the share of each parameter that does not learn at the whole rate.
+    """
+    if not rates:
+        return make
+
+    def grouped(groups: Sequence[Mapping[str, Any]]) -> Optimizer:
+        shared: list[dict[str, Any]] = []
+        shares: list[float] = []
+        for group in groups:
+            for share in sorted({rates.get(parameter, 1.0) for parameter in group["params"]}, reverse=True):
+                shared.append({**group, "params": [p for p in group["params"] if rates.get(p, 1.0) == share]})
+                shares.append(share)
+        optimizer = make(shared)
+        for group, share in zip(optimizer.param_groups, shares, strict=True):
+            group["lr"] *= share
+        return optimizer
+
+    return grouped

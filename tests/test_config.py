@@ -26,8 +26,8 @@ from skinmtl.train import calm, run
 
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 GROUPS = ("augment", "callbacks", "data", "logger", "loss/seg", "model", "optim", "sampler", "schedule", "trainer")
-OTHERS = ("loss/cls", "weighting", "gradients")
-OPTIONS = [f"{g}={f.stem}" for g in (*GROUPS, *OTHERS) for f in sorted((CONF / g).glob("*.yaml"))]
+GROUPS += ("model/encoder", "model/head", "loss/cls", "weighting", "gradients")
+OPTIONS = [f"{g}={f.stem}" for g in GROUPS for f in sorted((CONF / g).glob("*.yaml"))]
 OPTIONS = [
     option for option in OPTIONS if not option.endswith("=none") and option not in ("trainer=gpu", "trainer=ddp")
 ]
@@ -132,7 +132,7 @@ MISTAKES: list[tuple[str, object, str]] = [
     ("weighting", {"_target_": "skinmtl.gradients.PCGrad"}, "PCGrad has no method terms, which a run asks of it"),
     # Values out of range, or out of a choice.
     ("seed", -1, "seed: -1 does not fit; fix: it should be greater than or equal to 0"),
-    ("model.arch", "unett", "it should be 'unet', 'deeplabv3plus' or 'deeplabv3'"),
+    ("model.arch", "unett", "'unetplusplus', 'fpn', 'resnet_unet_deeplab' or 'upsample'"),
     ("model.dropout", 1.0, "model.dropout: 1.0 does not fit; fix: it should be less than 1"),
     ("model.encoder", "resnet81", "model.encoder: no encoder is called 'resnet81'; fix: did you mean resnet18"),
     ("model.weights", "nowhere.pth", "model.weights: there is no file nowhere.pth"),

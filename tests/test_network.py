@@ -15,8 +15,9 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
+from skinmtl.decoders import DECODERS
 from skinmtl.errors import ConfigError, InputError
-from skinmtl.network import DECODERS, MultiTaskNet
+from skinmtl.network import MultiTaskNet
 
 TRUNK = 11_176_512  # ResNet-18 without its classifier, as torchvision builds it
 KINDS = {"tasks": ("seg", "cls"), "mask_classes": 2, "dx_classes": 7, "size": (64, 96)}
@@ -41,7 +42,7 @@ def test_a_network_has_the_parts_of_its_tasks_and_no_more() -> None:
 
 
 @pytest.mark.parametrize("arch", DECODERS)
-@pytest.mark.parametrize("encoder", ["resnet18", "resnet34", "resnet50", "tu-tf_efficientnet_lite0"])
+@pytest.mark.parametrize("encoder", ["resnet18", "tu-tf_efficientnet_lite0"])
 def test_logits_lie_where_the_photograph_lies(arch: str, encoder: str) -> None:
     network = net(arch, encoder).eval()
     logits = network(torch.zeros(2, 3, 64, 96, dtype=torch.uint8))

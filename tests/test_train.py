@@ -15,6 +15,7 @@ import torch
 from layouts import write_mirror, write_task1
 from training import train
 
+import skinmtl
 from skinmtl import checkpoints, cli
 from skinmtl.callbacks import BestAndLast
 from skinmtl.data import sources, splits
@@ -93,6 +94,83 @@ def test_an_unfinished_run_goes_on_to_the_same_bits(synthetic_root: Path, tmp_pa
         train(tmp_path / "broken" / "again", synthetic_root, [*long, f"resume={broken}"])
     with pytest.raises(ConfigError, match=r"optim\.lr"):
         train(tmp_path / "broken" / "other", synthetic_root, [*long, f"resume={broken}", "optim.lr=0.1"])
+
+
+def test_an_encoder_that_was_frozen_and_learns_slowly_goes_on_to_the_same_bits(
+    synthetic_root: Path, tmp_path: Path
+) -> None:
+    slow = [*TINY, "trainer.max_epochs=3", "model.encoder_rate=0.5", "model.rate_decay=0.5"]
+    slow += ["callbacks.freeze.encoder_epochs=1", "callbacks.freeze.batch_norm=true"]
+    whole = train(tmp_path / "whole" / "run", synthetic_root, slow, "shared_cnn")
+    broken = tmp_path / "broken" / "run"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr("skinmtl.module.MultiTaskModule.on_train_epoch_start", stop_at_epoch(1), raising=False)
+        train(broken, synthetic_root, slow, "shared_cnn")
+    frozen = checkpoints.load(Run.open(broken).checkpoint("last"))["state_dict"]
+    train(tmp_path / "broken" / "fresh", synthetic_root, [*slow, f"resume={broken}"], "shared_cnn")
+    assert weights(Run.open(broken)) == weights(whole)
+    # It was let go in between, but for its batch normalisation.
+    last = checkpoints.load(whole.checkpoint("last"))["state_dict"]
+    encoder = {name: torch.equal(frozen[name], last[name]) for name in last if name.startswith("network.encoder.")}
+    assert encoder == {name: last[name].ndim != 4 for name in encoder}
+
+
+def test_diagnoses_and_masks_may_come_from_two_lists(synthetic_root: Path, tmp_path: Path) -> None:
+    table = sources.read(synthetic_root)
+    lists = table[["image", "lesion_id", "dx", "mask"]].astype(object)
+    odd = lists["lesion_id"].map({name: i % 2 for i, name in enumerate(lists["lesion_id"].unique())}) == 1
+    lists.loc[odd, "dx"], lists.loc[~odd, "mask"] = None, None
+    lists.to_csv(tmp_path / "lists.csv", index=False)
+    run = train(tmp_path / "run", tmp_path / "lists.csv", ["data.layout=csv"], "shared_cnn")
+    test = run.predictions().query("split == 'test'")
+    assert (test["dx"].isna() != test["dice"].isna()).all()
+    assert test["dx"].notna().any() and test["dice"].notna().any()
+
+
+OUTSIDE = """
+from torch import nn
+from torch.nn import functional as F
+from skinmtl.encoders import Encoder
+from skinmtl.heads import Head
+
+
+class Thumbnail(Encoder):
+    def __init__(self, filters: int = 8) -> None:
+        super().__init__()
+        self.out_channels = [3, filters]
+        self.convolution = nn.Conv2d(3, filters, 3, padding=1)
+
+    def forward(self, image):
+        return [image, self.convolution(F.avg_pool2d(image, 2))]
+
+
+class Brightest(Head):
+    def connect(self, channels: int, classes: int) -> None:
+        self.linear = nn.Linear(channels, classes)
+
+    def forward(self, features, mask=None):
+        return self.linear(features.amax((2, 3)))
+"""
+
+
+def test_an_encoder_and_a_head_from_outside_are_a_class_and_two_lines_each(
+    synthetic_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "outside.py").write_text(OUTSIDE)
+    for group, name in (("encoder", "Thumbnail"), ("head", "Brightest")):
+        file = tmp_path / "conf" / "model" / group / f"{name.lower()}.yaml"
+        file.parent.mkdir(parents=True)
+        file.write_text(f"# One of mine.\n_target_: outside.{name}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    mine = [f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "model/encoder=thumbnail", "model/head=brightest"]
+    with pytest.raises(Faults, match=r"model\.encoder\._target_: 'outside\.Thumbnail' is not an admitted"):
+        train(tmp_path / "refused", synthetic_root, mine)
+    monkeypatch.setenv("SKINMTL_ALLOW", "outside")
+    run = train(tmp_path / "run", synthetic_root, mine)
+    state = checkpoints.load(run.checkpoint())["state_dict"]
+    assert state["network.encoder.convolution.weight"].shape == (8, 3, 3, 3)
+    assert state["network.class_head.linear.weight"].shape[1] == 8
+    assert skinmtl.load_run(run.path).predict(np.zeros((40, 50, 3), np.uint8)).dx is not None
 
 
 def test_a_run_in_other_hands_is_left_alone(synthetic_root: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from skinmtl.data.splits import STAGES
 from skinmtl.errors import ConfigError, InputError
 from skinmtl.facts import flat
 from skinmtl.module import MultiTaskModule
+from skinmtl.optim import with_rates
 from skinmtl.runs import Run
 from skinmtl.tasks import TASKS
 from skinmtl.tracking import WandB
@@ -79,7 +80,7 @@ def build_module(nodes: Mapping[str, Any], data: DataModule) -> MultiTaskModule:
         network.to(memory_format=torch.channels_last),
         [TASKS[task](config.build(nodes["loss"][task], **counts[task]), classes[task]) for task in tasks],
         config.build(nodes["weighting"], tasks=tasks),
-        config.build(nodes["optim"]),
+        with_rates(config.build(nodes["optim"]), network.rates()),
         config.build(nodes["schedule"]),
         gradients=gradients,
         seed=nodes["seed"],
