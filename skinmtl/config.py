@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from skinmtl.constructors import arguments, find, handed_in
+from skinmtl.data.diagnoses import check_groups
 from skinmtl.errors import ConfigError, Faults, SkinmtlError
 
 TASKS = ("seg", "cls")
@@ -335,6 +336,8 @@ def _dry(tree: Node) -> Iterator[SkinmtlError]:
 
     for key in ("augment", "sampler", "weighting"):
         yield from _attempt(tree[key], key, build)
+    if tree["data"].get("diagnoses") is not None:
+        yield from _attempt(tree["data"]["diagnoses"], "data.diagnoses", check_groups)
     for task in tree["tasks"]:
         yield from _attempt(tree["loss"][task], f"loss.{task}", lambda node: build(node, class_counts=[1, 1]))
     for name, node in tree["callbacks"].items():

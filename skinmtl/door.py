@@ -43,6 +43,7 @@ KEYS = {
     "data.size=": "[height,width] in pixels, or one number for a square",
     "data.batch_size= data.workers=": "photographs a step and processes that load them, for each device",
     "data.fold= data.folds=": "which test fold, of how many; no lesion is in two",
+    "mask_classes= diagnoses=": "what is told apart: binary or trimap; all, malignant, or data.diagnoses={name:[dx]}",
     "data.duplicates=": "known pairs of lesion ids that show one lesion, none, or a CSV of skinmtl audit",
     "also= data.also.<name>.root=": "further sources that only train: isic2018_task1, labels; also=[a,b]",
     "data.allow_leak=": "true accepts photographs without lesion ids; every score is stamped LEAKY",

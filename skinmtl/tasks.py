@@ -39,13 +39,16 @@ class Task(nn.Module, ABC):
 
 
 class Segmentation(Task):
-    """Outline the lesion. With one foreground class a pixel is lesion where its probability is above one half."""
+    """Outline the lesion: each pixel's class of the largest probability, background first.
+
+    With one class beside the background a pixel is lesion where its probability is above one half.
+    """
 
     name = "seg"
     score = "mean_image_dice"
 
     def metric(self) -> ImageDice:
-        return ImageDice()
+        return ImageDice(len(self.classes))
 
     def count(self, metric: ImageDice | Confusion, logits: Tensor, batch: Batch) -> None:
         has = batch["has_mask"]

@@ -38,7 +38,7 @@ DATA = """
     data.sources.layouts
     data.sources.cases
     data.sources.__init__
-    data.duplicates data.jpeg
+    data.duplicates data.jpeg data.masks data.diagnoses
     data.images
     data.splits data.lookalikes
     data.certificate

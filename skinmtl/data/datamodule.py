@@ -25,6 +25,8 @@ from skinmtl.data import cache, duplicates, sources, splits
 from skinmtl.data.also import Also, places
 from skinmtl.data.cache import Photographs
 from skinmtl.data.certificate import certificate
+from skinmtl.data.diagnoses import Groups, check_groups, grouped
+from skinmtl.data.masks import BINARY, MaskClasses
 from skinmtl.data.samplers import EpochSampler, InOrder, Place, Portion, Shuffle, Weigh
 from skinmtl.data.splits import Stage
 from skinmtl.data.synthetic import Synthetic
@@ -112,6 +114,10 @@ class DataModule(pl.LightningDataModule):
     With `cache` auto, photographs are decoded once into `cache_dir` when the disk has room. `synthetic` draws the data
     at `root` first. `also` are further sources, which only train. `workers` 0 loads in the training process; the pixels
     do not depend on it.
+
+    `mask_classes` says what a pixel can be; null is skin or lesion. `diagnoses` puts diagnoses into groups, which are
+    then the classes: lists of them by the group's name, or the word rest for all others; null tells all apart. Splits
+    are drawn by the diagnoses themselves, so that runs with other groups share them, and their hash.
     """
 
     def __init__(
@@ -135,6 +141,8 @@ class DataModule(pl.LightningDataModule):
         cache: Literal["auto", "off"] = "auto",
         cache_dir: str = "outputs/.cache",
         also: Mapping[str, Also] | None = None,
+        mask_classes: MaskClasses | None = None,
+        diagnoses: Groups | None = None,
         *,
         augment: Transform,
         sampler: Shuffle,
@@ -154,7 +162,11 @@ class DataModule(pl.LightningDataModule):
             raise ConfigError("data.split_by", what, "set data.allow_leak=true, too, and have scores stamped LEAKY")
         self.also = dict(also or {})
         self.duplicates = duplicates
-        self.mask_classes = sources.MASK_CLASSES
+        self.mask_rule = mask_classes or BINARY
+        self.mask_classes = tuple(self.mask_rule.names)
+        self.dx_groups = diagnoses
+        if diagnoses is not None:
+            check_groups(diagnoses)
         self._given = Path(split) if split else None
         self._photographs: Photographs | None = None
 
@@ -177,7 +189,6 @@ class DataModule(pl.LightningDataModule):
         self.leaky |= any(facts["leaky"] for facts in self.also_facts.values())
         if self.leaky:
             logger.warning("LEAKY: photographs of one lesion may train and test; scores are too good")
-        self.dx_classes: tuple[str, ...] = tuple(first["dx"].cat.categories)
         self.data_hash = cache.fingerprint(first)
 
         self.pairs = duplicates.pairs(self.duplicates, first)
@@ -197,13 +208,17 @@ class DataModule(pl.LightningDataModule):
         tables = [first, *further.values()]
         self.table = pd.concat(tables, ignore_index=True)
         self.table.attrs = dict(first.attrs)
+        if self.dx_groups is not None:
+            self.table = grouped(self.table, self.dx_groups)
+        self.dx_classes: tuple[str, ...] = tuple(self.table["dx"].cat.categories)
         self.source = np.repeat(np.arange(len(tables)), list(map(len, tables)))  # (N,), 0 is data.root
         self._stages = np.append(self._stages_of_fold(first), np.full(len(self.table) - len(first), "train"))
         counts = ", ".join(f"{stage} {len(self.rows(stage)):,}" for stage in splits.STAGES)
         logger.info("fold %d of %s (sha256 %s): %s", self.fold, self.split_file, self.split_hash[:12], counts)
 
-        pixels = cache.get(self.table, self.size, self.cache_dir) if self.cache == "auto" else None
-        self._photographs = Photographs.of(self.table, self.size, pixels)
+        known = self.table, self.size
+        pixels = cache.get(*known, self.cache_dir, self.mask_rule) if self.cache == "auto" else None
+        self._photographs = Photographs.of(*known, pixels, self.mask_rule)
 
     def rows(self, stage: Stage, source: int | None = None) -> NDArray[np.int64]:
         """Rows of the case table in this stage of the fold, ascending; `source` 0 is data.root, None all."""
@@ -213,7 +228,10 @@ class DataModule(pl.LightningDataModule):
     def certificate(self) -> dict[str, Any]:
         """What the split is, as a run keeps it; see `certificate`."""
         origin = self.duplicates if self.duplicates in ("known", "none") else Path(self.duplicates).name
-        first, further = (self.table[rows].reset_index(drop=True) for rows in (self.source == 0, self.source > 0))
+        table = self.table
+        if "dx_original" in table:
+            table = table.assign(dx=table["dx_original"])
+        first, further = (table[rows].reset_index(drop=True) for rows in (self.source == 0, self.source > 0))
         across = duplicates.pairs(self.duplicates, self.table) if self.also else []
         pairs = list(dict.fromkeys([*self.pairs, *across]))
         return certificate(self.split, first, self.split_hash, pairs, origin, further, self.also_facts)
