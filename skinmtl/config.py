@@ -295,6 +295,8 @@ def _task_faults(tree: Node, tasks: Sequence[str]) -> Iterator[ConfigError]:
     for task in tasks:
         if tree["loss"].get(task) is None:
             yield ConfigError(f"loss.{task}", "the task has no loss", f"choose one with loss/{task}=")
+    if tree["data"].get("mixing") is not None and "cls" not in tasks:
+        yield ConfigError("data.mixing", f"tasks are {tasks}, without diagnoses to mix", "use mixing=none, or add cls")
     known = arguments(find(tree["weighting"]["_target_"]))
     for task in set(TASKS) - set(tasks):
         # A weight left as it comes is no wish; another one is.

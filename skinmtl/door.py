@@ -56,7 +56,7 @@ KEYS = {
     "optim= optim.lr= optim.weight_decay=": "adamw, adam, sgd",
     "schedule=": "cosine, step, plateau, constant",
     "sampler=": "shuffle, class_balanced, sqrt_balanced, effective_number, class_aware",
-    "augment=": "none, light, strong",
+    "augment= mixing=": "none, light, strong; none, mixup, cutmix, which mix photographs and diagnoses",
     "trainer= trainer.max_epochs=": "auto, cpu, gpu, ddp, ddp_cpu; any argument of Lightning's Trainer",
     "trainer.devices= trainer.precision=": "how many, a list, or -1 for all GPUs; auto, bf16-mixed, 32-true, 16-mixed",
     "callbacks= logger=": "default, ema; csv, wandb",

@@ -73,7 +73,7 @@ class MultiTaskModule(pl.LightningModule):
 
     def _step(self, batch: Batch, stage: str) -> Tensor:
         logits = self(batch["image"])
-        losses = {name: task.loss(logits[name], batch) for name, task in self.tasks.items()}  # type: ignore[operator]
+        losses: dict[str, Tensor] = {name: task(logits[name], batch) for name, task in self.tasks.items()}
         loss: Tensor = self.weighting(losses)
         for name, task in self.tasks.items():
             task.count(self.metrics[f"{stage}_metrics"][name], logits[name].detach(), batch)  # type: ignore[index,operator]

@@ -24,6 +24,11 @@ class Task(nn.Module, ABC):
         self.loss = loss
         self.classes = tuple(classes)
 
+    def forward(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The task's loss, a scalar."""
+        loss: Tensor = self.loss(logits, batch)
+        return loss
+
     @abstractmethod
     def metric(self) -> ImageDice | Confusion:
         """A fresh counter; its `compute()` gives the task's scores by name."""
@@ -71,6 +76,14 @@ class Diagnosis(Task):
 
     name = "cls"
     score = "balanced_accuracy"
+
+    def forward(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The task's loss, a scalar; where photographs were mixed, that of both diagnoses by their shares."""
+        own = super().forward(logits, batch)
+        if "dx_other" not in batch:
+            return own
+        other = super().forward(logits, {**batch, "dx": batch["dx_other"]})
+        return batch["share"] * own + (1 - batch["share"]) * other
 
     def metric(self) -> Confusion:
         return Confusion(len(self.classes))

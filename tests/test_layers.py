@@ -49,7 +49,7 @@ DATA = """
     data.prepare.command
     data.records
     data.cache data.transforms data.also
-    data.samplers
+    data.samplers data.mixing
     data.datamodule
 """
 STRANGERS = {"tests", "experiments", "conf", "outputs"}  # and train.py, whose name in an import is skinmtl.train's

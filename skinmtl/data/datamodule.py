@@ -7,6 +7,7 @@ import gc
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,6 +28,7 @@ from skinmtl.data.cache import Photographs
 from skinmtl.data.certificate import certificate
 from skinmtl.data.diagnoses import Groups, check_groups, grouped
 from skinmtl.data.masks import BINARY, MaskClasses
+from skinmtl.data.mixing import Mixing, Partners
 from skinmtl.data.samplers import EpochSampler, InOrder, Place, Portion, Shuffle, Weigh
 from skinmtl.data.splits import Stage
 from skinmtl.data.synthetic import Synthetic
@@ -39,25 +41,50 @@ logger = logging.getLogger(__name__)
 Pixels = Annotated[int, Ge(1)]
 
 
+@dataclass(frozen=True)
+class Mix:
+    """How training photographs are mixed, with which, and how many places a step has on all processes together."""
+
+    by: Mixing
+    partners: Partners
+    places: int
+
+
 class Samples(Dataset[Sample | SkinmtlError]):
     """Samples by (epoch, position, row): the row says which photograph, all three how it is drawn.
 
     A photograph that cannot be read comes as the error itself, for `Loader` to raise: an exception raised in a worker
-    would arrive as a RuntimeError without its name.
+    would arrive as a RuntimeError without its name. With `mix`, another is mixed into some.
     """
 
-    def __init__(self, photographs: Photographs, dx: Sequence[int], transform: Transform, seed: int) -> None:
+    def __init__(
+        self, photographs: Photographs, dx: Sequence[int], transform: Transform, seed: int, mix: Mix | None = None
+    ) -> None:
         self._photographs, self._dx, self._transform, self._seed = photographs, np.asarray(dx), transform, seed
+        self._mix = mix
 
     def __getitem__(self, place: Place) -> Sample | SkinmtlError:
         epoch, position, row = place
         try:
-            image, mask = self._photographs.read(row)
+            own = self._one(row, (self._seed, epoch, position))
+            return own if self._mix is None else self._mixed(own, self._mix, epoch, position)
         except SkinmtlError as error:
             return error
-        image, mask = self._transform(image, mask, (self._seed, epoch, position))
+
+    def _one(self, row: int, key: tuple[int, ...]) -> Sample:
+        image, mask = self._transform(*self._photographs.read(row), key)
         has_mask, dx = self._photographs.has_mask(row), int(self._dx[row])
         return Sample(image=image, mask=mask, has_mask=has_mask, dx=dx, index=row)
+
+    def _mixed(self, own: Sample, mix: Mix, epoch: int, position: int) -> Sample:
+        size = (own["mask"].shape[0], own["mask"].shape[1])
+        share = mix.by.share(size, self._seed, epoch, position // mix.places)
+        rng = mix.by.rng(self._seed, epoch, position)
+        pair, partner = own, mix.partners.draw(rng)
+        if rng.random() < mix.by.p and own["dx"] >= 0 and partner != own["index"]:
+            other = self._one(partner, (self._seed, epoch, position, 1))
+            pair = mix.by.pair(own, other, share, rng)
+        return {**pair, "dx_other": pair.get("dx_other", pair["dx"]), "share": share}
 
 
 class Loader(DataLoader[Sample | SkinmtlError]):
@@ -93,13 +120,17 @@ def collate(samples: Sequence[Sample | SkinmtlError]) -> Batch | SkinmtlError:
     images = torch.empty((len(good), 3, height, width), dtype=torch.uint8)
     for place, sample in zip(images.numpy(), good, strict=True):
         cv2.split(sample["image"], list(place))  # (H, W, 3) to (3, H, W), many times faster than a permuted copy
-    return Batch(
+    batch = Batch(
         image=images,
         mask=torch.from_numpy(np.stack([sample["mask"] for sample in good])),
         has_mask=torch.tensor([sample["has_mask"] for sample in good]),
         dx=torch.tensor([sample["dx"] for sample in good]),
         index=torch.tensor([sample["index"] for sample in good]),
     )
+    if "share" in good[0]:
+        batch["dx_other"] = torch.tensor([sample["dx_other"] for sample in good])
+        batch["share"] = torch.tensor(good[0]["share"])
+    return batch
 
 
 class DataModule(pl.LightningDataModule):
@@ -117,7 +148,8 @@ class DataModule(pl.LightningDataModule):
 
     `mask_classes` says what a pixel can be; null is skin or lesion. `diagnoses` puts diagnoses into groups, which are
     then the classes: lists of them by the group's name, or the word rest for all others; null tells all apart. Splits
-    are drawn by the diagnoses themselves, so that runs with other groups share them, and their hash.
+    are drawn by the diagnoses themselves, so that runs with other groups share them, and their hash. `mixing` mixes
+    training photographs with others of data.root, drawn as `sampler` draws; null mixes none.
     """
 
     def __init__(
@@ -143,6 +175,7 @@ class DataModule(pl.LightningDataModule):
         also: Mapping[str, Also] | None = None,
         mask_classes: MaskClasses | None = None,
         diagnoses: Groups | None = None,
+        mixing: Mixing | None = None,
         *,
         augment: Transform,
         sampler: Shuffle,
@@ -164,7 +197,7 @@ class DataModule(pl.LightningDataModule):
         self.duplicates = duplicates
         self.mask_rule = mask_classes or BINARY
         self.mask_classes = tuple(self.mask_rule.names)
-        self.dx_groups = diagnoses
+        self.dx_groups, self.mixing = diagnoses, mixing
         if diagnoses is not None:
             check_groups(diagnoses)
         self._given = Path(split) if split else None
@@ -283,16 +316,27 @@ class DataModule(pl.LightningDataModule):
             each = len(portions[0].rows) // self._world()
             what = f"{self.batch_size} is more than the {each} training photographs of a process"
             raise ConfigError("data.batch_size", what, "use a smaller one")
-        return self._loader(self._samples(self.augment), sampler)
+        return self._loader(self._samples(self.augment, self._mix()), sampler)
 
     def val_dataloader(self) -> Loader:
         """Validation photographs as they are, each once, in table order."""
         sampler = InOrder(self.rows("val"), self._rank(), self._world(), self.batch_size)
         return self._loader(self._samples(none()), sampler)
 
-    def _samples(self, transform: Transform) -> Samples:
+    def _mix(self) -> Mix | None:
+        if self.mixing is None:
+            return None
+        rows = self.rows("train", source=0)
+        dx, lesion = self._labels(rows)
+        known = dx >= 0
+        if not known.any():
+            raise ConfigError("data.mixing", "no training photograph has a diagnosis to be mixed", "use mixing=none")
+        edges = np.cumsum(self.sampler.weights(dx, lesion)[known])
+        return Mix(self.mixing, Partners(rows[known], edges), sum(self._places()))
+
+    def _samples(self, transform: Transform, mix: Mix | None = None) -> Samples:
         assert self._photographs is not None, "setup() comes first"
-        return Samples(self._photographs, self.table["dx"].cat.codes.tolist(), transform, self.seed)
+        return Samples(self._photographs, self.table["dx"].cat.codes.tolist(), transform, self.seed, mix)
 
     def _loader(self, samples: Samples, sampler: EpochSampler | InOrder) -> Loader:
         return Loader(
