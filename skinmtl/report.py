@@ -203,12 +203,12 @@ def _mask_classes(scores: Mapping[str, Any]) -> str:
         "pooled_precision": "precision, pooled",
         "pooled_recall": "recall, pooled",
     }
-    rows = [
+    rows: list[tuple[str, list[page.Cell]]] = [
         (name, [said(content.get("n_images")), *(score_words(content.get(score)) for score in columns)])
         for name, content in classes.items()
     ]
     counts = dig(scores, "parts", "test", "pixels", default=[])
-    shares = [
+    shares: list[tuple[str, list[page.Cell]]] = [
         (f"{name}, true", [f"{sum(row):,}", *((f"{n / max(1, sum(row)):.3f}", f"{n:,}") for n in row)])
         for name, row in zip(classes, counts, strict=False)
     ]
