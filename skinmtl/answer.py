@@ -20,7 +20,7 @@ from skinmtl.errors import InputError
 from skinmtl.facts import HEADLINES, dig, read_scores, stamps, without_folders, words
 from skinmtl.jobs import REPEATS, Job, by_setting, read_jobs, varied_keys
 from skinmtl.runs import write_text
-from skinmtl.scores import DRAWS, Floats, Sample, dx_classes
+from skinmtl.scores import DRAWS, Floats, Sample, dx_classes, mask_classes
 
 SCORES = (*HEADLINES, "accuracy", "macro_f1", "mcc")
 SPLIT_BY = "data.split_by"
@@ -141,7 +141,7 @@ def _test(job: Job) -> pd.DataFrame:
 def _scored(table: pd.DataFrame) -> dict[str, tuple[float, Floats]]:
     """By score that is defined: its value and its (DRAWS,) values under resampled lesions."""
     sample = Sample.of(table, dx_classes(table), DRAWS, seed=0)
-    scores = {name: score for task in sample.scores(("lesion",)).values() for name, score in task.items()}
+    scores = {name: score for task in sample.scores(mask_classes(table)).values() for name, score in task.items()}
     found = {
         name: (float(scores[name](sample.once)[0]), sample.drawn(scores[name])) for name in SCORES if name in scores
     }

@@ -25,7 +25,9 @@ from sklearn.preprocessing import StandardScaler
 
 from skinmtl import config, scores
 from skinmtl.data import cache, sources, splits
+from skinmtl.data.diagnoses import REST, grouped
 from skinmtl.data.images import Size, fit_image, read_image, read_mask
+from skinmtl.data.masks import BINARY, MaskClasses
 from skinmtl.errors import InputError
 from skinmtl.runs import Run
 
@@ -64,10 +66,16 @@ def compare_run(run: Run, data_root: Path | None = None) -> pd.DataFrame:
 
     stages = split.set_index("image_id")[f"fold_{cfg.fold}"].reindex(table["image_id"])
     height, width = facts["size"]
-    return compare(table.assign(split=stages.to_numpy()), (height, width), run.predictions())
+    table = table.assign(split=stages.to_numpy())
+    if cfg.get("diagnoses") is not None:
+        table = grouped(table, {str(name): list(of) if of != REST else of for name, of in cfg.diagnoses.items()})
+    mask_classes = config.build(cfg.mask_classes) if cfg.get("mask_classes") is not None else BINARY
+    return compare(table, (height, width), run.predictions(), mask_classes)
 
 
-def compare(table: pd.DataFrame, size: Size, network: pd.DataFrame | None = None) -> pd.DataFrame:
+def compare(
+    table: pd.DataFrame, size: Size, network: pd.DataFrame | None = None, mask_classes: MaskClasses = BINARY
+) -> pd.DataFrame:
     """Test scores: a row per `method`, `task` and `score` with its `value` and 95% interval over lesions `low`, `high`.
 
     Args:
@@ -75,13 +83,14 @@ def compare(table: pd.DataFrame, size: Size, network: pd.DataFrame | None = None
         size: (height, width) in pixels at which colours are counted: the network's.
         network: its predictions table. Its rows come first, and `ahead`, `ahead_low` and `ahead_high` of the others
             say how far it is ahead of them, paired by lesion.
+        mask_classes: those that the network was scored by; a threshold's lesion is scored by them, too.
     """
     methods = {} if network is None else {"network": network}
     if table["dx"].notna().any():
         setting, predictions = colours(table, size)
         methods[f"logistic regression on colours: {setting}"] = predictions
     if table["mask"].notna().any():
-        setting, predictions = otsu(table)
+        setting, predictions = otsu(table, mask_classes)
         methods[f"Otsu's threshold: {setting}"] = predictions
 
     classes = tuple(table["dx"].cat.categories)
@@ -89,7 +98,7 @@ def compare(table: pd.DataFrame, size: Size, network: pd.DataFrame | None = None
     for method, predictions in methods.items():
         test = predictions[predictions["split"] == "test"]
         ahead = {} if network is None or predictions is network else scores.paired(network, predictions)
-        for task, values in scores.evaluate(test, classes, sources.MASK_CLASSES)["parts"]["test"]["scores"].items():
+        for task, values in scores.evaluate(test, classes, mask_classes.names)["parts"]["test"]["scores"].items():
             for score in (name for name in SHOWN if name in values):
                 row = {"method": method, "task": task, "score": score} | values[score]
                 if score in ahead:
@@ -157,7 +166,7 @@ def _fit(features: Features, dx: NDArray[np.object_], strength: float) -> Pipeli
 # --- one threshold ----------------------------------------------------------------------------------------------------
 
 
-def otsu(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+def otsu(table: pd.DataFrame, mask_classes: MaskClasses = BINARY) -> tuple[str, pd.DataFrame]:
     """Otsu's threshold on each photograph at its own size; setting and predictions table.
 
     Channel, blur, and whether only the largest piece counts, are those of the best mean Dice on the validation rows.
@@ -169,9 +178,14 @@ def otsu(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     pairs = list(zip(rest["image"], rest["mask"], strict=True))
     for image_path, mask_path in _watched(pairs, "thresholding"):
         image = read_image(Path(image_path))
-        target = read_mask(Path(mask_path), image.shape[:2]) if isinstance(mask_path, str) else None
+        if not isinstance(mask_path, str):
+            for setting in settings:
+                counts[setting].append({})
+            continue
+        target = mask_classes.of(read_mask(Path(mask_path), image.shape[:2]))
         for setting in settings:
-            counts[setting].append({} if target is None else _overlap(dark_side(image, *setting), target))
+            predicted = mask_classes.of(dark_side(image, *setting))
+            counts[setting].append(scores.overlap(predicted, target, mask_classes.names))
 
     tables = {setting: pd.DataFrame(rows, index=rest.index) for setting, rows in counts.items()}
     val = rest["split"].eq("val")
@@ -202,12 +216,6 @@ def _largest(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if outlines:
         cv2.drawContours(alone, [max(outlines, key=cv2.contourArea)], -1, 1, cv2.FILLED)
     return alone
-
-
-def _overlap(mask: NDArray[np.uint8], target: NDArray[np.uint8]) -> dict[str, float]:
-    counts = scores.mask_counts(mask, target)
-    columns = {f"{count}_{sources.MASK_CLASSES[1]}": float(number) for count, number in counts.items()}
-    return columns | {"dice": scores.dice(counts), "iou": scores.iou(counts)}
 
 
 def _known(table: pd.DataFrame) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from skinmtl.constructors import arguments, find, handed_in
+from skinmtl.data.diagnoses import check_groups
 from skinmtl.errors import ConfigError, Faults, SkinmtlError
 
 TASKS = ("seg", "cls")
@@ -295,6 +296,8 @@ def _task_faults(tree: Node, tasks: Sequence[str]) -> Iterator[ConfigError]:
     for task in tasks:
         if tree["loss"].get(task) is None:
             yield ConfigError(f"loss.{task}", "the task has no loss", f"choose one with loss/{task}=")
+    if tree["data"].get("mixing") is not None and "cls" not in tasks:
+        yield ConfigError("data.mixing", f"tasks are {tasks}, without diagnoses to mix", "use mixing=none, or add cls")
     known = arguments(find(tree["weighting"]["_target_"]))
     for task in set(TASKS) - set(tasks):
         # A weight left as it comes is no wish; another one is.
@@ -336,6 +339,8 @@ def _dry(tree: Node) -> Iterator[SkinmtlError]:
 
     for key in ("augment", "sampler", "weighting", "gradients"):
         yield from _attempt(tree[key], key, lambda node: build(node, tasks=tree["tasks"]))
+    if tree["data"].get("diagnoses") is not None:
+        yield from _attempt(tree["data"]["diagnoses"], "data.diagnoses", check_groups)
     for task in tree["tasks"]:
         yield from _attempt(tree["loss"][task], f"loss.{task}", lambda node: build(node, class_counts=[1, 1]))
     for name, node in tree["callbacks"].items():

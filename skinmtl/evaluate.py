@@ -96,31 +96,24 @@ def predictions_table(predictor: Predictor, data: DataModule) -> pd.DataFrame:
 
 def _row(data: DataModule, row: int, prediction: Prediction) -> dict[str, Any]:
     record = data.table.iloc[row]
-    values: dict[str, Any] = {name: record[name] for name in METADATA} | {"dx": record["dx"]}
+    values: dict[str, Any] = {name: record[name] for name in (*METADATA, "dx_original", "dx") if name in record}
     if prediction.probabilities is not None:
         values |= {"predicted_dx": prediction.dx}
         values |= {f"prob_{name}": p for name, p in prediction.probabilities.items()}
     if prediction.mask is not None:
         values |= {"height": prediction.mask.shape[0], "width": prediction.mask.shape[1]}
         if isinstance(record["mask"], str):
-            target = read_mask(Path(record["mask"]), prediction.mask.shape)
+            target = data.mask_rule.of(read_mask(Path(record["mask"]), prediction.mask.shape))
             values |= _overlap(data, prediction, target)
     return values
 
 
 def _overlap(data: DataModule, prediction: Prediction, target: NDArray[np.uint8]) -> dict[str, float]:
     assert prediction.mask is not None and prediction.input_mask is not None
-    own = scores.mask_counts(prediction.mask, target)
-    small = scores.mask_counts(prediction.input_mask, fit_mask(target, data.size))
+    own = scores.overlap(prediction.mask, target, data.mask_classes)
+    small = scores.overlap(prediction.input_mask, fit_mask(target, data.size), data.mask_classes)
     hd95, assd = scores.boundary(prediction.mask, target)
-    name = data.mask_classes[1]
-    return {f"{count}_{name}": value for count, value in own.items()} | {
-        "dice": scores.dice(own),
-        "iou": scores.iou(own),
-        "hd95": hd95,
-        "assd": assd,
-        "dice_input": scores.dice(small),
-    }
+    return own | {"hd95": hd95, "assd": assd, "dice_input": small["dice"]}
 
 
 def draw(run: Run, table: pd.DataFrame, predictor: Predictor, data: DataModule) -> None:
@@ -155,7 +148,7 @@ def _pictures(rows: pd.DataFrame, predictor: Predictor, data: DataModule) -> Ite
     for row in rows.itertuples():
         place = files[row.image_id]
         image = read_image(Path(place["image"]))
-        target = read_mask(Path(place["mask"]), image.shape[:2])
+        target = data.mask_rule.of(read_mask(Path(place["mask"]), image.shape[:2]))
         prediction = predictor.predict(image)
         assert prediction.mask is not None
         words = [f"Dice {row.dice:.2f}"] + ([row.dx] if isinstance(row.dx, str) else [])

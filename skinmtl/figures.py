@@ -33,7 +33,7 @@ WIDTH = 5.0  # inches
 
 
 class Example(NamedTuple):
-    """One row of a gallery: photograph (H, W, 3) uint8 RGB, masks (H, W) with lesion > 0 or None, a line of text."""
+    """One row of a gallery: photograph (H, W, 3) uint8 RGB, masks (H, W) of class indices or None, a line of text."""
 
     image: NDArray[np.uint8]
     target: NDArray[np.uint8] | None
@@ -225,17 +225,20 @@ def overlay(
 ) -> NDArray[np.uint8]:
     """A copy of a photograph with the predicted contour in yellow and, where given, the true one in blue.
 
+    Of several classes beside the background every edge between two is drawn: a border has an outer and an inner one.
+
     Args:
         image: (H, W, 3) uint8 RGB.
-        prediction: (H, W), lesion where > 0; None draws nothing.
+        prediction: (H, W) indices of classes, background 0; None draws nothing.
         target: as the prediction.
     """
     drawn = np.ascontiguousarray(image).copy()
     width = max(1, round(min(image.shape[:2]) / 150))
     lines = [
-        (cv2.findContours((mask > 0).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)[0], _rgb(colour))
+        (cv2.findContours((mask >= level).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)[0], _rgb(colour))
         for mask, colour in ((target, TRUE_CONTOUR), (prediction, PREDICTED_CONTOUR))
         if mask is not None
+        for level in np.unique(mask[mask > 0])
     ]
     # Dark lines under all bright ones keep these visible on pale skin and on dark lesions alike.
     for line, _ in lines:
@@ -243,6 +246,12 @@ def overlay(
     for line, colour in lines:
         cv2.drawContours(drawn, line, -1, colour, width)
     return drawn
+
+
+def mask_palette(classes: int) -> list[int]:
+    """Red, green and blue of each mask class in one list, 0 to 255: black for the background, then bright colours."""
+    shown = [BLACK, *_cycle((SKY, ORANGE, GREEN, PURPLE, BLUE, RED))]
+    return [value for colour in shown[:classes] for value in _rgb(colour)]
 
 
 def gallery(rows: Sequence[Example | tuple[Any, Any, Any, str]]) -> Figure:

@@ -30,27 +30,30 @@ class Means(Metric):
 
 
 class ImageDice(Metric):
-    """Mean over images of 2 |A and B| / (|A| + |B|) at network size; two empty masks agree, so count one.
+    """Mean over images of 2 |A and B| / (|A| + |B|) at network size; where both are empty they agree, so count one.
 
-    The predictions table has the Dice that is reported, at the photograph's own size.
+    A and B are a class's predicted and true pixels. Of several classes beside the background an image counts with the
+    mean over them. The predictions table has the Dice that is reported, at the photograph's own size.
     """
 
     total: Tensor
     images: Tensor
     full_state_update = False
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int = 2) -> None:
         super().__init__()
+        self.classes = classes
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, predicted: Tensor, target: Tensor) -> None:
-        """Count (B, H, W) masks, lesion where not zero."""
-        a, b = predicted > 0, target > 0
-        both, sizes = (a & b).sum((1, 2)), a.sum((1, 2)) + b.sum((1, 2))
-        dice = torch.where(sizes > 0, 2 * both.double() / sizes.clamp(min=1), 1.0)
-        self.total += dice.sum()
-        self.images += len(dice)
+        """Count (B, H, W) masks of class indices, background 0."""
+        for index in range(1, self.classes):
+            a, b = predicted == index, target == index
+            both, sizes = (a & b).sum((1, 2)), a.sum((1, 2)) + b.sum((1, 2))
+            dice = torch.where(sizes > 0, 2 * both.double() / sizes.clamp(min=1), 1.0)
+            self.total += dice.sum() / (self.classes - 1)
+        self.images += len(predicted)
 
     def compute(self) -> dict[str, Tensor]:
         """`mean_image_dice` in [0, 1]; zero before any image."""

@@ -84,7 +84,7 @@ class MultiTaskModule(pl.LightningModule):
 
     def _step(self, batch: Batch, stage: str) -> Tensor:
         logits = self(batch["image"])
-        losses = {name: task.loss(logits[name], batch) for name, task in self.tasks.items()}  # type: ignore[operator]
+        losses: dict[str, Tensor] = {name: task(logits[name], batch) for name, task in self.tasks.items()}
         terms = self.gradients.weigh(self.weighting.terms(losses))
         loss = torch.stack(list(terms.values())).sum()
         for name, task in self.tasks.items():

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from skinmtl import checkpoints, config
 from skinmtl.data.images import fit_image, read_image
 from skinmtl.errors import InputError
-from skinmtl.figures import overlay
+from skinmtl.figures import mask_palette, overlay
 from skinmtl.runs import Run, write_text
 from skinmtl.tasks import Diagnosis, Segmentation
 
@@ -30,7 +30,7 @@ class Prediction:
 
     Attributes:
         mask: (H, W) uint8 index into the mask classes; None when the run has no `seg` task.
-        mask_probability: (H, W) float32, probability of the lesion, resized from the network's size; or None.
+        mask_probability: (H, W) float32, probability of not being background, resized from the network's size; or None.
         input_mask: the mask at network size, before any resizing; or None.
         probabilities: probability by diagnosis, float64, summing to one; None when the run has no `cls` task.
     """
@@ -60,13 +60,15 @@ class Predictor:
         self,
         network: nn.Module,
         tasks: Sequence[str],
+        mask_classes: Sequence[str],
         dx_classes: Sequence[str],
         size: tuple[int, int],
         device: str,
         flips: bool = False,
     ) -> None:
         self.network = network.eval().to(device).to(memory_format=torch.channels_last)
-        self.tasks, self.dx_classes, self.size, self.device = tuple(tasks), tuple(dx_classes), size, device
+        self.tasks, self.size, self.device = tuple(tasks), size, device
+        self.mask_classes, self.dx_classes = tuple(mask_classes), tuple(dx_classes)
         self.views: tuple[tuple[int, ...], ...] = ((), (3,), (2,), (2, 3)) if flips else ((),)  # axes of (B, 3, H, W)
 
     def predict(self, image: NDArray[np.uint8] | Path | str) -> Prediction:
@@ -157,7 +159,8 @@ def load_run(path: Path | str, which: str = "best", device: str = "auto") -> Pre
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {device}", str(error).splitlines()[0], "use auto or cpu") from None
     flips = bool(cfg.get("test_time_flips", False))
-    return Predictor(network, facts["tasks"], facts["dx_classes"], tuple(facts["size"]), device, flips)
+    classes = facts["mask_classes"], facts["dx_classes"]
+    return Predictor(network, facts["tasks"], *classes, tuple(facts["size"]), device, flips)
 
 
 def network_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -169,9 +172,10 @@ def network_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def write_predictions(run: Path, photographs: Sequence[Path], out: Path, device: str = "auto") -> int:
     """Predict photographs into a folder; gives the number that could not be read.
 
-    Writes `masks/<name>.png` (0 and 255, the photograph's own size), `overlays/<name>.png`, `predictions.csv` (one row
-    per photograph: file, diagnosis, every probability, lesion share of the image) and `errors.csv` (file, what is
-    wrong), each whole or not at all. Photographs are named by their stems; InputError when two share one.
+    Writes `masks/<name>.png` (the photograph's own size; 0 and 255, or a palette picture whose index is the mask class
+    where there are more than two), `overlays/<name>.png`, `predictions.csv` (one row per photograph: file, diagnosis,
+    every probability, the share of the image that each mask class but the background has) and `errors.csv` (file, what
+    is wrong), each whole or not at all. Photographs are named by their stems; InputError when two share one.
     """
     stems = [path.stem for path in photographs]
     if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
@@ -189,7 +193,8 @@ def write_predictions(run: Path, photographs: Sequence[Path], out: Path, device:
         except InputError as error:
             errors.append({"file": path.name, "error": error.what, "fix": error.fix})
             continue
-        rows.append({"file": path.name} | _write_one(predictor.predict(image), image, path.stem, out))
+        prediction = predictor.predict(image)
+        rows.append({"file": path.name} | _write_one(prediction, image, path.stem, out, predictor.mask_classes))
     write_text(out / "predictions.csv", pd.DataFrame(rows).to_csv(index=False))
     write_text(out / "errors.csv", pd.DataFrame(errors, columns=["file", "error", "fix"]).to_csv(index=False))
     note = "Research use only: not a medical device. HAM10000 is CC BY-NC 4.0, and so are weights trained on it.\n"
@@ -197,18 +202,23 @@ def write_predictions(run: Path, photographs: Sequence[Path], out: Path, device:
     return len(errors)
 
 
-def _write_one(prediction: Prediction, image: NDArray[np.uint8], stem: str, out: Path) -> dict[str, object]:
+def _write_one(
+    prediction: Prediction, image: NDArray[np.uint8], stem: str, out: Path, mask_classes: Sequence[str]
+) -> dict[str, object]:
     row: dict[str, object] = {}
     if prediction.probabilities is not None:
         row |= {"dx": prediction.dx} | {f"prob_{dx}": p for dx, p in prediction.probabilities.items()}
     if prediction.mask is not None:
-        row |= {"lesion_share": float((prediction.mask > 0).mean())}
-        _write_png(out / "masks" / f"{stem}.png", (prediction.mask > 0).astype(np.uint8) * 255)
-        _write_png(out / "overlays" / f"{stem}.png", overlay(image, prediction.mask))
+        row |= {f"{name}_share": float((prediction.mask == i).mean()) for i, name in enumerate(mask_classes) if i}
+        mask = Image.fromarray(prediction.mask * 255 if len(mask_classes) == 2 else prediction.mask)
+        if len(mask_classes) > 2:
+            mask.putpalette(mask_palette(len(mask_classes)))
+        _write_png(out / "masks" / f"{stem}.png", mask)
+        _write_png(out / "overlays" / f"{stem}.png", Image.fromarray(overlay(image, prediction.mask)))
     return row
 
 
-def _write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
+def _write_png(path: Path, picture: Image.Image) -> None:
     temp = path.with_name(f".{path.name}.tmp")
-    Image.fromarray(pixels).save(temp, format="png")
+    picture.save(temp, format="png")
     temp.replace(path)

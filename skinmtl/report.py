@@ -26,7 +26,7 @@ from skinmtl.facts import (
     words,
 )
 from skinmtl.runs import Run, write_text
-from skinmtl.scores import DRAWS, Sample, dx_classes
+from skinmtl.scores import DRAWS, Sample, dx_classes, mask_classes
 
 __all__ = ["study_report", "write_run_report"]
 
@@ -35,6 +35,7 @@ SUSPICIOUS = {"balanced_accuracy": 0.85, "mean_image_dice": 0.96}
 SUBGROUPS = {
     "sex": "sex",
     "age": "age",
+    "dx_original": "diagnosis before grouping",
     "localization": "place on the body",
     "dx_type": "how the diagnosis was confirmed",
 }
@@ -97,6 +98,7 @@ def write_run_report(folder: Path) -> Path:
         *_head(info, scores),
         *_scores(info, scores),
         _classes(info, scores),
+        _mask_classes(scores),
         _pictures("Figures", CAPTIONS, "charts", run, scores),
         _pictures("Examples", GALLERIES, "galleries", run, scores),
         _subgroups(table),
@@ -169,14 +171,57 @@ def _classes(info: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
             [
                 said(dig(info, "split", "train", "classes", name)),
                 (said(content.get("n_images")), f"{said(content.get('n_lesions'))} lesions"),
-                *(score_words(content.get(score)) for score in ("sensitivity", "specificity", "ppv", "auroc")),
+                *(score_words(content.get(score)) for score in ("ppv", "sensitivity", "f1", "specificity", "auroc")),
             ],
         )
         for name, content in classes.items()
     ]
-    head = ["class", "training images", "test images", "sensitivity", "specificity", "PPV", "AUROC"]
-    note = "Test part, each class against all others. PPV depends on how common the class is in this test part."
-    return page.section("By class", page.table(head, rows), page.paragraph(note, soft=True))
+    known = dig(scores, "parts", "test", "scores", "cls", default={})
+    means = ("macro_precision", "balanced_accuracy", "macro_f1", "", "macro_auroc")
+    support = str(sum(content.get("n_images", 0) for content in classes.values()))
+    rows.append(("mean over classes", ["", support, *(score_words(known.get(name)) if name else "" for name in means)]))
+    head = ["class", "training images", "test images", "precision (PPV)", "recall (sensitivity)", "F1"]
+    note = (
+        "Test part, each class against all others. Precision depends on how common the class is in this test part. "
+        "Means are over the classes that occur."
+    )
+    table = page.table([*head, "specificity", "AUROC"], rows)
+    return page.section("By class: classification report", table, page.paragraph(note, soft=True))
+
+
+def _mask_classes(scores: Mapping[str, Any]) -> str:
+    classes = dig(scores, "parts", "test", "mask_classes", default={})
+    if not classes:
+        return ""
+    columns = {
+        "mean_image_dice": "Dice",
+        "mean_image_iou": "IoU",
+        "mean_image_precision": "precision",
+        "mean_image_recall": "recall",
+        "pooled_dice": "F1, pooled",
+        "pooled_iou": "IoU, pooled",
+        "pooled_precision": "precision, pooled",
+        "pooled_recall": "recall, pooled",
+    }
+    rows: list[tuple[str, list[page.Cell]]] = [
+        (name, [said(content.get("n_images")), *(score_words(content.get(score)) for score in columns)])
+        for name, content in classes.items()
+    ]
+    counts = dig(scores, "parts", "test", "pixels", default=[])
+    shares: list[tuple[str, list[page.Cell]]] = [
+        (f"{name}, true", [f"{sum(row):,}", *((f"{n / max(1, sum(row)):.3f}", f"{n:,}") for n in row)])
+        for name, row in zip(classes, counts, strict=False)
+    ]
+    note = (
+        "Test part, pixels at the photographs' own sizes. Means are over images; where neither outline has a class, "
+        "Dice and IoU count one, precision and recall nothing. Pooled: pixels of all images counted together."
+    )
+    return page.section(
+        "By mask class",
+        page.table(["class", "test images", *columns.values()], rows),
+        page.table(["pixels", "all", *classes], shares, "Share of each true class's pixels by predicted class"),
+        page.paragraph(note, soft=True),
+    )
 
 
 def _pictures(title: str, captions: Mapping[str, str], kind: str, run: Run, scores: Mapping[str, Any]) -> str:
@@ -216,7 +261,7 @@ def _subgroup(name: str, rows: pd.DataFrame) -> tuple[str, list[page.Cell]]:
     if lesions < TOO_FEW:
         return name, [size, "too few", "too few", "too few"]
     sample = Sample.of(rows.reset_index(drop=True), dx_classes(rows), DRAWS, seed=0)
-    known = {name: score for task in sample.scores(("lesion",)).values() for name, score in task.items()}
+    known = {name: score for task in sample.scores(mask_classes(rows)).values() for name, score in task.items()}
     wanted = ("mean_image_dice", "accuracy", "balanced_accuracy")
     return name, [size, *(score_words(sample.value(known[name]) if name in known else None) for name in wanted)]
 

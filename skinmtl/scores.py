@@ -27,6 +27,7 @@ INTERVAL = "95%, percentile bootstrap over lesions, {draws} draws, seed {seed}"
 JACCARD_THRESHOLD = 0.65  # below it an outline counts as failed: ISIC 2018 Task 1, arXiv:1902.03368
 ECE_BINS = 15
 MALIGNANT = ("akiec", "bcc", "mel")
+CELLS = ("tn", "fp", "fn", "tp")  # of the confusion matrix of two classes, row by row: true, then predicted
 
 
 # --- one photograph ---------------------------------------------------------------------------------------------------
@@ -51,9 +52,38 @@ def iou(counts: Mapping[str, int]) -> float:
     return counts["tp"] / union if union else 1.0
 
 
-def boundary(predicted: NDArray[np.uint8], target: NDArray[np.uint8]) -> tuple[float, float]:
-    """HD95 and ASSD in pixels between the edges of two (H, W) masks.
+def pixel_confusion(predicted: NDArray[np.uint8], target: NDArray[np.uint8], classes: int) -> NDArray[np.int64]:
+    """Pixels by true (rows) and predicted class, (M, M), of two (H, W) masks of indices into M classes."""
+    places = target.astype(np.int64) * classes + predicted
+    return np.bincount(places.reshape(-1), minlength=classes**2).reshape(classes, classes)
 
+
+def overlap(predicted: NDArray[np.uint8], target: NDArray[np.uint8], classes: Sequence[str]) -> dict[str, float]:
+    """The columns of a predictions table that say how two (H, W) masks of class indices agree.
+
+    `tp_<class>`, `fp_`, `fn_` and `tn_` are pixels of each class but the background, which comes first in `classes`;
+    `dice` and `iou` are means over these classes. Where there are several, `dice_<class>` and `iou_<class>` are those
+    of each, and `pixels_<true>_as_<predicted>` the pixels of every pair of classes.
+    """
+    columns: dict[str, float] = {}
+    each: dict[str, dict[str, float]] = {"dice": {}, "iou": {}}
+    for index, name in enumerate(classes[1:], start=1):
+        counts = mask_counts((predicted == index).astype(np.uint8), (target == index).astype(np.uint8))
+        columns |= {f"{count}_{name}": pixels for count, pixels in counts.items()}
+        each["dice"][name], each["iou"][name] = dice(counts), iou(counts)
+    if len(classes) > 2:
+        confusion = pixel_confusion(predicted, target, len(classes))
+        columns |= {f"{score}_{name}": value for score, values in each.items() for name, value in values.items()}
+        columns |= {
+            name: int(pixels) for name, pixels in zip(_pixel_columns(classes), confusion.reshape(-1), strict=True)
+        }
+    return columns | {score: float(np.mean(list(values.values()))) for score, values in each.items()}
+
+
+def boundary(predicted: NDArray[np.uint8], target: NDArray[np.uint8]) -> tuple[float, float]:
+    """HD95 and ASSD in pixels between the edges of two (H, W) masks; all classes but the background count as lesion.
+
+    (The edges of a band along an outline are that outline, moved: they would be told the same thing twice.)
     An edge is the lesion's pixels that touch its outside (4-neighbours; beyond the picture is outside). Distances of
     each edge's pixels to the other edge, both ways taken together: HD95 is their 95th percentile, ASSD their mean. Two
     empty masks: 0. One empty mask: both are the picture's diagonal.
@@ -132,12 +162,27 @@ def _wrong_diagnoses(table: pd.DataFrame, classes: Sequence[str], where: str) ->
 def evaluate_file(path: Path) -> dict[str, Any]:
     """`evaluate` on a file; the classes are those of its columns, in their order."""
     table = read_predictions(path)
-    return evaluate(table, dx_classes(table), ("skin", "lesion"))
+    return evaluate(table, dx_classes(table), mask_classes(table))
 
 
 def dx_classes(table: pd.DataFrame) -> tuple[str, ...]:
     """The diagnoses that a table has probabilities of."""
     return tuple(name.removeprefix("prob_") for name in map(str, table) if name.startswith("prob_"))
+
+
+def mask_classes(table: pd.DataFrame) -> tuple[str, ...]:
+    """The mask classes that a table counts pixels of, background first; none where it has no such columns."""
+    names = list(map(str, table))
+    pairs = [name.removeprefix("pixels_").partition("_as_") for name in names if name.startswith("pixels_")]
+    if pairs:
+        return tuple(true for true, _, predicted in pairs if true == predicted)
+    foreground = tuple(name.removeprefix("tp_") for name in names if name.startswith("tp_"))
+    return ("skin", *foreground) if foreground else ()
+
+
+def _pixel_columns(classes: Sequence[str]) -> list[str]:
+    """Columns of a pixel confusion matrix, row by row."""
+    return [f"pixels_{true}_as_{predicted}" for true in classes for predicted in classes]
 
 
 def evaluate(
@@ -171,8 +216,9 @@ def evaluate(
         parts[str(part)] = {
             "n_images": len(rows),
             "n_lesions": sample.lesions,
-            "scores": {task: sample.all(scores) for task, scores in sample.scores(mask_classes[1:], malignant).items()},
-        } | sample.per_class()
+            "scores": {task: sample.all(scores) for task, scores in sample.scores(mask_classes, malignant).items()},
+        }
+        parts[str(part)] |= sample.per_class() | sample.per_mask_class(mask_classes)
     stamp = "LEAKY" if is_leaky(predictions) else None
     return {"stamp": stamp, "interval": INTERVAL.format(draws=draws, seed=seed), "parts": parts}
 
@@ -194,7 +240,10 @@ def paired(first: pd.DataFrame, second: pd.DataFrame, part: str = "test", seed: 
     _comparable(tables[0], tables[1], part)
     classes = dx_classes(tables[0]) or dx_classes(tables[1])
     samples = [Sample.of(table.reset_index(), classes, DRAWS, seed) for table in tables]
-    scores = [{k: v for task in s.scores(("lesion",)).values() for k, v in task.items()} for s in samples]
+    names = [mask_classes(table) for table in tables]
+    scores = [
+        {k: v for task in s.scores(of).values() for k, v in task.items()} for s, of in zip(samples, names, strict=True)
+    ]
     result = {}
     for name in [name for name in scores[0] if name in scores[1]]:
         a, b = (float(score[name](s.once)[0]) for s, score in zip(samples, scores, strict=True))
@@ -225,6 +274,10 @@ def _comparable(first: pd.DataFrame, second: pd.DataFrame, part: str) -> None:
     if all(classes) and set(classes[0]) != set(classes[1]):
         odd = ", ".join(sorted(set(classes[0]) ^ set(classes[1])))
         raise InputError("predictions", f"classes of one table only: {odd}", "compare runs of the same classes")
+    masks = [mask_classes(table) for table in (first, second)]
+    if all(masks) and masks[0] != masks[1]:
+        what = f"mask classes {', '.join(masks[0])} and {', '.join(masks[1])}"
+        raise InputError("predictions", what, "compare runs of the same classes")
 
 
 @dataclass(frozen=True)
@@ -271,11 +324,11 @@ class Sample:
         low, high = np.nanpercentile(drawn, [2.5, 97.5])
         return {"value": value, "low": float(low), "high": float(high)}
 
-    def scores(self, foreground: Sequence[str], malignant: Sequence[str] = MALIGNANT) -> dict[str, dict[str, Score]]:
-        """Scores by task and name, for the tasks that the table has columns of."""
+    def scores(self, mask_classes: Sequence[str], malignant: Sequence[str] = MALIGNANT) -> dict[str, dict[str, Score]]:
+        """Scores by task and name, for the tasks that the table has columns of; `mask_classes` background first."""
         found: dict[str, dict[str, Score]] = {}
         if "dice" in self.table:
-            found["seg"] = _mask_scores(self.table, foreground)
+            found["seg"] = _mask_scores(self.table, mask_classes)
         if self.classes and f"prob_{self.classes[0]}" in self.table:
             found["cls"] = _diagnosis_scores(*self._diagnoses(), self.classes, malignant)
         return found
@@ -305,6 +358,21 @@ class Sample:
                 **self.all(_one_against_rest(target, guess, p[:, i], i)),
             }
         return {"classes": classes, "confusion": counts.tolist()}
+
+    def per_mask_class(self, names: Sequence[str]) -> dict[str, Any]:
+        """Scores of each mask class, background too, and the confusion matrix of all pixels, (true, predicted)."""
+        if "dice" not in self.table:
+            return {}
+        pixels = _pixels(self.table, names)
+        seen = np.isfinite(pixels).all((1, 2))
+        classes = {
+            name: {
+                "n_images": int((pixels[seen, i].sum(1) > 0).sum()),
+                **self.all(_one_mask_class(*_agreement(pixels, i))),
+            }
+            for i, name in enumerate(names)
+        }
+        return {"mask_classes": classes, "pixels": pixels[seen].sum(0).astype(np.int64).tolist()}
 
 
 # --- scores of weights ------------------------------------------------------------------------------------------------
@@ -336,7 +404,45 @@ def _ratio(a: Floats, b: Floats) -> Floats:
     return ratio
 
 
-def _mask_scores(table: pd.DataFrame, foreground: Sequence[str]) -> dict[str, Score]:
+def _pixels(table: pd.DataFrame, classes: Sequence[str]) -> Floats:
+    """(N, M, M) pixels by true and predicted class; not a number where a photograph has no mask."""
+    names = _pixel_columns(classes) if len(classes) > 2 else [f"{count}_{classes[1]}" for count in CELLS]
+    pixels: Floats = table[names].to_numpy(dtype=np.float64)
+    return pixels.reshape(-1, len(classes), len(classes))
+
+
+def _agreement(pixels: Floats, one: int) -> tuple[Floats, Floats, Floats]:
+    """tp, fp and fn, (...), of one class in confusion matrices (..., M, M)."""
+    tp = pixels[..., one, one]
+    return tp, pixels[..., :, one].sum(-1) - tp, pixels[..., one, :].sum(-1) - tp
+
+
+def _one_mask_class(tp: Floats, fp: Floats, fn: Floats) -> dict[str, Score]:
+    """Scores of one mask class from its pixels, (N,) each: of a photograph, and of all photographs' pixels pooled."""
+    seen = np.isfinite(tp)
+    agree = np.where(seen, 1.0, np.nan)  # where neither mask has the class
+    either = tp + fp + fn > 0
+    a, b, c = (np.nan_to_num(count) for count in (tp, fp, fn))
+    return {
+        "mean_image_dice": _mean(np.where(either, _ratio(2 * tp, 2 * tp + fp + fn), agree)),
+        "mean_image_iou": _mean(np.where(either, _ratio(tp, tp + fp + fn), agree)),
+        "mean_image_precision": _mean(_ratio(tp, tp + fp)),
+        "mean_image_recall": _mean(_ratio(tp, tp + fn)),
+        "pooled_dice": lambda w: _ratio(2 * (w @ a), w @ (2 * a + b + c)),
+        "pooled_iou": lambda w: _ratio(w @ a, w @ (a + b + c)),
+        "pooled_precision": lambda w: _ratio(w @ a, w @ (a + b)),
+        "pooled_recall": lambda w: _ratio(w @ a, w @ (a + c)),
+    }
+
+
+def _mean_known(values: Sequence[Floats]) -> Floats:
+    """The mean, place by place, of those of several arrays that are numbers there; not a number where none is."""
+    stacked = np.stack(values)
+    known = np.isfinite(stacked)
+    return _ratio(np.where(known, stacked, 0).sum(0), known.sum(0).astype(float))
+
+
+def _mask_scores(table: pd.DataFrame, classes: Sequence[str]) -> dict[str, Score]:
     column = {name: table[name].to_numpy(dtype=np.float64) for name in ("dice", "iou")}
     seen = np.isfinite(column["iou"])
     jaccard = np.where(seen, np.where(column["iou"] >= JACCARD_THRESHOLD, column["iou"], 0), np.nan)
@@ -352,13 +458,28 @@ def _mask_scores(table: pd.DataFrame, foreground: Sequence[str]) -> dict[str, Sc
     for name in ("dice_input", "hd95", "assd"):
         if name in table:
             scores[f"mean_image_{name}"] = _mean(table[name].to_numpy(dtype=np.float64))
-    tp, fp, fn, tn = (
-        table[f"{count}_{foreground[0]}"].to_numpy(dtype=np.float64) for count in ("tp", "fp", "fn", "tn")
+    pixels = _pixels(table, classes)
+    total = pixels.sum((1, 2))
+    each = [_agreement(pixels, i) for i in range(1, len(classes))]  # all but the background
+    scores["mean_image_sensitivity"] = _mean(_mean_known([_ratio(tp, tp + fn) for tp, _, fn in each]))
+    scores["mean_image_specificity"] = _mean(
+        _mean_known([_ratio(total - tp - fp - fn, total - tp - fn) for tp, fp, fn in each])
     )
-    scores["mean_image_sensitivity"] = _mean(_ratio(tp, tp + fn))
-    scores["mean_image_specificity"] = _mean(_ratio(tn, tn + fp))
-    filled = [np.nan_to_num(count) for count in (tp, fp, fn)]
-    scores["pooled_dice"] = lambda w: _ratio(2 * (w @ filled[0]), w @ (2 * filled[0] + filled[1] + filled[2]))
+    scores["mean_image_precision"] = _mean(_mean_known([_ratio(tp, tp + fp) for tp, fp, _ in each]))
+    pooled = [_one_mask_class(*counts)["pooled_dice"] for counts in each]
+    scores["pooled_dice"] = lambda w: _mean_known([score(w) for score in pooled])
+    flat = np.nan_to_num(pixels.reshape(len(pixels), -1))
+
+    def confusion(w: Floats) -> Floats:
+        return (w @ flat).reshape(-1, len(classes), len(classes))
+
+    def mean_iou(w: Floats) -> Floats:
+        each = [_agreement(confusion(w), i) for i in range(len(classes))]
+        return _mean_known([_ratio(tp, tp + fp + fn) for tp, fp, fn in each])
+
+    scores["pooled_mean_iou"] = mean_iou
+    scores["pooled_accuracy"] = lambda w: _accuracy(confusion(w))
+    scores["pooled_mcc"] = lambda w: _mcc(confusion(w))
     return scores
 
 
@@ -381,9 +502,10 @@ def _diagnosis_scores(
     precision = [_average_precision(np.where(known, target == i, np.nan), p[:, i]) for i in present]
     scores = {
         "balanced_accuracy": lambda w: _balanced_accuracy(confusion(w), present),
-        "accuracy": lambda w: _ratio(np.trace(c := confusion(w), axis1=1, axis2=2), c.sum((1, 2))),
+        "accuracy": lambda w: _accuracy(confusion(w)),
         "macro_auroc": _average(against),
         "macro_average_precision": _average(precision),
+        "macro_precision": lambda w: _macro_precision(confusion(w), present),
         "macro_f1": lambda w: _macro_f1(confusion(w), present),
         "mcc": lambda w: _mcc(confusion(w)),
         "nll": _mean(-np.log(np.clip(own, 1e-15, 1)) + missing),
@@ -402,10 +524,22 @@ def _average(scores: Sequence[Score]) -> Score:
     return lambda w: np.mean([score(w) for score in scores] or [np.full(len(w), np.nan)], axis=0)
 
 
+def _accuracy(confusion: Floats) -> Floats:
+    """(D,) share on the diagonal."""
+    return _ratio(np.trace(confusion, axis1=1, axis2=2), confusion.sum((1, 2)))
+
+
 def _balanced_accuracy(confusion: Floats, present: Sequence[int]) -> Floats:
     """(D,) mean recall over the classes that occur in the sample; undefined in a draw that lacks one."""
     recall = _ratio(np.diagonal(confusion, axis1=1, axis2=2), confusion.sum(2))
     return recall[:, list(present)].mean(1) if present else np.full(len(confusion), np.nan)
+
+
+def _macro_precision(confusion: Floats, present: Sequence[int]) -> Floats:
+    """(D,) mean precision over the classes that occur; a class that is never guessed has precision zero."""
+    hits, guessed = np.diagonal(confusion, axis1=1, axis2=2), confusion.sum(1)
+    precision = np.divide(hits, guessed, out=np.zeros(hits.shape), where=guessed > 0)
+    return precision[:, list(present)].mean(1) if present else np.full(len(confusion), np.nan)
 
 
 def _macro_f1(confusion: Floats, present: Sequence[int]) -> Floats:
@@ -477,5 +611,6 @@ def _one_against_rest(target: NDArray[np.int64], guess: NDArray[np.int64], score
         "specificity": lambda w: _ratio(w @ (rest * other), w @ rest),
         "ppv": lambda w: _ratio(w @ (true * guessed), w @ guessed),
         "npv": lambda w: _ratio(w @ (rest * other), w @ other),
+        "f1": lambda w: _ratio(2 * (w @ (true * guessed)), w @ (true + guessed)),
         "auroc": _auroc(np.where(known, true, np.nan), score),
     }

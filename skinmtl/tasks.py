@@ -24,6 +24,11 @@ class Task(nn.Module, ABC):
         self.loss = loss
         self.classes = tuple(classes)
 
+    def forward(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The task's loss, a scalar."""
+        loss: Tensor = self.loss(logits, batch)
+        return loss
+
     @abstractmethod
     def metric(self) -> ImageDice | Confusion:
         """A fresh counter; its `compute()` gives the task's scores by name."""
@@ -39,13 +44,16 @@ class Task(nn.Module, ABC):
 
 
 class Segmentation(Task):
-    """Outline the lesion. With one foreground class a pixel is lesion where its probability is above one half."""
+    """Outline the lesion: each pixel's class of the largest probability, background first.
+
+    With one class beside the background a pixel is lesion where its probability is above one half.
+    """
 
     name = "seg"
     score = "mean_image_dice"
 
     def metric(self) -> ImageDice:
-        return ImageDice()
+        return ImageDice(len(self.classes))
 
     def count(self, metric: ImageDice | Confusion, logits: Tensor, batch: Batch) -> None:
         has = batch["has_mask"]
@@ -68,6 +76,14 @@ class Diagnosis(Task):
 
     name = "cls"
     score = "balanced_accuracy"
+
+    def forward(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The task's loss, a scalar; where photographs were mixed, that of both diagnoses by their shares."""
+        own = super().forward(logits, batch)
+        if "dx_other" not in batch:
+            return own
+        other = super().forward(logits, {**batch, "dx": batch["dx_other"]})
+        return batch["share"] * own + (1 - batch["share"]) * other
 
     def metric(self) -> Confusion:
         return Confusion(len(self.classes))

@@ -6,7 +6,7 @@ M mask classes (background first), K diagnoses, N images of a table.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +22,8 @@ class Sample(TypedDict):
     has_mask: bool
     dx: int  # index into the diagnoses, -1 where missing
     index: int  # row of the case table
+    dx_other: NotRequired[int]  # the diagnosis mixed in, `dx` where none was; under data.mixing alone, as `share`
+    share: NotRequired[float]  # of `dx` in the target, in [0.5, 1], the same for all of a step
 
 
 class Batch(TypedDict):
@@ -32,6 +34,8 @@ class Batch(TypedDict):
     has_mask: Tensor  # (B,) bool
     dx: Tensor  # (B,) int64, index into the diagnoses; -1 where missing
     index: Tensor  # (B,) int64, row of the case table
+    dx_other: NotRequired[Tensor]  # (B,) int64, the diagnosis mixed in, `dx` where none was; under data.mixing alone
+    share: NotRequired[Tensor]  # () float32, of `dx` in the target, in [0.5, 1]; the rest is `dx_other`'s
 
 
 # Float32 logits by task name. "seg": (B, 1, H, W) for one foreground class, (B, M, H, W) for more.  "cls": (B, K).

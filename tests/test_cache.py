@@ -16,6 +16,7 @@ from PIL import Image
 
 from skinmtl.data import cache, images, records, sources
 from skinmtl.data.cache import Photographs
+from skinmtl.data.masks import Trimap
 from skinmtl.errors import Faults
 
 SIZE = (20, 28)
@@ -181,6 +182,19 @@ def test_the_checksum_sees_blocks_that_changed_places() -> None:
 
 def test_a_cache_is_named_by_all_code_that_makes_its_pixels() -> None:
     assert cache.read_fitted.__module__ == images.__name__, "whose text is in the name of the file"
+
+
+def test_mask_classes_have_caches_of_their_own_side_by_side(table: pd.DataFrame, kept: Path) -> None:
+    trimap = Trimap(band=0.2)
+    path = cache.get(table, SIZE, kept.parent, trimap)
+    assert path is not None and path != kept
+    assert cache.get(table, SIZE, kept.parent, Trimap(band=0.2)) == path
+    assert cache.get(table, SIZE, kept.parent, Trimap(band=0.3)) not in (path, kept)
+    assert again(table, kept) == kept, "which no other classes make stale"
+    read = Photographs.of(table, SIZE, path, trimap)
+    assert pixels(read) == pixels(Photographs.of(table, SIZE, mask_classes=trimap))
+    assert set(np.unique(read.read(5)[1])) == {0, 1, 2}
+    assert pixels(read) != pixels(Photographs.of(table, SIZE, kept))
 
 
 def test_unreadable_photographs_are_listed_and_leave_nothing(table: pd.DataFrame, tmp_path: Path) -> None:

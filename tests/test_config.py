@@ -26,7 +26,7 @@ from skinmtl.train import calm, run
 
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 GROUPS = ("augment", "callbacks", "data", "logger", "loss/seg", "model", "optim", "sampler", "schedule", "trainer")
-GROUPS += ("model/encoder", "model/head", "loss/cls", "weighting", "gradients")
+GROUPS += ("model/encoder", "model/head", "loss/cls", "weighting", "gradients", "diagnoses", "mask_classes", "mixing")
 OPTIONS = [f"{g}={f.stem}" for g in GROUPS for f in sorted((CONF / g).glob("*.yaml"))]
 OPTIONS = [
     option for option in OPTIONS if not option.endswith("=none") and option not in ("trainer=gpu", "trainer=ddp")

@@ -20,6 +20,7 @@ from PIL import Image
 from skinmtl.data import also, cache, duplicates, images, sources, splits, transforms
 from skinmtl.data.also import Also, places
 from skinmtl.data.datamodule import DataModule
+from skinmtl.data.masks import Trimap
 from skinmtl.data.samplers import Shuffle, class_aware, class_balanced
 from skinmtl.data.transforms import Transform
 from skinmtl.errors import ConfigError, Faults, InputError
@@ -547,3 +548,63 @@ def test_shares_have_to_leave_room_and_to_hold_a_photograph(root: Path) -> None:
         places({"a": Also("a", 0.05)}, 8)
     with pytest.raises(ConfigError, match="data.also: together they fill all 8 places"):
         places({"a": Also("a", 0.5), "b": Also("b", 0.5)}, 8)
+
+
+GROUPS = {"benign": "rest", "malignant": ["mel", "bcc", "akiec"]}
+
+
+@pytest.mark.parametrize("kept", ["auto", "off"])
+def test_mask_classes_are_derived_at_the_photographs_size_with_a_cache_and_without(root: Path, kept: str) -> None:
+    trimap = Trimap(0.2)
+    data = make(root, transforms.none(), mask_classes=trimap, cache=kept)
+    assert data.mask_classes == ("skin", "border", "lesion")
+    seen = set()
+    for batch in [*data.train_dataloader(), *data.val_dataloader()]:
+        for mask, has, row in zip(batch["mask"], batch["has_mask"], batch["index"].tolist(), strict=True):
+            seen |= set(mask.unique().tolist())
+            if has:
+                lesion = images.read_mask(Path(data.table["mask"][row]))
+                assert np.array_equal(mask.numpy(), images.fit_mask(trimap.of(lesion), SIZE))
+    assert seen == {0, 1, 2}
+
+
+def test_groups_of_diagnoses_are_the_classes_everywhere(root: Path) -> None:
+    apart, data = make(root), make(root, diagnoses=GROUPS)
+    assert data.dx_classes == ("benign", "malignant")
+    ill = apart.table["dx"].isin(GROUPS["malignant"]).to_numpy()
+    assert np.array_equal(data.table["dx"].cat.codes.to_numpy(), ill.astype(int))
+    assert data.table["dx_original"].tolist() == apart.table["dx"].tolist()
+    train = ill[data.rows("train")]
+    assert data.class_counts() == [(~train).sum(), train.sum()]
+    for batch in data.train_dataloader():
+        assert batch["dx"].tolist() == ill[batch["index"].tolist()].astype(int).tolist()
+    data.sampler = class_balanced()
+    assert data.class_shares() == pytest.approx([0.5, 0.5])
+
+
+def test_groups_leave_split_hash_data_hash_and_certificate_as_they_are(root: Path) -> None:
+    apart, data = make(root), make(root, diagnoses=GROUPS, mask_classes=Trimap())
+    assert (data.split_hash, data.data_hash) == (apart.split_hash, apart.data_hash)
+    for stage in splits.STAGES:
+        assert np.array_equal(data.rows(stage), apart.rows(stage))
+    assert data.certificate() == apart.certificate()
+    # A table that has only the groups is another table, of which another split is drawn.
+    relabelled = apart.table.assign(dx=data.table["dx"])
+    assert splits.get(relabelled, 5, 0, Path("other")).name != data.split_file.name
+
+
+def test_groups_hold_for_a_second_source_too(root: Path, other: Path) -> None:
+    data = make(root, diagnoses=GROUPS, also={"more": Also(str(other), share=0.5, disjoint="drawn anew")}, batch_size=6)
+    further = data.table[data.source == 1]
+    known = further["dx_original"].dropna()
+    assert len(known)
+    assert further["dx"].dropna().tolist() == ["malignant" if dx in GROUPS["malignant"] else "benign" for dx in known]
+
+
+def test_groups_that_do_not_fit_are_one_line(root: Path) -> None:
+    with pytest.raises(
+        Faults, match=r"^data\.diagnoses\.a: the data have no diagnosis mell; fix: did you mean 'mel'\?$"
+    ):
+        make(root, diagnoses={"a": ["mell"], "b": "rest"})
+    with pytest.raises(Faults, match=r"^data\.diagnoses: 1 groups; fix: "):
+        DataModule(str(root), diagnoses={"a": "rest"}, augment=transforms.none(), sampler=Shuffle(), seed=0)

@@ -218,3 +218,21 @@ def test_the_same_figure_is_the_same_bytes(tmp_path: Path, kind: str) -> None:
 def test_figures_leave_pyplot_alone() -> None:
     code = "import sys, skinmtl.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_overlay_of_several_classes_draws_the_edges_between_them() -> None:
+    image = np.full((90, 90, 3), 128, np.uint8)
+    mask = np.zeros((90, 90), np.uint8)
+    mask[20:70, 20:70], mask[35:55, 35:55] = 1, 2
+    yellow = [int(figures.PREDICTED_CONTOUR[i : i + 2], 16) for i in (1, 3, 5)]
+    lines = (figures.overlay(image, mask) == yellow).all(axis=2)
+    assert lines[45, 20] and lines[45, 35] and lines[20, 45] and lines[54, 45]
+    assert not lines[45, 28] and not lines[45, 45] and not lines[45, 10]
+    outer = (figures.overlay(image, (mask > 0).astype(np.uint8)) == yellow).all(axis=2)
+    assert outer[45, 20] and not outer[45, 35], "of lesion and skin there is one edge"
+
+
+def test_every_mask_class_has_a_colour_of_its_own_and_the_background_is_black() -> None:
+    colours = np.array(figures.mask_palette(4)).reshape(4, 3)
+    assert colours[0].tolist() == [0, 0, 0]
+    assert len({tuple(colour) for colour in colours.tolist()}) == 4

@@ -40,7 +40,7 @@ DATA = """
     data.sources.layouts
     data.sources.cases
     data.sources.__init__
-    data.duplicates data.jpeg
+    data.duplicates data.jpeg data.masks data.diagnoses
     data.images
     data.splits data.lookalikes
     data.certificate
@@ -51,7 +51,7 @@ DATA = """
     data.prepare.command
     data.records
     data.cache data.transforms data.also
-    data.samplers
+    data.samplers data.mixing
     data.datamodule
 """
 STRANGERS = {"tests", "experiments", "conf", "outputs"}  # and train.py, whose name in an import is skinmtl.train's

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, balanced_accuracy_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
 from skinmtl.metrics import Confusion, ImageDice
 
@@ -29,6 +29,24 @@ def test_mean_image_dice_is_numpys_for_any_batch_size(size: int) -> None:
         each.append(2 * (x & y).sum() / (x.sum() + y.sum()) if (x | y).any() else 1.0)
     assert each[:3] == [1, 1, 0]
     assert float(metric.compute()["mean_image_dice"]) == pytest.approx(np.mean(each), abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 4, 17])
+def test_dice_of_several_classes_is_the_mean_over_all_but_the_background(size: int) -> None:
+    draw = torch.Generator().manual_seed(1)
+    a, b = (torch.randint(0, 4, (17, 9, 7), generator=draw, dtype=torch.uint8) for _ in range(2))
+    a[0], b[0], a[1], b[2] = 0, 0, 0, 1
+    metric = ImageDice(4)
+    for i in range(0, 17, size):
+        metric.update(a[i : i + size], b[i : i + size])
+    each = []
+    for x, y in zip(a.numpy().reshape(17, -1), b.numpy().reshape(17, -1), strict=True):
+        each.append(f1_score(y, x, labels=[1, 2, 3], average="macro", zero_division=1))  # the Dice of a class is its F1
+    assert each[0] == 1
+    assert float(metric.compute()["mean_image_dice"]) == pytest.approx(np.mean(each), abs=1e-6)
+    lesion_or_not = ImageDice()
+    lesion_or_not.update((a > 0).to(torch.uint8), (b > 0).to(torch.uint8))
+    assert float(lesion_or_not.compute()["mean_image_dice"]) != pytest.approx(np.mean(each), abs=0.05)
 
 
 @pytest.mark.parametrize("size", [1, 7, 50])

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 from fakes import DX, metrics, predictions, write_run, write_sweep
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, classification_report
 
 from skinmtl import figures, scores
 from skinmtl.answer import leak_gap
@@ -159,6 +159,37 @@ def test_subgroups_are_scored_apart_and_small_ones_are_not_scored(run: Path) -> 
     assert f" {balanced_accuracy_score(women['dx'], women['predicted_dx']):.3f} (" in row[:120]
     few = test[test["sex"] == "unknown"]
     assert f"unknown {len(few)} {few['lesion_id'].nunique()} lesions too few too few too few" in text
+
+
+def test_page_has_a_classification_report_with_support(run: Path) -> None:
+    text, table = read(run).text, predictions()
+    test = table[table["split"] == "test"]
+    reference = classification_report(test["dx"], test["predicted_dx"], output_dict=True, zero_division=0)
+    assert "class training images test images precision (PPV) recall (sensitivity) F1 specificity AUROC" in text
+    begin = text.index("By class: classification report")
+    for name, key in {**{dx: dx for dx in DX}, "mean over classes": "macro avg"}.items():
+        row = text[text.index(f" {name} ", begin) :][:160]
+        assert f" {int(reference[key]['support'])} " in row
+        for score in ("precision", "recall", "f1-score"):
+            assert f" {reference[key][score]:.3f} (" in row, (name, score)
+
+
+def test_page_has_scores_and_pixels_of_every_mask_class(run: Path) -> None:
+    text, test = read(run).text, predictions().query("split == 'test'")
+    row = text[text.index(f"lesion {len(test)} {test['dice'].mean():.3f} (", text.index("By mask class")) :][:400]
+    tp, fp, fn, tn = (int(test[f"{name}_lesion"].sum()) for name in ("tp", "fp", "fn", "tn"))
+    assert f" {2 * tp / (2 * tp + fp + fn):.3f} (" in row
+    assert f"skin, true {tn + fp:,} {tn / (tn + fp):.3f} {tn:,} {fp / (tn + fp):.3f} {fp:,}" in text
+    assert f"lesion, true {fn + tp:,} {fn / (fn + tp):.3f} {fn:,} {tp / (fn + tp):.3f} {tp:,}" in text
+
+
+def test_page_of_scores_from_before_there_were_mask_classes_is_written(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    stored = stored_scores(run)
+    for part in stored["parts"].values():
+        del part["mask_classes"], part["pixels"]
+    (run / "scores.json").write_text(json.dumps(stored))
+    assert "By mask class" not in read(run).text
 
 
 def test_page_of_a_run_that_recorded_nothing_says_so(tmp_path: Path) -> None:

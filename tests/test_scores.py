@@ -107,7 +107,7 @@ def test_one_class_alone_and_unknown_targets_have_null_and_no_nan() -> None:
 def test_the_interval_is_that_of_a_plain_loop_over_lesions() -> None:
     of = table()
     sample = scores.Sample.of(of, CLASSES, 2000, 0)
-    found = sample.value(sample.scores(("lesion",))["cls"]["balanced_accuracy"])
+    found = sample.value(sample.scores(("skin", "lesion"))["cls"]["balanced_accuracy"])
     draw = np.random.default_rng(1)
     groups = [rows.index.to_numpy() for _, rows in of.groupby("lesion_id")]
     y = of["dx"].map(CLASSES.index).to_numpy()
@@ -129,7 +129,7 @@ def test_resampling_photographs_instead_of_lesions_would_be_too_narrow() -> None
     widths = []
     for lesion in (of["lesion_id"], of["image_id"]):
         sample = scores.Sample.of(of.assign(lesion_id=lesion), (), 2000, 0)
-        interval = sample.value(sample.scores(("lesion",))["seg"]["mean_image_dice"])
+        interval = sample.value(sample.scores(("skin", "lesion"))["seg"]["mean_image_dice"])
         widths.append(interval["high"] - interval["low"])
     assert widths[0] > 2 * widths[1]
 
@@ -264,7 +264,7 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says_and_one_over_pho
         rows = rows.assign(tp_lesion=1, fp_lesion=1, fn_lesion=1, tn_lesion=1)
         for unit, resampled in (("lesion", rows), ("photograph", rows.assign(lesion_id=rows["image_id"]))):
             sample = scores.Sample.of(resampled, (), 300, 0)
-            found = sample.value(sample.scores(("lesion",))["seg"]["mean_image_dice"])
+            found = sample.value(sample.scores(("skin", "lesion"))["seg"]["mean_image_dice"])
             held[unit] += found["low"] <= 0.8 <= found["high"]
     assert held["lesion"] > 0.9 * trials
     assert held["photograph"] < 0.8 * trials
@@ -272,6 +272,156 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says_and_one_over_pho
 
 def test_draws_in_portions_are_the_draws_at_once() -> None:
     sample = scores.Sample.of(table(), CLASSES, 450, 0)
-    for task in sample.scores(("lesion",)).values():
+    for task in sample.scores(("skin", "lesion")).values():
         for name, score in task.items():
             np.testing.assert_allclose(sample.drawn(score), score(sample.weights), rtol=1e-9, err_msg=name)
+
+
+# --- several mask classes ---------------------------------------------------------------------------------------------
+
+TRIMAP = ("skin", "border", "lesion")
+
+
+def pairs(count: int = 24, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Predicted and true masks of three classes; the first pair has no border, the second true one neither class."""
+    draw = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        true = draw.choice(3, (13, 17), p=[0.5, 0.2, 0.3]).astype(np.uint8)
+        predicted = np.where(draw.random((13, 17)) < 0.7, true, draw.integers(0, 3, (13, 17))).astype(np.uint8)
+        found.append((predicted, true))
+    found[0] = tuple(np.where(mask == 1, 2, mask).astype(np.uint8) for mask in found[0])
+    found[1] = found[1][0], np.zeros((13, 17), np.uint8)
+    return found
+
+
+def trimap_table(masks: list[tuple[np.ndarray, np.ndarray]]) -> pd.DataFrame:
+    rows = [scores.overlap(predicted, true, TRIMAP) for predicted, true in masks]
+    ids = {"image_id": [f"i{i}" for i in range(len(rows))], "lesion_id": [f"l{i // 2}" for i in range(len(rows))]}
+    return pd.DataFrame(rows).assign(**ids, split="test")
+
+
+def test_scores_of_every_mask_class_equal_scikit_learns() -> None:
+    masks = pairs()
+    of = trimap_table(masks)
+    part = scores.evaluate(of, (), TRIMAP, draws=20)["parts"]["test"]
+    guess, true = (np.concatenate([pair[i].reshape(-1) for pair in masks]) for i in (0, 1))
+    assert part["pixels"] == sk.confusion_matrix(true, guess).tolist()
+    pooled = {
+        "pooled_dice": sk.f1_score(true, guess, average=None),
+        "pooled_iou": sk.jaccard_score(true, guess, average=None),
+        "pooled_precision": sk.precision_score(true, guess, average=None),
+        "pooled_recall": sk.recall_score(true, guess, average=None),
+    }
+    for name, reference in pooled.items():
+        found = [part["mask_classes"][of_class][name]["value"] for of_class in TRIMAP]
+        np.testing.assert_allclose(found, reference, err_msg=name)
+    overall = {name: score["value"] for name, score in part["scores"]["seg"].items()}
+    assert overall["pooled_dice"] == pytest.approx(pooled["pooled_dice"][1:].mean())
+    assert overall["pooled_mean_iou"] == pytest.approx(sk.jaccard_score(true, guess, average="macro"))
+    assert overall["pooled_accuracy"] == pytest.approx(sk.accuracy_score(true, guess))
+    assert overall["pooled_mcc"] == pytest.approx(sk.matthews_corrcoef(true, guess))
+    json.dumps(part, allow_nan=False)
+
+
+def test_scores_of_each_photograph_equal_scikit_learns_and_absent_classes_have_stated_values() -> None:
+    masks = pairs()
+    of = trimap_table(masks)
+    flat = [(true.reshape(-1), predicted.reshape(-1)) for predicted, true in masks]
+    dice = np.array([sk.f1_score(*pair, labels=[1, 2], average=None, zero_division=1.0) for pair in flat])
+    iou = np.array([sk.jaccard_score(*pair, labels=[1, 2], average=None, zero_division=1.0) for pair in flat])
+    assert dice[0, 0] == 1, "no border in either mask"
+    assert dice[1].tolist() == [0, 0], "both predicted, neither there"
+    np.testing.assert_allclose(of[["dice_border", "dice_lesion"]], dice)
+    np.testing.assert_allclose(of[["iou_border", "iou_lesion"]], iou)
+    np.testing.assert_allclose(of["dice"], dice.mean(1))
+    np.testing.assert_allclose(of["iou"], iou.mean(1))
+
+    part = scores.evaluate(of, (), TRIMAP, draws=20)["parts"]["test"]
+    assert part["scores"]["seg"]["mean_image_dice"]["value"] == pytest.approx(dice.mean())
+    border = part["mask_classes"]["border"]
+    assert border["n_images"] == len(masks) - 2
+    assert border["mean_image_dice"]["value"] == pytest.approx(dice[:, 0].mean())
+    recall = [sk.recall_score(*pair, labels=[1], average="macro") for pair in flat[2:]]
+    assert border["mean_image_recall"]["value"] == pytest.approx(np.mean(recall))
+    both = [sk.recall_score(*pair, labels=[1, 2], average="macro") for pair in flat[2:]]
+    first = sk.recall_score(*flat[0], labels=[2], average="macro")  # of a photograph the classes that it has
+    assert part["scores"]["seg"]["mean_image_sensitivity"]["value"] == pytest.approx(np.mean([first, *both]))
+
+
+def test_two_classes_have_the_columns_that_they_always_had() -> None:
+    predicted, true = (np.random.default_rng(i).integers(0, 2, (13, 17)).astype(np.uint8) for i in (0, 1))
+    columns = scores.overlap(predicted, true, ("skin", "lesion"))
+    counts = scores.mask_counts(predicted, true)
+    assert columns == {f"{name}_lesion": count for name, count in counts.items()} | {
+        "dice": scores.dice(counts),
+        "iou": scores.iou(counts),
+    }
+    of = table()
+    part = scores.evaluate(of, CLASSES, ("skin", "lesion"), draws=20)["parts"]["test"]
+    for name in ("mean_image_dice", "pooled_dice"):
+        assert part["mask_classes"]["lesion"][name]["value"] == pytest.approx(part["scores"]["seg"][name]["value"])
+    tn, fp, fn, tp = (int(of[f"{name}_lesion"].sum()) for name in ("tn", "fp", "fn", "tp"))
+    assert part["pixels"] == [[tn, fp], [fn, tp]]
+
+
+def test_a_table_says_itself_which_mask_classes_it_has() -> None:
+    assert scores.mask_classes(trimap_table(pairs())) == TRIMAP
+    assert scores.mask_classes(table()) == ("skin", "lesion")
+    assert scores.mask_classes(table()[["image_id", "dx"]]) == ()
+
+
+def test_tables_of_other_mask_classes_are_not_compared() -> None:
+    of = trimap_table(pairs())
+    binary = pd.DataFrame([scores.overlap(a > 0, b > 0, ("skin", "lesion")) for a, b in pairs()])
+    other = binary.assign(image_id=of["image_id"], lesion_id=of["lesion_id"], split="test")
+    assert scores.paired(of, of)["pooled_mean_iou"]["difference"] == 0
+    with pytest.raises(InputError, match="mask classes skin, border, lesion and skin, lesion"):
+        scores.paired(of, other)
+
+
+def test_photographs_without_masks_count_in_no_mask_score() -> None:
+    of = trimap_table(pairs())
+    seen = scores.evaluate(of, (), TRIMAP, draws=5)["parts"]["test"]
+    blank = of.head(5).assign(image_id=[f"b{i}" for i in range(5)])
+    blank[[name for name in of if name not in ("image_id", "lesion_id", "split")]] = np.nan
+    also = scores.evaluate(pd.concat([of, blank], ignore_index=True), (), TRIMAP, draws=5)["parts"]["test"]
+    for task, other in ((seen["scores"]["seg"], also["scores"]["seg"]), *_each_class(seen, also)):
+        assert {name: score["value"] for name, score in task.items() if name != "n_images"} == pytest.approx(
+            {name: score["value"] for name, score in other.items() if name != "n_images"}
+        )
+    assert seen["pixels"] == also["pixels"]
+    json.dumps(also, allow_nan=False)
+
+
+def _each_class(one: dict, other: dict) -> list[tuple[dict, dict]]:
+    return [(one["mask_classes"][name], other["mask_classes"][name]) for name in TRIMAP]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_classification_report_is_scikit_learns(seed: int) -> None:
+    of = table(seed=seed)
+    y, guess = of["dx"], np.array(CLASSES)[of[[f"prob_{name}" for name in CLASSES]].to_numpy().argmax(1)]
+    reference = sk.classification_report(y, guess, output_dict=True)
+    part = scores.evaluate(of, CLASSES, ("skin", "lesion"), draws=20)["parts"]["test"]
+    for name in CLASSES:
+        found = part["classes"][name]
+        for ours, theirs in (("ppv", "precision"), ("sensitivity", "recall"), ("f1", "f1-score")):
+            assert found[ours]["value"] == pytest.approx(reference[name][theirs]), (name, ours)
+        assert found["n_images"] == reference[name]["support"]
+    means = {"macro_precision": "precision", "balanced_accuracy": "recall", "macro_f1": "f1-score"}
+    for ours, theirs in means.items():
+        assert part["scores"]["cls"][ours]["value"] == pytest.approx(reference["macro avg"][theirs]), ours
+
+
+def test_a_class_that_is_never_guessed_has_no_precision_and_counts_zero_in_the_mean() -> None:
+    of = table()
+    p = of[[f"prob_{name}" for name in CLASSES]].to_numpy().copy()
+    p[:, 1] = 0
+    of = of.assign(**{f"prob_{name}": p[:, i] / p.sum(1) for i, name in enumerate(CLASSES)})
+    guess = np.array(CLASSES)[p.argmax(1)]
+    part = scores.evaluate(of, CLASSES, ("skin", "lesion"), draws=20)["parts"]["test"]
+    assert part["classes"]["bcc"]["ppv"]["value"] is None
+    assert part["classes"]["bcc"]["f1"]["value"] == 0
+    reference = sk.precision_score(of["dx"], guess, average="macro", zero_division=0)
+    assert part["scores"]["cls"]["macro_precision"]["value"] == pytest.approx(reference)

@@ -5,11 +5,13 @@ import random
 from collections import Counter
 
 import albumentations as A
+import cv2
 import numpy as np
 import pytest
 from layouts import photograph
 
 from skinmtl.data import transforms
+from skinmtl.data.masks import Trimap
 from skinmtl.data.transforms import Transform, mix, reseed
 
 AUGMENTS = {"none": transforms.none, "light": transforms.light, "strong": transforms.strong}
@@ -50,6 +52,18 @@ def test_masks_keep_their_values_and_shapes_stay(name: str, size: tuple[int, int
             assert new_image.dtype == new_mask.dtype == np.uint8
             assert new_mask.shape == mask.shape
             assert set(np.unique(new_mask)) <= {0, value}
+
+
+@pytest.mark.parametrize("name", AUGMENTS)
+def test_masks_of_three_classes_keep_their_values_and_their_nesting(name: str) -> None:
+    _, mask = photograph(1, (48, 64))
+    classes = Trimap(band=0.2).of(mask // 255)
+    image = np.repeat(classes[..., None] * 100, 3, axis=2)
+    for draw in range(40):
+        moved = AUGMENTS[name]()(image, classes, (0, 0, draw))[1]
+        assert set(np.unique(moved)) <= {0, 1, 2}
+        # The lesion within never touches skin: between them is border, however the mask was turned.
+        assert not (cv2.dilate((moved == 2).astype(np.uint8), np.ones((3, 3))) & (moved == 0)).any()
 
 
 def test_an_interpolated_mask_would_not_keep_its_values() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from skinmtl.data import images, jpeg
 from skinmtl.data.images import Size, read_fitted
+from skinmtl.data.masks import BINARY, MaskClasses
 from skinmtl.data.records import Records, checksum, claim, header, is_at, is_sound, open_records, record, sweep
 from skinmtl.errors import Faults, SkinmtlError
 
@@ -34,24 +36,33 @@ MOST_FAULTS = 50  # unreadable photographs to list before giving up
 
 
 class Photographs:
-    """Photographs and masks at network size, by row of the case table.
+    """Photographs and their mask classes at network size, by row of the case table.
 
     Decoded at each call, or read from a cache file; the pixels are the same. A file that has gone, or whose pixels are
     no longer what was written, is given up for decoding, with a warning.
     """
 
     def __init__(
-        self, images: Sequence[str], masks: Sequence[str | None], size: Size, cache: Path | None = None
+        self,
+        images: Sequence[str],
+        masks: Sequence[str | None],
+        size: Size,
+        cache: Path | None = None,
+        mask_classes: MaskClasses = BINARY,
     ) -> None:
         self._images, self._masks, self._size, self._cache = list(images), list(masks), size, cache
+        self._mask_classes = mask_classes
         # An array, not the list: to look at a Python object writes to its count, and a forked worker copies that page.
         self._has_mask = np.array([mask is not None for mask in masks], dtype=bool)
         self._records: Records | None = None
 
     @classmethod
-    def of(cls, table: pd.DataFrame, size: Size, cache: Path | None = None) -> Photographs:
+    def of(
+        cls, table: pd.DataFrame, size: Size, cache: Path | None = None, mask_classes: MaskClasses = BINARY
+    ) -> Photographs:
         """The photographs of a case table."""
-        return cls(table["image"].tolist(), [m if isinstance(m, str) else None for m in table["mask"]], size, cache)
+        masks = [mask if isinstance(mask, str) else None for mask in table["mask"]]
+        return cls(table["image"].tolist(), masks, size, cache, mask_classes)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -70,7 +81,7 @@ class Photographs:
             if is_sound(self._records, row):
                 return self._records["image"][row], self._records["mask"][row]
             self._give_up(f"was damaged after it had been written (row {row})")
-        return read_fitted(self._images[row], self._masks[row], self._size)
+        return read_fitted(self._images[row], self._masks[row], self._size, self._mask_classes)
 
     def _give_up(self, what: str) -> None:
         logger.warning(
@@ -85,18 +96,19 @@ class Photographs:
         return self.__dict__ | {"_records": None}
 
 
-def get(table: pd.DataFrame, size: Size, folder: Path) -> Path | None:
+def get(table: pd.DataFrame, size: Size, folder: Path, mask_classes: MaskClasses = BINARY) -> Path | None:
     """The cache file of this table at this size in `folder`, built where it is missing; None where it cannot be kept.
 
-    Named by two hashes: of the photographs' places and `size`, and of the files' sizes, their times of change and the
-    code that decodes. One that is broken, or stale (the first hash alone is the same), is built anew.
+    Named by two hashes: of the photographs' places, `size` and the mask classes, and of the files' sizes, their times
+    of change and the code that decodes. One that is broken, or stale (the first hash alone is the same), is built anew.
 
     Raises:
         Faults: photographs or masks that cannot be decoded; there is no file then.
     """
-    photographs = Photographs.of(table, size)
-    place = _digest([size, table["image"].tolist(), photographs._masks])[:16]
-    path = folder / f"{place}-{_digest([_code(), *_stats(table)])[:16]}.npy"
+    photographs = Photographs.of(table, size, mask_classes=mask_classes)
+    derived = [type(mask_classes).__qualname__, str(sorted(vars(mask_classes).items()))]
+    place = _digest([size, table["image"].tolist(), photographs._masks, derived])[:16]
+    path = folder / f"{place}-{_digest([_code(mask_classes), *_stats(table)])[:16]}.npy"
     if open_records(path, len(table), size) is not None:
         return path
     if path.exists():
@@ -183,9 +195,10 @@ def fingerprint(table: pd.DataFrame) -> str:
     return _digest(list(map(list, zip(*known, *sizes, strict=True))))
 
 
-def _code() -> list[object]:
-    """What the pixels depend on beside the files: our decoding and the packages that it calls."""
-    rooms = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in (images.__file__, jpeg.__file__)]
+def _code(mask_classes: MaskClasses) -> list[object]:
+    """What the pixels depend on beside the files: our decoding, the mask classes, and the packages that both call."""
+    files = images.__file__, jpeg.__file__, inspect.getfile(type(mask_classes))
+    rooms = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
     return [*rooms, cv2.__version__, PIL.__version__]
 
 

@@ -7,6 +7,7 @@ import gc
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,6 +26,9 @@ from skinmtl.data import cache, duplicates, sources, splits
 from skinmtl.data.also import Also, places
 from skinmtl.data.cache import Photographs
 from skinmtl.data.certificate import certificate
+from skinmtl.data.diagnoses import Groups, check_groups, grouped
+from skinmtl.data.masks import BINARY, MaskClasses
+from skinmtl.data.mixing import Mixing, Partners
 from skinmtl.data.samplers import EpochSampler, InOrder, Place, Portion, Shuffle, Weigh
 from skinmtl.data.splits import Stage
 from skinmtl.data.synthetic import Synthetic
@@ -37,25 +41,50 @@ logger = logging.getLogger(__name__)
 Pixels = Annotated[int, Ge(1)]
 
 
+@dataclass(frozen=True)
+class Mix:
+    """How training photographs are mixed, with which, and how many places a step has on all processes together."""
+
+    by: Mixing
+    partners: Partners
+    places: int
+
+
 class Samples(Dataset[Sample | SkinmtlError]):
     """Samples by (epoch, position, row): the row says which photograph, all three how it is drawn.
 
     A photograph that cannot be read comes as the error itself, for `Loader` to raise: an exception raised in a worker
-    would arrive as a RuntimeError without its name.
+    would arrive as a RuntimeError without its name. With `mix`, another is mixed into some.
     """
 
-    def __init__(self, photographs: Photographs, dx: Sequence[int], transform: Transform, seed: int) -> None:
+    def __init__(
+        self, photographs: Photographs, dx: Sequence[int], transform: Transform, seed: int, mix: Mix | None = None
+    ) -> None:
         self._photographs, self._dx, self._transform, self._seed = photographs, np.asarray(dx), transform, seed
+        self._mix = mix
 
     def __getitem__(self, place: Place) -> Sample | SkinmtlError:
         epoch, position, row = place
         try:
-            image, mask = self._photographs.read(row)
+            own = self._one(row, (self._seed, epoch, position))
+            return own if self._mix is None else self._mixed(own, self._mix, epoch, position)
         except SkinmtlError as error:
             return error
-        image, mask = self._transform(image, mask, (self._seed, epoch, position))
+
+    def _one(self, row: int, key: tuple[int, ...]) -> Sample:
+        image, mask = self._transform(*self._photographs.read(row), key)
         has_mask, dx = self._photographs.has_mask(row), int(self._dx[row])
         return Sample(image=image, mask=mask, has_mask=has_mask, dx=dx, index=row)
+
+    def _mixed(self, own: Sample, mix: Mix, epoch: int, position: int) -> Sample:
+        size = (own["mask"].shape[0], own["mask"].shape[1])
+        share = mix.by.share(size, self._seed, epoch, position // mix.places)
+        rng = mix.by.rng(self._seed, epoch, position)
+        pair, partner = own, mix.partners.draw(rng)
+        if rng.random() < mix.by.p and own["dx"] >= 0 and partner != own["index"]:
+            other = self._one(partner, (self._seed, epoch, position, 1))
+            pair = mix.by.pair(own, other, share, rng)
+        return {**pair, "dx_other": pair.get("dx_other", pair["dx"]), "share": share}
 
 
 class Loader(DataLoader[Sample | SkinmtlError]):
@@ -91,13 +120,17 @@ def collate(samples: Sequence[Sample | SkinmtlError]) -> Batch | SkinmtlError:
     images = torch.empty((len(good), 3, height, width), dtype=torch.uint8)
     for place, sample in zip(images.numpy(), good, strict=True):
         cv2.split(sample["image"], list(place))  # (H, W, 3) to (3, H, W), many times faster than a permuted copy
-    return Batch(
+    batch = Batch(
         image=images,
         mask=torch.from_numpy(np.stack([sample["mask"] for sample in good])),
         has_mask=torch.tensor([sample["has_mask"] for sample in good]),
         dx=torch.tensor([sample["dx"] for sample in good]),
         index=torch.tensor([sample["index"] for sample in good]),
     )
+    if "share" in good[0]:
+        batch["dx_other"] = torch.tensor([sample["dx_other"] for sample in good])
+        batch["share"] = torch.tensor(good[0]["share"])
+    return batch
 
 
 class DataModule(pl.LightningDataModule):
@@ -112,6 +145,11 @@ class DataModule(pl.LightningDataModule):
     With `cache` auto, photographs are decoded once into `cache_dir` when the disk has room. `synthetic` draws the data
     at `root` first. `also` are further sources, which only train. `workers` 0 loads in the training process; the pixels
     do not depend on it.
+
+    `mask_classes` says what a pixel can be; null is skin or lesion. `diagnoses` puts diagnoses into groups, which are
+    then the classes: lists of them by the group's name, or the word rest for all others; null tells all apart. Splits
+    are drawn by the diagnoses themselves, so that runs with other groups share them, and their hash. `mixing` mixes
+    training photographs with others of data.root, drawn as `sampler` draws; null mixes none.
     """
 
     def __init__(
@@ -135,6 +173,9 @@ class DataModule(pl.LightningDataModule):
         cache: Literal["auto", "off"] = "auto",
         cache_dir: str = "outputs/.cache",
         also: Mapping[str, Also] | None = None,
+        mask_classes: MaskClasses | None = None,
+        diagnoses: Groups | None = None,
+        mixing: Mixing | None = None,
         *,
         augment: Transform,
         sampler: Shuffle,
@@ -154,7 +195,11 @@ class DataModule(pl.LightningDataModule):
             raise ConfigError("data.split_by", what, "set data.allow_leak=true, too, and have scores stamped LEAKY")
         self.also = dict(also or {})
         self.duplicates = duplicates
-        self.mask_classes = sources.MASK_CLASSES
+        self.mask_rule = mask_classes or BINARY
+        self.mask_classes = tuple(self.mask_rule.names)
+        self.dx_groups, self.mixing = diagnoses, mixing
+        if diagnoses is not None:
+            check_groups(diagnoses)
         self._given = Path(split) if split else None
         self._photographs: Photographs | None = None
 
@@ -177,7 +222,6 @@ class DataModule(pl.LightningDataModule):
         self.leaky |= any(facts["leaky"] for facts in self.also_facts.values())
         if self.leaky:
             logger.warning("LEAKY: photographs of one lesion may train and test; scores are too good")
-        self.dx_classes: tuple[str, ...] = tuple(first["dx"].cat.categories)
         self.data_hash = cache.fingerprint(first)
 
         self.pairs = duplicates.pairs(self.duplicates, first)
@@ -197,13 +241,17 @@ class DataModule(pl.LightningDataModule):
         tables = [first, *further.values()]
         self.table = pd.concat(tables, ignore_index=True)
         self.table.attrs = dict(first.attrs)
+        if self.dx_groups is not None:
+            self.table = grouped(self.table, self.dx_groups)
+        self.dx_classes: tuple[str, ...] = tuple(self.table["dx"].cat.categories)
         self.source = np.repeat(np.arange(len(tables)), list(map(len, tables)))  # (N,), 0 is data.root
         self._stages = np.append(self._stages_of_fold(first), np.full(len(self.table) - len(first), "train"))
         counts = ", ".join(f"{stage} {len(self.rows(stage)):,}" for stage in splits.STAGES)
         logger.info("fold %d of %s (sha256 %s): %s", self.fold, self.split_file, self.split_hash[:12], counts)
 
-        pixels = cache.get(self.table, self.size, self.cache_dir) if self.cache == "auto" else None
-        self._photographs = Photographs.of(self.table, self.size, pixels)
+        known = self.table, self.size
+        pixels = cache.get(*known, self.cache_dir, self.mask_rule) if self.cache == "auto" else None
+        self._photographs = Photographs.of(*known, pixels, self.mask_rule)
 
     def rows(self, stage: Stage, source: int | None = None) -> NDArray[np.int64]:
         """Rows of the case table in this stage of the fold, ascending; `source` 0 is data.root, None all."""
@@ -213,7 +261,10 @@ class DataModule(pl.LightningDataModule):
     def certificate(self) -> dict[str, Any]:
         """What the split is, as a run keeps it; see `certificate`."""
         origin = self.duplicates if self.duplicates in ("known", "none") else Path(self.duplicates).name
-        first, further = (self.table[rows].reset_index(drop=True) for rows in (self.source == 0, self.source > 0))
+        table = self.table
+        if "dx_original" in table:
+            table = table.assign(dx=table["dx_original"])
+        first, further = (table[rows].reset_index(drop=True) for rows in (self.source == 0, self.source > 0))
         across = duplicates.pairs(self.duplicates, self.table) if self.also else []
         pairs = list(dict.fromkeys([*self.pairs, *across]))
         return certificate(self.split, first, self.split_hash, pairs, origin, further, self.also_facts)
@@ -265,16 +316,27 @@ class DataModule(pl.LightningDataModule):
             each = len(portions[0].rows) // self._world()
             what = f"{self.batch_size} is more than the {each} training photographs of a process"
             raise ConfigError("data.batch_size", what, "use a smaller one")
-        return self._loader(self._samples(self.augment), sampler)
+        return self._loader(self._samples(self.augment, self._mix()), sampler)
 
     def val_dataloader(self) -> Loader:
         """Validation photographs as they are, each once, in table order."""
         sampler = InOrder(self.rows("val"), self._rank(), self._world(), self.batch_size)
         return self._loader(self._samples(none()), sampler)
 
-    def _samples(self, transform: Transform) -> Samples:
+    def _mix(self) -> Mix | None:
+        if self.mixing is None:
+            return None
+        rows = self.rows("train", source=0)
+        dx, lesion = self._labels(rows)
+        known = dx >= 0
+        if not known.any():
+            raise ConfigError("data.mixing", "no training photograph has a diagnosis to be mixed", "use mixing=none")
+        edges = np.cumsum(self.sampler.weights(dx, lesion)[known])
+        return Mix(self.mixing, Partners(rows[known], edges), sum(self._places()))
+
+    def _samples(self, transform: Transform, mix: Mix | None = None) -> Samples:
         assert self._photographs is not None, "setup() comes first"
-        return Samples(self._photographs, self.table["dx"].cat.codes.tolist(), transform, self.seed)
+        return Samples(self._photographs, self.table["dx"].cat.codes.tolist(), transform, self.seed, mix)
 
     def _loader(self, samples: Samples, sampler: EpochSampler | InOrder) -> Loader:
         return Loader(

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
 from skinmtl.data import jpeg
+from skinmtl.data.masks import BINARY, MaskClasses
 from skinmtl.errors import InputError
 
 cv2.setNumThreads(0)  # parallelism is over photographs; OpenCV's own threads would fight with the workers
@@ -78,8 +79,12 @@ def read_mask(path: Path, size: Size | None = None) -> NDArray[np.uint8]:
     return lesion
 
 
-def read_fitted(image: str, mask: str | None, size: Size) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Photograph (H, W, 3) and mask (H, W) in {0, 1} at `size` (height, width); zeros where there is no mask.
+def read_fitted(
+    image: str, mask: str | None, size: Size, mask_classes: MaskClasses = BINARY
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Photograph (H, W, 3) and its mask classes (H, W) at `size` (height, width); zeros where there is no mask.
+
+    The classes are derived at the photograph's own size, then resized.
 
     Raises:
         InputError: as `read_image` and `read_mask`.
@@ -88,7 +93,7 @@ def read_fitted(image: str, mask: str | None, size: Size) -> tuple[NDArray[np.ui
     if mask is None:
         return fit_image(photograph, size), np.zeros(size, dtype=np.uint8)
     outline = read_mask(Path(mask), size=(photograph.shape[0], photograph.shape[1]))
-    return fit_image(photograph, size), fit_mask(outline, size)
+    return fit_image(photograph, size), fit_mask(mask_classes.of(outline), size)
 
 
 def fit_image(image: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:

@@ -1,7 +1,6 @@
-"""The facts of HAM10000: its diagnoses, its mask classes, where it comes from."""
+"""The facts of HAM10000: its diagnoses, where it comes from."""
 
 DX = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
-MASK_CLASSES = ("skin", "lesion")
 HOW_TO_GET = (
     "get HAM10000 from the Harvard Dataverse (doi 10.7910/DVN/DBW86T, CC BY-NC 4.0), unpack it there or point "
     "data.root at it; or try without it: experiment=demo"
