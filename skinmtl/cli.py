@@ -187,7 +187,6 @@ def evaluate(arguments: argparse.Namespace) -> int:
 def predict(arguments: argparse.Namespace) -> int:
     """Masks, overlays and predictions.csv; photographs that cannot be read are listed in errors.csv, exit 2."""
     from skinmtl.predict import write_predictions
-
     from skinmtl.runs import Run
 
     photographs = _photographs(arguments.images)

@@ -86,8 +86,8 @@ class Plateau:
 def with_rates(make: Callable[..., Optimizer], rates: Mapping[Parameter, float]) -> Callable[..., Optimizer]:
     """What makes an optimiser in which some parameters learn at a share of its rate.
 
-    It takes groups of parameters, as torch's optimisers do, and makes a group of each share in each of them, the largest
-    first; a schedule moves all groups alike. Without shares it is `make` itself.
+    It takes groups of parameters, as torch's optimisers do, and makes a group of each share in each of them, the
+    largest first; a schedule moves all groups alike. Without shares it is `make` itself.
 
     Args:
         make: an optimiser's constructor that lacks its parameters alone.
