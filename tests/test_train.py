@@ -51,7 +51,7 @@ def test_one_batch_can_be_learned_by_heart(synthetic_root: Path, tmp_path: Path)
     split.loc[few - 2 :, "fold_0"] = "test"
     split.to_csv(tmp_path / "split.csv", index=False)
     long = [*TINY, f"data.split={tmp_path / 'split.csv'}", "augment=none", "trainer.limit_train_batches=1.0"]
-    long += ["trainer.max_epochs=60", "model.dropout=0", "schedule=constant", "trainer.check_val_every_n_epoch=60"]
+    long += ["trainer.max_epochs=60", "model.dropout=0", "trainer.check_val_every_n_epoch=60"]
     run = train(tmp_path / "run", root, long)
     metrics = pd.read_csv(run.path / "metrics.csv")
     last = metrics.dropna(subset=["train/score"]).iloc[-1]
