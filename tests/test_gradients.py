@@ -400,10 +400,10 @@ def test_the_cosine_is_that_of_the_tasks_gradients_whatever_the_method(tmp_path:
 
 def test_a_run_of_the_real_network_logs_its_weights_and_its_cosine(synthetic_root: Path, tmp_path: Path) -> None:
     words = ["weighting=uncertainty", "gradients=pcgrad", "gradients.cosine_every=2", "callbacks=ema"]
-    run = train(tmp_path / "run", synthetic_root, [*words, "trainer.precision=32-true", "trainer.max_epochs=2"])
+    run = train(tmp_path / "run", synthetic_root, [*words, "trainer.precision=32-true"])
     log = pd.read_csv(run.path / "metrics.csv")
-    assert logged(run.path / "metrics.csv").index.tolist() == [1, 3]
-    assert log["weight/seg"].count() == log["weight/cls"].count() == 2 and log["weight/seg"].min() != 1
+    assert logged(run.path / "metrics.csv").index.tolist() == [1]
+    assert log["weight/seg"].count() == log["weight/cls"].count() == 1 and log["weight/seg"].min() != 1
     state = checkpoints.load(run.checkpoint("last"))["state_dict"]
     assert state["weighting.log_variance"].abs().min() > 0
     assert run.info()["status"] == "finished"
