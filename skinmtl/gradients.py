@@ -238,7 +238,7 @@ class TaskGradients:
         gradients = [g for g in chain(*self._sums, rest, self._losses) if g is not None]
         # One message for all of them.
         mean = ranks.mean(torch.cat([gradient.flatten() for gradient in gradients]))
-        parts = mean.split([gradient.numel() for gradient in gradients])
+        parts = mean.split([gradient.numel() for gradient in gradients])  # type: ignore[no-untyped-call]
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view(gradient.shape))
 
