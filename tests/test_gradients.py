@@ -18,9 +18,10 @@ from pytorch_lightning.plugins import MixedPrecision
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from scipy.optimize import minimize_scalar, nnls
 from torch import Tensor, nn
+from training import train
 from twoheads import TwoHeads, cut, fit, module, parameters, photographs
 
-from skinmtl import ranks
+from skinmtl import checkpoints, ranks
 from skinmtl.gradients import MGDA, CAGrad, Gradients, GradNorm, PCGrad, Sum, TaskGradients, UPGrad, cosine
 from skinmtl.processes import together
 from skinmtl.types import Batch
@@ -126,9 +127,11 @@ def test_torchjd_agrees(name: str) -> None:
     made = {"pcgrad": "PCGrad", "upgrad": "UPGrad", "mgda": "MGDA", "cagrad": "CAGrad"}[name]
     if not hasattr(aggregation, made):
         pytest.skip(f"torchjd has no {made} without further packages")
-    options = {"cagrad": {"c": 0.4, "norm_eps": 1e-9}, "upgrad": {"norm_eps": 1e-12, "reg_eps": 1e-12}}.get(name, {})
+    method = getattr(aggregation, made)(**({"c": 0.4} if name == "cagrad" else {}))
+    if name == "upgrad":  # what it adds to the inner products would show where one gradient is far longer
+        method.gramian_weighting.projector.reg_eps = 1e-12
     for g in pairs():
-        theirs = getattr(aggregation, made)(**options)(torch.from_numpy(g))
+        theirs = method(torch.from_numpy(g))
         np.testing.assert_allclose(combined(make(name), g), theirs, atol=1e-3 * np.abs(g).max())
 
 
@@ -393,6 +396,17 @@ def test_the_cosine_is_that_of_the_tasks_gradients_whatever_the_method(tmp_path:
     halves = [cut(batch, 0, 4), cut(batch, 4, 8)]
     fit(module(gradients=make("sum", 1)), halves, metrics=tmp_path / "halves.csv", accumulate_grad_batches=2)
     assert logged(tmp_path / "halves.csv").tolist() == pytest.approx([expected], abs=1e-5)
+
+
+def test_a_run_of_the_real_network_logs_its_weights_and_its_cosine(synthetic_root: Path, tmp_path: Path) -> None:
+    words = ["weighting=uncertainty", "gradients=pcgrad", "gradients.cosine_every=2", "callbacks=ema"]
+    run = train(tmp_path / "run", synthetic_root, [*words, "trainer.precision=32-true"])
+    log = pd.read_csv(run.path / "metrics.csv")
+    assert logged(run.path / "metrics.csv").index.tolist() == [1]
+    assert log["weight/seg"].count() == log["weight/cls"].count() == 1 and log["weight/seg"].min() != 1
+    state = checkpoints.load(run.checkpoint("last"))["state_dict"]
+    assert state["weighting.log_variance"].abs().min() > 0
+    assert run.info()["status"] == "finished"
 
 
 # ---- Two processes ----
