@@ -43,6 +43,7 @@ bench: .venv/ready  ## loader, step and GPU on real photographs, which SKINMTL_D
 	fi
 	$(python) tests/bench/loader.py --root "$(SKINMTL_DATA)/ham10000_native" --many "$(SKINMTL_DATA)/ham10000_256x192"
 	$(python) tests/bench/throughput.py --root "$(SKINMTL_DATA)/ham10000_256x192"
+	$(python) tests/bench/methods.py --root "$(SKINMTL_DATA)/ham10000_256x192"
 	$(python) tests/bench/gpu_stall.py --root "$(SKINMTL_DATA)/ham10000_256x192"
 
 # ---- .venv. Two stamps: the packages, and last of all the project itself with the place where it stood then ----
