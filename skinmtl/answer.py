@@ -270,7 +270,8 @@ def leak_gap(jobs: Sequence[Job]) -> list[str]:
             lines.append(f"{name}: nothing to compare, for the split by lesion leaks, too: there are no lesion ids.")
             continue
         leaky, honest = _reached(name, by_photograph), _reached(name, by_lesion)
-        gaps = [f"{words(score)} {_difference(leaky, honest, score, paired=False)}" for score in HEADLINES]
+        shown = [score for score in HEADLINES if score in leaky.draws and score in honest.draws]
+        gaps = [f"{words(score)} {_difference(leaky, honest, score, paired=False)}" for score in shown]
         lines.append(f"{name}: split by photograph minus split by lesion, 95% interval: {', '.join(gaps)}.")
         learned = [_training_accuracy(job) for job in alike]
         short = min(learned) <= LEARNED

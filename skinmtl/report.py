@@ -199,7 +199,6 @@ def _mask_classes(scores: Mapping[str, Any]) -> str:
         "mean_image_precision": "precision",
         "mean_image_recall": "recall",
         "pooled_dice": "F1, pooled",
-        "pooled_iou": "IoU, pooled",
         "pooled_precision": "precision, pooled",
         "pooled_recall": "recall, pooled",
     }

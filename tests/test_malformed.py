@@ -367,7 +367,7 @@ class Listening(torch.nn.Module):
 def test_odd_photographs_are_the_same_pixels_in_training_and_prediction(root: Path, name: str) -> None:
     path, _ = replace(root, ODD[name], None)
     network = Listening()
-    Predictor(network, ["cls"], ["mel", "nv"], (16, 20), "cpu").predict(path)
+    Predictor(network, ["cls"], ["skin", "lesion"], ["mel", "nv"], (16, 20), "cpu").predict(path)
     for cache in ("auto", "off"):
         samples = data_module(root, cache, (16, 20))._samples(transforms.none())
         seen, other = (collate([samples[0, 0, row]])["image"] for row in (NUMBER, NUMBER + 1))
