@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Annotated, ClassVar
@@ -15,7 +16,7 @@ from skinmtl import ranks
 Every = Annotated[int, Ge(0)]
 
 
-class Gradients(nn.Module):
+class Gradients(nn.Module, ABC):
     """One gradient for the shared parameters, sum_i c_i g_i of the tasks' own g_i; a method says what c_i is.
 
     All that a method needs are the inner products g_i . g_j and, to learn from, the losses. Parameters that are not
@@ -35,6 +36,7 @@ class Gradients(nn.Module):
         """Scalars by task name, losses or their weights, times what the method weighs them by."""
         return dict(values)
 
+    @abstractmethod
     def combine(self, inner: Tensor, losses: Tensor) -> Tensor:
         """(2,) coefficients c of the two tasks' gradients.
 
@@ -42,7 +44,6 @@ class Gradients(nn.Module):
             inner: (2, 2) float64, g_i . g_j, of gradients averaged over processes; float16's scale, if any, squared.
             losses: (2,) unweighted, over all photographs of the step.
         """
-        raise NotImplementedError
 
 
 class Sum(Gradients):

@@ -156,6 +156,7 @@ class MultiTaskModule(pl.LightningModule):
         self.weighting.end_epoch(self._epoch_losses)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """One backward pass, or one for each task where the method wants their gradients apart."""
         terms, self._terms = self._terms, []
         if self.gradients.apart:
             self._by_task.backward(loss, terms, self._losses)
@@ -171,6 +172,8 @@ class MultiTaskModule(pl.LightningModule):
         optimizer: Any,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
+        """Lightning's step, with one gradient made of the tasks' own inside it: before unscaling and clipping."""
+
         def closure() -> Any:
             loss = optimizer_closure() if optimizer_closure is not None else None
             if self._by_task:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
@@ -14,7 +15,7 @@ from skinmtl import ranks
 Weight = Annotated[float, Ge(0)]
 
 
-class Weighting(nn.Module):
+class Weighting(nn.Module, ABC):
     """sum_i w_i L_i over the tasks of a run; each weighting says what w_i is, and how it moves.
 
     What it remembers stands in buffers or parameters, so that a run goes on with it. Only the training moves it: a
@@ -30,9 +31,9 @@ class Weighting(nn.Module):
         weights = self.weights()
         return {task: weights[task] * loss for task, loss in losses.items()}
 
+    @abstractmethod
     def weights(self) -> Mapping[str, float | Tensor]:
         """The weight of each task now, by task name."""
-        raise NotImplementedError
 
     def start_step(self, chance: int) -> None:
         """Before a training step: `chance` is a hash of the run's seed and the step, the same in every process."""

@@ -59,6 +59,13 @@ def write_dataverse(root: Path, lesions: int = 42, size: tuple[int, int] = (24, 
     return table
 
 
+def write_all_but_a_mask(root: Path) -> Path:
+    """The Dataverse layout, where the first photograph has no mask; gives its root."""
+    write_dataverse(root)
+    (root / "HAM10000_segmentations_lesion_tschandl" / "ISIC_0000000_segmentation.png").unlink()
+    return root
+
+
 def write_mirror(root: Path, lesions: int = 14) -> pd.DataFrame:
     """images/, masks/ and a one-hot GroundTruth.csv without lesion ids; gives the table of the latter."""
     table = metadata(lesions)

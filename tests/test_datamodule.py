@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
-from layouts import photograph, write_dataverse, write_mirror, write_own, write_task1
+from layouts import photograph, write_all_but_a_mask, write_dataverse, write_mirror, write_own, write_task1
 from PIL import Image
 
 from skinmtl.data import also, cache, duplicates, images, sources, splits, transforms
@@ -32,10 +32,7 @@ SIZE = (20, 28)
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """63 photographs of 42 lesions; the first has no mask."""
-    root = tmp_path_factory.mktemp("data")
-    write_dataverse(root)
-    (root / "HAM10000_segmentations_lesion_tschandl" / "ISIC_0000000_segmentation.png").unlink()
-    return root
+    return write_all_but_a_mask(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(autouse=True)

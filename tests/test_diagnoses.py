@@ -72,7 +72,3 @@ def test_groups_that_do_not_fit_the_data_are_refused_in_one_line(groups: Groups,
     with pytest.raises(Faults) as caught:
         grouped(table("mel", "nv"), groups)
     assert str(caught.value).startswith(line) and "\n" not in str(caught.value)
-
-
-def test_sound_groups_are_let_be() -> None:
-    check_groups({"benign": "rest", "malignant": ["mel"]})

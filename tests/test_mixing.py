@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from layouts import photograph, write_dataverse
+from layouts import photograph, write_all_but_a_mask
 from scipy.stats import beta
 from test_datamodule import at, here, make, same  # noqa: F401  (`here` is a fixture that every test uses)
 from torch.nn import functional as F
@@ -30,10 +30,7 @@ KINDS: dict[str, type[Mixup] | type[CutMix]] = {"mixup": Mixup, "cutmix": CutMix
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """63 photographs of 42 lesions; the first has no mask."""
-    root = tmp_path_factory.mktemp("data")
-    write_dataverse(root)
-    (root / "HAM10000_segmentations_lesion_tschandl" / "ISIC_0000000_segmentation.png").unlink()
-    return root
+    return write_all_but_a_mask(tmp_path_factory.mktemp("data"))
 
 
 def sample(seed: int, dx: int, size: tuple[int, int] = (24, 32), has_mask: bool = True) -> Sample:

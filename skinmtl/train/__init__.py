@@ -19,7 +19,7 @@ from annotated_types import Interval
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from skinmtl import config, processes, ranks
+from skinmtl import config, logs, processes, ranks
 from skinmtl.callbacks import BestAndLast, Clock
 from skinmtl.checkpoints import load as load_checkpoint
 from skinmtl.data.datamodule import DataModule
@@ -186,7 +186,7 @@ def _train(nodes: Mapping[str, Any], here: Run, init_from: str | None, resumed: 
     best_epoch = load_checkpoint(here.checkpoint())["epoch"] + 1
     here.update({"best_epoch": best_epoch, "score": score, "images_per_second": clock.images_per_second})
 
-    with _hushed("skinmtl.data"):  # it has said what it has to
+    with logs.only(logging.WARNING, "skinmtl.data"):  # it has said what it has to
         evaluate(here)
     seconds = seconds_with_former(here, fit=fitted - fit_start, evaluate=time.perf_counter() - fitted)
     here.update({"status": "finished", "exit_code": 0, "error": None, "seconds": seconds})
@@ -226,7 +226,7 @@ def _interrupted(here: Run) -> Interrupted:
 @contextmanager
 def calm() -> Iterator[None]:
     """Leave to Lightning's log and warnings what a person has to act on."""
-    with _hushed("pytorch_lightning"), warnings.catch_warnings():
+    with logs.only(logging.WARNING, "pytorch_lightning"), warnings.catch_warnings():
         # torch 2.15 renames a class that Lightning 2.6 uses.
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*", category=FutureWarning)
         # A short look at a few batches is no mistake, and how many workers suit a machine is said in conf/data.
@@ -238,15 +238,3 @@ def calm() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="The ``compute`` method of metric .* was called before")
         warnings.filterwarnings("ignore", message="It is recommended to use .*sync_dist=True")
         yield
-
-
-@contextmanager
-def _hushed(name: str) -> Iterator[None]:
-    """Only warnings from a logger."""
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

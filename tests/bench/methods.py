@@ -18,13 +18,12 @@ from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
 
-import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
+from throughput import one_epoch
 
-from skinmtl import config
-from skinmtl.callbacks import Clock, MetricsFile
+from skinmtl.callbacks import Clock
 from skinmtl.data.datamodule import DataModule
 from skinmtl.processes import keep_memory
 from skinmtl.train import calm
@@ -75,21 +74,7 @@ def seconds(cfg: DictConfig, data: DataModule, batches: list[Batch], steps: int,
     clock = Clock(skip=WARM)
     accelerator = "gpu" if torch.cuda.is_available() else "cpu"
     with calm():
-        trainer = pl.Trainer(
-            accelerator=accelerator,
-            devices=1,
-            precision=config.resolve_precision("auto", accelerator),
-            max_epochs=1,
-            limit_val_batches=0,
-            gradient_clip_val=cfg.trainer.gradient_clip_val,
-            callbacks=[clock],
-            logger=MetricsFile(folder / "metrics.csv"),
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            log_every_n_steps=cfg.trainer.log_every_n_steps,
-        )
+        trainer = one_epoch(cfg, folder, accelerator, [clock], steps + WARM)
         trainer.fit(build_module(cfg, data), Held(batches, steps + WARM))
     return clock.seconds * data.batch_size / clock.images
 

@@ -23,7 +23,7 @@ import plain_loop
 import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader, SubsetRandomSampler
 
 from skinmtl import config
@@ -53,6 +53,26 @@ def plain(root: Path, folder: Path, images: int) -> float:
     return seen / (time.perf_counter() - start)
 
 
+def one_epoch(cfg: DictConfig, folder: Path, accelerator: str, callbacks: list[pl.Callback], steps: int) -> pl.Trainer:
+    """Trains one epoch of some steps and nothing else, on one device, with a run's precision, clipping and logs."""
+    return pl.Trainer(
+        accelerator=accelerator,
+        devices=1,
+        precision=config.resolve_precision("auto", accelerator),
+        max_epochs=1,
+        limit_train_batches=steps,
+        limit_val_batches=0,
+        gradient_clip_val=cfg.trainer.gradient_clip_val,
+        logger=MetricsFile(folder / "metrics.csv"),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        log_every_n_steps=cfg.trainer.log_every_n_steps,
+        callbacks=callbacks,
+    )
+
+
 def ours(root: Path, folder: Path, images: int) -> float:
     """Images per second of skinmtl over some images, by its own clock."""
     keep_memory()
@@ -66,21 +86,9 @@ def ours(root: Path, folder: Path, images: int) -> float:
     clock = Clock(skip=WARM)
     averaging = [config.build(cfg.callbacks.ema)] if cfg.callbacks.ema else []
     with calm():
-        trainer = pl.Trainer(
-            accelerator="cpu",
-            precision=config.resolve_precision("auto", "cpu"),
-            max_epochs=1,
-            limit_train_batches=images // data.batch_size + WARM,
-            limit_val_batches=0,
-            gradient_clip_val=cfg.trainer.gradient_clip_val,
-            callbacks=[*averaging, clock, Finite()],
-            logger=MetricsFile(folder / "metrics.csv"),
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            log_every_n_steps=cfg.trainer.log_every_n_steps,
-        )
+        callbacks = [*averaging, clock, Finite()]
+        steps = images // data.batch_size + WARM
+        trainer = one_epoch(cfg, folder, "cpu", callbacks, steps)
         trainer.fit(build_module(cfg, data), data)
     assert clock.images_per_second is not None
     return clock.images_per_second

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pandas as pd
 
+from skinmtl import logs
 from skinmtl.data import sources
 from skinmtl.data.prepare.names import is_table
 from skinmtl.data.sources.folders import masks as masks_in
@@ -64,16 +65,9 @@ def arrange(found: Path, ready: Path, lesions: Path | None = None) -> dict[str, 
     return _move(moves, found, ready)
 
 
-@contextmanager
-def _unwarned() -> Iterator[None]:
+def _unwarned() -> AbstractContextManager[None]:
     """Without warnings of masks and layouts that are passed over: more is about to come, and the rest is counted."""
-    reader = logging.getLogger(sources.__name__)
-    before = reader.level
-    reader.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        reader.setLevel(before)
+    return logs.only(logging.ERROR, sources.__name__)
 
 
 def join(table: pd.DataFrame, file: Path) -> pd.DataFrame:
