@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -240,15 +240,21 @@ def _encoder(module: pl.LightningModule) -> nn.Module:
 
 
 class BestAndLast(ModelCheckpoint):
-    """`best.ckpt` by one declared scalar and `last.ckpt`, in `folder`."""
+    """`best.ckpt`, which is evaluated and used, and `last.ckpt`, from which a stopped run goes on, in `folder`.
+
+    The best is that of the best validation, or with `keep` last that of the latest epoch: several runs are then
+    compared at one number of steps, and validation chooses nothing.
+    """
 
     CHECKPOINT_NAME_LAST = "last"
+    SCORE = "val/score"
 
-    def __init__(self, folder: Path, monitor: str = "val/score") -> None:
+    def __init__(self, folder: Path, keep: Literal["best", "last"] = "best") -> None:
+        self._latest: float | None = None
         super().__init__(
             dirpath=folder,
             filename="best",
-            monitor=monitor,
+            monitor=self.SCORE if keep == "best" else "epoch",
             mode="max",
             save_top_k=1,
             save_last=True,
@@ -257,16 +263,29 @@ class BestAndLast(ModelCheckpoint):
             auto_insert_metric_name=False,
         )
 
+    @property
+    def score(self) -> float | None:
+        """The validation score of `best.ckpt`, or the last one there was; None before the first validation."""
+        if self.monitor == self.SCORE:
+            return None if self.best_model_score is None else float(self.best_model_score)
+        return self._latest
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save both where the score is better than before, else `last.ckpt` alone: a stopped run goes on from there."""
         scores = self._monitor_candidates(trainer)
+        if self.SCORE in scores:
+            self._latest = float(scores[self.SCORE])
         if self.monitor in scores:  # not before the first validation, where not every epoch has one
             super().on_train_epoch_end(trainer, pl_module)
         # Lightning writes the last one only together with a new best.
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_last_checkpoint(trainer, scores)
 
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"latest": self._latest}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._latest = state_dict["latest"]
         # Of a run whose folder was moved Lightning forgets which checkpoint was best, and takes the next for better.
         before, now = str(state_dict["dirpath"]), str(self.dirpath)
 

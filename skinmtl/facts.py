@@ -79,7 +79,7 @@ def without_folders_in(command: str) -> str:
 
 def stamps(info: Mapping[str, Any]) -> str:
     """What every score of a run has to be shown with, from its run.json: such as "LEAKY SYNTHETIC", or nothing."""
-    return " ".join(name.upper() for name in ("leaky", "synthetic") if info.get(name))
+    return " ".join(name.upper() for name in ("leaky", "synthetic", "shuffled") if info.get(name))
 
 
 def words(name: str) -> str:

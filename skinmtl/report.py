@@ -138,6 +138,9 @@ def _stamps(info: Mapping[str, Any], scores: Mapping[str, Any]) -> Iterator[str]
     if info.get("leaky") or scores.get("stamp") == "LEAKY":
         text = "The data name no lesions: photographs of one lesion may stand in training and test. "
         yield page.stamp("LEAKY", text + "These scores are too good, their intervals too narrow: compare with nothing.")
+    if info.get("shuffled"):
+        text = "A negative control: each training photograph came with the mask or the diagnosis of another."
+        yield page.stamp("SHUFFLED", text, made=True)
     for name, limit in SUSPICIOUS.items():
         task = "cls" if name == "balanced_accuracy" else "seg"
         value = dig(scores, "parts", "test", "scores", task, name, "value")

@@ -54,14 +54,21 @@ class Samples(Dataset[Sample | SkinmtlError]):
     """Samples by (epoch, position, row): the row says which photograph, all three how it is drawn.
 
     A photograph that cannot be read comes as the error itself, for `Loader` to raise: an exception raised in a worker
-    would arrive as a RuntimeError without its name. With `mix`, another is mixed into some.
+    would arrive as a RuntimeError without its name. With `mix`, another is mixed into some. `masks` says for each row
+    whose mask it comes with; without it, its own.
     """
 
     def __init__(
-        self, photographs: Photographs, dx: Sequence[int], transform: Transform, seed: int, mix: Mix | None = None
+        self,
+        photographs: Photographs,
+        dx: NDArray[np.int64],
+        transform: Transform,
+        seed: int,
+        mix: Mix | None = None,
+        masks: NDArray[np.int64] | None = None,
     ) -> None:
-        self._photographs, self._dx, self._transform, self._seed = photographs, np.asarray(dx), transform, seed
-        self._mix = mix
+        self._photographs, self._dx, self._transform, self._seed = photographs, dx, transform, seed
+        self._mix, self._masks = mix, masks
 
     def __getitem__(self, place: Place) -> Sample | SkinmtlError:
         epoch, position, row = place
@@ -72,7 +79,10 @@ class Samples(Dataset[Sample | SkinmtlError]):
             return error
 
     def _one(self, row: int, key: tuple[int, ...]) -> Sample:
-        image, mask = self._transform(*self._photographs.read(row), key)
+        image, mask = self._photographs.read(row)
+        if self._masks is not None and (other := int(self._masks[row])) != row:
+            mask = self._photographs.read(other)[1]
+        image, mask = self._transform(image, mask, key)
         has_mask, dx = self._photographs.has_mask(row), int(self._dx[row])
         return Sample(image=image, mask=mask, has_mask=has_mask, dx=dx, index=row)
 
@@ -149,7 +159,9 @@ class DataModule(pl.LightningDataModule):
     `mask_classes` says what a pixel can be; null is skin or lesion. `diagnoses` puts diagnoses into groups, which are
     then the classes: lists of them by the group's name, or the word rest for all others; null tells all apart. Splits
     are drawn by the diagnoses themselves, so that runs with other groups share them, and their hash. `mixing` mixes
-    training photographs with others of data.root, drawn as `sampler` draws; null mixes none.
+    training photographs with others of data.root, drawn as `sampler` draws; null mixes none. `shuffled` is for negative
+    controls: the masks (seg) or the diagnoses (cls) of the training photographs that have any are dealt out among them
+    anew, by `seed`; those of validation and test stay.
     """
 
     def __init__(
@@ -176,6 +188,7 @@ class DataModule(pl.LightningDataModule):
         mask_classes: MaskClasses | None = None,
         diagnoses: Groups | None = None,
         mixing: Mixing | None = None,
+        shuffled: Literal["seg", "cls"] | None = None,
         *,
         augment: Transform,
         sampler: Shuffle,
@@ -197,7 +210,7 @@ class DataModule(pl.LightningDataModule):
         self.duplicates = duplicates
         self.mask_rule = mask_classes or BINARY
         self.mask_classes = tuple(self.mask_rule.names)
-        self.dx_groups, self.mixing = diagnoses, mixing
+        self.dx_groups, self.mixing, self.shuffled = diagnoses, mixing, shuffled
         if diagnoses is not None:
             check_groups(diagnoses)
         self._given = Path(split) if split else None
@@ -249,9 +262,24 @@ class DataModule(pl.LightningDataModule):
         counts = ", ".join(f"{stage} {len(self.rows(stage)):,}" for stage in splits.STAGES)
         logger.info("fold %d of %s (sha256 %s): %s", self.fold, self.split_file, self.split_hash[:12], counts)
 
+        self._mask_of, self._dx_of = self._dealt("seg", "mask"), self._dealt("cls", "dx")
         known = self.table, self.size
         pixels = cache.get(*known, self.cache_dir, self.mask_rule) if self.cache == "auto" else None
         self._photographs = Photographs.of(*known, pixels, self.mask_rule)
+
+    def _dealt(self, task: str, column: str) -> NDArray[np.int64]:
+        """For each row, the one whose target it comes with, (N,): itself, but for training rows of a shuffled task."""
+        dealt = np.arange(len(self.table))
+        if task == self.shuffled:
+            rows = np.flatnonzero((self._stages == "train") & self.table[column].notna().to_numpy())
+            dealt[rows] = np.random.default_rng(self.seed).permutation(rows)
+            what = {"mask": "mask", "dx": "diagnosis"}[column]
+            logger.info("SHUFFLED: each training photograph has the %s of another: a negative control", what)
+        return dealt
+
+    def _dx(self) -> NDArray[np.int64]:
+        """The diagnosis that each row comes with, counted from 0, (N,); none is -1."""
+        return np.asarray(self.table["dx"].cat.codes, dtype=np.int64)[self._dx_of]
 
     def rows(self, stage: Stage, source: int | None = None) -> NDArray[np.int64]:
         """Rows of the case table in this stage of the fold, ascending; `source` 0 is data.root, None all."""
@@ -301,7 +329,7 @@ class DataModule(pl.LightningDataModule):
         """Diagnosis and lesion of some rows, both counted from 0; no diagnosis is -1."""
         cases = self.table.iloc[rows]
         lesions = np.unique(cases["lesion_id"].fillna(cases["image_id"]), return_inverse=True)[1]
-        return np.asarray(cases["dx"].cat.codes, dtype=np.int64), lesions.astype(np.int64)
+        return self._dx()[rows], lesions.astype(np.int64)
 
     def train_dataloader(self) -> Loader:
         """Augmented batches in the epoch's order, from where training stands; all of the full size."""
@@ -336,7 +364,7 @@ class DataModule(pl.LightningDataModule):
 
     def _samples(self, transform: Transform, mix: Mix | None = None) -> Samples:
         assert self._photographs is not None, "setup() comes first"
-        return Samples(self._photographs, self.table["dx"].cat.codes.tolist(), transform, self.seed, mix)
+        return Samples(self._photographs, self._dx(), transform, self.seed, mix, self._mask_of)
 
     def _loader(self, samples: Samples, sampler: EpochSampler | InOrder) -> Loader:
         return Loader(

@@ -174,5 +174,8 @@ def groups(table: pd.DataFrame, pairs: Sequence[Pair]) -> pd.Series:
     edges = np.array([[lesion_of[first], lesion_of[second]] for first, second in pairs]).T  # (2, pairs)
     graph = coo_array((np.ones(edges.shape[1]), edges), shape=(len(names), len(names)))
     component = connected_components(graph, directed=False)[1]  # (lesions,)
-    joined = pd.Series(names).groupby(component).agg("+".join)
-    return pd.Series(joined.to_numpy()[component[codes]], index=table.index, name="group")
+    several = np.bincount(component)[component] > 1  # few: a join for each of thousands would be felt at every start
+    group = names.to_numpy(dtype=object, copy=True)
+    for one in np.unique(component[several]):
+        group[component == one] = "+".join(names[component == one])
+    return pd.Series(group[codes], index=table.index, name="group")

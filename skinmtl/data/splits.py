@@ -215,8 +215,9 @@ def check(split: pd.DataFrame, table: pd.DataFrame, path: Path | str = "split", 
         if len(found):
             faults.append(InputError(where, f"{what}: {_some(found)}", redraw))
 
+    groupings = _groupings(split, table, pairs)
     for name in (column for column in split.columns if column.startswith("fold_")):
-        for what, groups in _groupings(split, table, pairs).items():
+        for what, groups in groupings.items():
             torn = on_two_sides(split[name], groups)
             if len(torn):
                 images = ids[(groups == torn[0]).to_numpy()]

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pytorch_lightning as pl
 from annotated_types import Interval
@@ -56,11 +56,12 @@ def run(
     logger: DictConfig | None = None,
     resume: str | None = None,
     init_from: str | None = None,
+    keep: Literal["best", "last"] = "best",
     test_time_flips: bool = False,
     *,
     folder: Path,
 ) -> float:
-    """Train, evaluate and report; gives the validation score of the best checkpoint, which a sweeper may maximise.
+    """Train, evaluate and report; gives the validation score of the kept checkpoint, which a sweeper may maximise.
 
     Args:
         name: the experiment's name.
@@ -70,6 +71,7 @@ def run(
         resume: a run's folder to go on with from its last checkpoint, or `auto`: the newest unfinished run of this
             experiment with the same config, else a new one.
         init_from: a run's folder whose best weights this run starts from.
+        keep: which weights are evaluated and used: those of the best validation, or of the last epoch.
         test_time_flips: evaluate and predict with the mean over a photograph's four mirror images; the validation
             while training takes the photograph as it is.
         folder: where the run writes.
@@ -158,7 +160,7 @@ def _train(nodes: Mapping[str, Any], here: Run, init_from: str | None, resumed: 
     check_targets(nodes["tasks"], data)
     with ranks.first_first():
         module = build_module(nodes, data)
-    clock, keep = Clock(), BestAndLast(here.path / "checkpoints")
+    clock, keep = Clock(), BestAndLast(here.path / "checkpoints", nodes["keep"])
     trainer = build_trainer(nodes, here, [clock, keep], board)
     parameters = sum(p.numel() for p in module.network.parameters())
     facts: dict[str, Any] = {"parameters": parameters, "precision": trainer.precision}
@@ -177,9 +179,8 @@ def _train(nodes: Mapping[str, Any], here: Run, init_from: str | None, resumed: 
     fit_start = time.perf_counter()
     _fit(trainer, module, data, here, resumed)
     fitted = time.perf_counter()
-    if keep.best_model_score is None:
+    if (score := keep.score) is None:
         raise ConfigError("trainer", "no epoch ended with a validation, so nothing was kept", "train for longer")
-    score = float(keep.best_model_score)
     ranks.leave()
     if not first:
         return score

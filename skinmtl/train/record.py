@@ -84,6 +84,7 @@ def data_facts(data: DataModule) -> dict[str, Any]:
         "mask_classes": list(data.mask_classes),
         "leaky": data.leaky,
         "synthetic": data.synthetic is not None,
+        "shuffled": data.shuffled is not None,
         "size": list(data.size),
         "split": {
             "hash": data.split_hash,
