@@ -1,13 +1,8 @@
-"""A study's answer from its finished runs: a row per run, a table per setting, figures. Without torch.
-
-The unit of replication is one training: its seed and its fold. Where all folds of a seed are there, their test parts
-are pooled into one, so that every photograph is tested once, and the unit is the seed.
-"""
+"""A study's answer from its finished runs: a row per run, a table per setting, figures. Without torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +15,19 @@ from skinmtl.errors import InputError
 from skinmtl.facts import HEADLINES, dig, read_scores, stamps, without_folders, words
 from skinmtl.jobs import REPEATS, Job, by_setting, read_jobs, varied_keys
 from skinmtl.runs import write_text
-from skinmtl.scores import DRAWS, Floats, Sample, dx_classes, mask_classes
+from skinmtl.scores import DRAWS
+from skinmtl.settings import SCORES, UNTOLD, Difference, Setting, difference, reached
 
-SCORES = (*HEADLINES, "accuracy", "macro_f1", "mcc")
 SPLIT_BY = "data.split_by"
+ARM = "arm"
+COSINE = "gradients/cosine"
+# What is asked of which arms of a study: the first minus the second, in the scores of the second.
+COMPARED = (
+    ("outlines", "both", "mask"),
+    ("diagnoses", "both", "diagnosis"),
+    ("outlines, negative control", "both_diagnoses_shuffled", "mask"),
+    ("diagnoses, negative control", "both_masks_shuffled", "diagnosis"),
+)
 LEARNED = 0.95  # training accuracy below which a network has not learned its photographs by heart
 MARKS = ("<!-- results -->", "<!-- /results -->")
 FIGURES = {
@@ -31,27 +35,9 @@ FIGURES = {
     "rings the replicates.",
     "tradeoff": "Outlines against diagnoses on the test part: each setting's mean Dice and balanced accuracy with 95% "
     "intervals over lesions. Up and to the right is better at both.",
+    "cosines": "Cosine between the tasks' gradients on the encoder while training, mean over a setting's runs: below "
+    "zero what serves one task harms the other.",
 }
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What one setting reaches: by score, one value per replicate and their mean in each resampling of lesions."""
-
-    name: str
-    unit: str
-    n: int
-    images: list[str]  # empty when replicates were tested on different photographs
-    lesions: int
-    values: dict[str, Floats]  # (n,)
-    draws: dict[str, Floats]  # (DRAWS,); without those of different photographs
-
-    def interval(self, score: str) -> tuple[float, float]:
-        """95% over lesions of the mean over replicates; not a number where replicates saw different photographs."""
-        if score not in self.draws:
-            return float("nan"), float("nan")
-        low, high = np.nanpercentile(self.draws[score], [2.5, 97.5])
-        return float(low), float(high)
 
 
 def study_report(folder: Path, out: Path) -> Path:
@@ -71,10 +57,11 @@ def study_report(folder: Path, out: Path) -> Path:
         )
     varied = varied_keys(jobs)
     results = pd.DataFrame([_row(job, out.name, varied) for job in jobs])
-    settings = [_reached(name, alike) for name, alike in by_setting(jobs, varied)]
+    settings = [reached(name, alike) for name, alike in by_setting(jobs, varied)]
     (out / "figures").mkdir(parents=True, exist_ok=True)
     stamp = "LEAKY" if any(job.info.get("leaky") for job in jobs) else ""
-    drawn = _draw([setting for setting in settings if setting.n], varied, out / "figures", stamp)
+    shown = [setting for setting in settings if setting.n]
+    drawn = _draw(shown, _cosines(jobs, varied), varied, out / "figures", stamp)
     readme = _between_marks(out / "README.md", "\n".join(_answer(jobs, settings, drawn)))
     write_text(out / "results.csv", results.to_csv(index=False))
     write_text(out / "study.yaml", yaml.safe_dump(_frozen(jobs, folder, out.name), sort_keys=False, allow_unicode=True))
@@ -99,61 +86,26 @@ def _row(job: Job, study: str, varied: Sequence[str]) -> dict[str, Any]:
     return row | {"images_per_second": job.info.get("images_per_second")}
 
 
-def _reached(name: str, jobs: Sequence[Job]) -> Setting:
-    """Score a setting's replicates on the same resampled lesions."""
-    tables, unit = _replicates([job for job in jobs if job.status == "finished" and job.run.predictions_file.is_file()])
-    scored = [_scored(table) for table in tables]
-    common = [score for score in SCORES if scored and all(score in each for each in scored)]
-    images = [table["image_id"].tolist() for table in tables]
-    same = bool(images) and all(each == images[0] for each in images)
-    return Setting(
-        name,
-        unit,
-        n=len(tables),
-        images=images[0] if same else [],
-        lesions=int(tables[0]["lesion_id"].fillna(tables[0]["image_id"]).nunique()) if same else 0,
-        values={score: np.array([each[score][0] for each in scored]) for score in common},
-        draws={score: np.mean([each[score][1] for each in scored], axis=0) for score in common} if same else {},
-    )
+def _cosines(jobs: Sequence[Job], varied: Sequence[str]) -> pd.DataFrame:
+    """Setting, step and cosine of each look at the gradients that a finished run took."""
+    looks = [pd.DataFrame(columns=["setting", "step", "cosine"])]
+    for name, alike in by_setting(jobs, varied):
+        for job in alike:
+            table = pd.read_csv(job.run.path / "metrics.csv") if job.status == "finished" else pd.DataFrame()
+            if COSINE in table:
+                seen = table.dropna(subset=[COSINE])
+                looks.append(pd.DataFrame({"setting": name, "step": seen["step"], "cosine": seen[COSINE]}))
+    return pd.concat([look for look in looks if len(look)] or looks, ignore_index=True)
 
 
-def _replicates(jobs: Sequence[Job]) -> tuple[list[pd.DataFrame], str]:
-    """One table of test photographs per replicate, in the order of image ids, and what a replicate is."""
-    if not jobs:
-        return [], "none finished"
-    tables = [(job, _test(job)) for job in jobs]
-    pooled = []
-    for seed in dict.fromkeys(job.seed for job in jobs):
-        mine = [(job, table) for job, table in tables if job.seed == seed]
-        folds, together = sorted(str(job.fold) for job, _ in mine), pd.concat([table for _, table in mine])
-        whole = sorted(map(str, range(dig(mine[0][0].info, "split", "folds", default=0))))
-        if folds != whole or len(folds) < 2 or together["image_id"].duplicated().any():
-            return [table for _, table in tables], "run (seed and fold)"
-        pooled.append(together.sort_values("image_id", ignore_index=True))
-    return pooled, f"seed, {len(tables) // len(pooled)} folds pooled"
-
-
-def _test(job: Job) -> pd.DataFrame:
-    table = job.run.predictions()
-    return table[table["split"] == "test"].sort_values("image_id", ignore_index=True)
-
-
-def _scored(table: pd.DataFrame) -> dict[str, tuple[float, Floats]]:
-    """By score that is defined: its value and its (DRAWS,) values under resampled lesions."""
-    sample = Sample.of(table, dx_classes(table), DRAWS, seed=0)
-    scores = {name: score for task in sample.scores(mask_classes(table)).values() for name, score in task.items()}
-    found = {
-        name: (float(scores[name](sample.once)[0]), sample.drawn(scores[name])) for name in SCORES if name in scores
-    }
-    return {name: (value, draws) for name, (value, draws) in found.items() if np.isfinite(value)}
-
-
-def _draw(settings: Sequence[Setting], varied: Sequence[str], folder: Path, stamp: str) -> list[str]:
+def _draw(
+    settings: Sequence[Setting], cosines: pd.DataFrame, varied: Sequence[str], folder: Path, stamp: str
+) -> list[str]:
     """Write the figures there is something for; gives their names."""
     shown = [
         name
         for name in ("mean_image_dice", "balanced_accuracy", "macro_auroc")
-        if any(name in s.values for s in settings)
+        if any(name in s.scores for s in settings)
     ]
     if not shown:
         return []
@@ -161,34 +113,39 @@ def _draw(settings: Sequence[Setting], varied: Sequence[str], folder: Path, stam
         {"setting": s.name, "score": words(score), **_mean(s, score)}
         for score in shown
         for s in settings
-        if score in s.values
+        if score in s.scores
     ]
     each = [
         {"setting": s.name, "score": words(score), "value": value}
         for score in shown
         for s in settings
-        if s.n > 1
-        for value in s.values.get(score, ())
+        if s.n > 1 and score in s.scores
+        for value in s.values(score)
     ]
     runs = pd.DataFrame(each, columns=["setting", "score", "value"])
     figures.save(figures.scores_by_setting(pd.DataFrame(rows), runs), folder / "scores.png", stamp)
     both = ("mean_image_dice", "balanced_accuracy")
-    points = [s for s in settings if all(score in s.values for score in both)]
-    if len(points) < 2 or not any(key.startswith("weighting") for key in varied):
-        return ["scores"]
-    table = pd.DataFrame([{"setting": s.name, **_ends(s, both[0]), **_ends(s, both[1])} for s in points])
-    figures.save(figures.tradeoff(table), folder / "tradeoff.png", stamp)
-    return ["scores", "tradeoff"]
+    points = [s for s in settings if all(score in s.scores for score in both)]
+    drawn = ["scores"]
+    if len(points) > 1 and any(key.startswith(("weighting", "gradients")) for key in varied):
+        table = pd.DataFrame([{"setting": s.name, **_ends(s, both[0]), **_ends(s, both[1])} for s in points])
+        ordered = list(varied) == ["weighting.seg"]
+        figures.save(figures.tradeoff(table, joined=ordered), folder / "tradeoff.png", stamp)
+        drawn.append("tradeoff")
+    if len(cosines):
+        figures.save(figures.cosines(cosines), folder / "cosines.png", stamp)
+        drawn.append("cosines")
+    return drawn
 
 
 def _mean(setting: Setting, score: str) -> dict[str, float]:
     low, high = setting.interval(score)
-    return {"value": float(setting.values[score].mean()), "low": low, "high": high}
+    return {"value": float(setting.values(score).mean()), "low": low, "high": high}
 
 
 def _ends(setting: Setting, score: str) -> dict[str, float]:
     low, high = setting.interval(score)
-    return {score: float(setting.values[score].mean()), f"{score}_low": low, f"{score}_high": high}
+    return {score: float(setting.values(score).mean()), f"{score}_low": low, f"{score}_high": high}
 
 
 def _answer(jobs: Sequence[Job], settings: Sequence[Setting], drawn: Sequence[str]) -> list[str]:
@@ -198,16 +155,19 @@ def _answer(jobs: Sequence[Job], settings: Sequence[Setting], drawn: Sequence[st
         lines += ["**SYNTHETIC: the photographs are made up. These scores say nothing about patients.**", ""]
     if any(job.info.get("leaky") for job in jobs):
         lines += ["**LEAKY: photographs of one lesion may stand in training and test. Compare with nothing.**", ""]
-    shown = [score for score in SCORES if any(score in s.values for s in settings)]
+    if any(job.info.get("shuffled") for job in jobs):
+        lines += ["**SHUFFLED: some runs are negative controls, whose training targets were dealt out at random.**", ""]
+    shown = [score for score in SCORES if any(score in s.scores for s in settings)]
     rows = [[s.name, str(s.n), s.unit, *_size(s), *(_cell(s, score) for score in shown)] for s in settings]
     lines += _table(["setting", "n", "unit of replication", "images", "lesions", *map(words, shown)], rows)
     lines += [
         "",
         "Test part. Each cell: mean over the n replicates ± their standard deviation; in brackets the 95% interval of "
         f"that mean (percentile bootstrap over lesions, {DRAWS} draws, seed 0), which takes the trainings as given. "
-        "No interval where replicates were tested on different photographs.",
+        "Replicates share resamplings where they share test photographs. No interval where only some are shared.",
         *_differences(settings, shown),
     ]
+    lines += _sharing_table(jobs)
     for line in leak_gap(jobs):
         lines += ["", line]
     failed = [job for job in jobs if job.status != "finished"]
@@ -221,38 +181,73 @@ def _answer(jobs: Sequence[Job], settings: Sequence[Setting], drawn: Sequence[st
 def _differences(settings: Sequence[Setting], shown: Sequence[str]) -> list[str]:
     """Tables of each setting minus the first: paired on the same photographs, else each resampled on its own."""
     first, *others = settings
-    if not first.draws:
-        return []
     lines: list[str] = []
     for paired, note in (
-        (True, f"Difference to {first.name}, on the same photographs and the same resampled lesions, 95% interval:"),
+        (
+            True,
+            f"Difference to {first.name}, each pair of replicates on the same photographs and the same resampled "
+            "lesions, 95% interval. Of two pairs or more it is said whether it helps or hurts, for which the interval "
+            f"and every pair have to be on one side of zero; else we {UNTOLD}:",
+        ),
         (
             False,
             f"Difference to {first.name}, each on test photographs of its own and resampled by itself, 95% interval:",
         ),
     ):
-        rows = [
-            [other.name, *(_difference(other, first, score, paired) for score in shown)]
-            for other in others
-            if other.draws and _same_test(other, first) is paired
-        ]
+        rows = []
+        for other in others:
+            found = [difference(other, first, score) for score in shown]
+            if any(each is not None and bool(each.pairs) is paired for each in found):
+                verdicts = [f", {each.verdict}" if each is not None and len(each.pairs) > 1 else "" for each in found]
+                cells = zip(found, verdicts, strict=True)
+                rows.append([other.name, *("none" if each is None else f"{each}{word}" for each, word in cells)])
         if rows:
             lines += ["", note, "", *_table(["setting", *map(words, shown)], rows)]
     return lines
 
 
-def _same_test(one: Setting, other: Setting) -> bool:
-    return one.images == other.images and one.lesions == other.lesions
+def sharing(jobs: Sequence[Job]) -> list[str]:
+    """What the arms of a study say of learning both tasks at once, a sentence for each; none for other sweeps."""
+    return [
+        f"{name}: {question}, {arms}: {words(score)} {gap}: {gap.verdict}"
+        for name, question, arms, score, gap in _shared(jobs)
+        if score in ("mean_image_dice", "balanced_accuracy")
+    ]
 
 
-def _difference(one: Setting, other: Setting, score: str, paired: bool) -> str:
-    if score not in one.draws or score not in other.draws:
-        return "none"
-    theirs = other.draws[score]
-    if not paired:  # both were drawn from one seed; in another order they have nothing to do with each other
-        theirs = np.random.default_rng(0).permutation(theirs)
-    low, high = np.nanpercentile(one.draws[score] - theirs, [2.5, 97.5])
-    return f"{one.values[score].mean() - other.values[score].mean():+.3f} ({low:+.3f} to {high:+.3f})"
+def _sharing_table(jobs: Sequence[Job]) -> list[str]:
+    """All scores of `sharing` as a table with its note; nothing for other sweeps."""
+    rows = [
+        [question, arms, words(score), str(gap), f"{min(gap.pairs):+.3f} to {max(gap.pairs):+.3f}", gap.verdict]
+        for _, question, arms, score, gap in _shared(jobs)
+    ]
+    if not rows:
+        return []
+    note = (
+        "Each pair is one seed and one fold under both arms, on the same photographs and the same resampled lesions. "
+        f"It helps or hurts where the interval and every pair are on one side of zero; else we {UNTOLD}. "
+        "A negative control that helps would say that the test is wrong."
+    )
+    head = ["question", "arms", "score", "difference, 95% interval", "pairs, lowest to highest", "verdict"]
+    return ["", "**Does sharing help?**", "", *_table(head, rows), "", note]
+
+
+def _shared(jobs: Sequence[Job]) -> Iterator[tuple[str, str, str, str, Difference]]:
+    """Setting, question, arms, score and difference of every comparison of arms that finished runs allow."""
+    jobs = [job for job in jobs if job.status == "finished"]
+    varied = varied_keys(jobs)
+    if ARM not in varied:
+        return
+    for name, alike in by_setting(jobs, [key for key in varied if key != ARM]):
+        settings = {
+            arm: reached(arm, [job for job in alike if job.overrides.get(ARM) == arm])
+            for arm in {job.overrides.get(ARM, "") for job in alike}
+        }
+        for question, one, alone in COMPARED:
+            for score in settings[alone].scores if {one, alone} <= settings.keys() else ():
+                gap = difference(settings[one], settings[alone], score)
+                if gap is not None and gap.pairs:
+                    yield name, question, f"{one} minus {alone}", score, gap
 
 
 def leak_gap(jobs: Sequence[Job]) -> list[str]:
@@ -269,9 +264,9 @@ def leak_gap(jobs: Sequence[Job]) -> list[str]:
         if any(job.info.get("leaky") for job in by_lesion):
             lines.append(f"{name}: nothing to compare, for the split by lesion leaks, too: there are no lesion ids.")
             continue
-        leaky, honest = _reached(name, by_photograph), _reached(name, by_lesion)
-        shown = [score for score in HEADLINES if score in leaky.draws and score in honest.draws]
-        gaps = [f"{words(score)} {_difference(leaky, honest, score, paired=False)}" for score in shown]
+        leaky, honest = reached(name, by_photograph), reached(name, by_lesion)
+        found = {score: difference(leaky, honest, score) for score in HEADLINES}
+        gaps = [f"{words(score)} {gap}" for score, gap in found.items() if gap is not None]
         lines.append(f"{name}: split by photograph minus split by lesion, 95% interval: {', '.join(gaps)}.")
         learned = [_training_accuracy(job) for job in alike]
         short = min(learned) <= LEARNED
@@ -290,15 +285,15 @@ def _training_accuracy(job: Job) -> float:
 
 
 def _size(setting: Setting) -> tuple[str, str]:
-    """Images and lesions of a replicate, or that replicates differ in them."""
-    same = setting.images or not setting.n
-    return (str(len(setting.images)), str(setting.lesions)) if same else ("differ", "differ")
+    """Images and lesions that a setting's replicates tested together, or that they overlap in part."""
+    tested = setting.tested()
+    return ("differ", "differ") if tested is None else (str(tested[0]), str(tested[1]))
 
 
 def _cell(setting: Setting, score: str) -> str:
-    if score not in setting.values:
+    if score not in setting.scores:
         return "none"
-    values, (low, high) = setting.values[score], setting.interval(score)
+    values, (low, high) = setting.values(score), setting.interval(score)
     spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
     return f"{values.mean():.3f}{spread}" + (f" ({low:.3f} to {high:.3f})" if np.isfinite(low) else "")
 

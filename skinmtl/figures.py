@@ -305,8 +305,10 @@ def scores_by_setting(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> 
     return figure
 
 
-def tradeoff(table: pd.DataFrame, x: str = "mean_image_dice", y: str = "balanced_accuracy") -> Figure:
-    """One task's score against the other's, a point per setting, joined in the table's order.
+def tradeoff(
+    table: pd.DataFrame, x: str = "mean_image_dice", y: str = "balanced_accuracy", joined: bool = True
+) -> Figure:
+    """One task's score against the other's, a point per setting, `joined` in the table's order.
 
     Args:
         table: columns setting, `x`, `y` and, where known, `x`_low, `x`_high, `y`_low, `y`_high.
@@ -314,7 +316,8 @@ def tradeoff(table: pd.DataFrame, x: str = "mean_image_dice", y: str = "balanced
         y: a column in [0, 1].
     """
     figure, (axes,) = _panels(1, WIDTH * 0.95 + 0.2 * len(table))
-    axes.plot(table[x], table[y], color=GREY, linewidth=0.8, linestyle=":", zorder=0)
+    if joined:
+        axes.plot(table[x], table[y], color=GREY, linewidth=0.8, linestyle=":", zorder=0)
     for (_, row), colour, marker in zip(table.iterrows(), _cycle(CLASS_COLOURS), _cycle("osD^vPX"), strict=False):
         for name, line in ((x, axes.hlines), (y, axes.vlines)):
             if pd.notna(row.get(f"{name}_low")):
@@ -325,6 +328,24 @@ def tradeoff(table: pd.DataFrame, x: str = "mean_image_dice", y: str = "balanced
     axes.set(xlabel=x.replace("_", " ").replace("dice", "Dice"), ylabel=y.replace("_", " "))
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.grid(color="#dddddd", linewidth=0.6)
+    figure.legend(loc="outside lower center", ncols=1, frameon=False)
+    return figure
+
+
+def cosines(table: pd.DataFrame) -> Figure:
+    """The cosine between the tasks' gradients over optimiser steps, a line per setting: the mean over its runs.
+
+    Args:
+        table: columns setting, step and cosine in [-1, 1]; several rows of a setting and step are several runs.
+    """
+    settings = list(dict.fromkeys(table["setting"]))
+    figure, (axes,) = _panels(1, WIDTH * 0.7 + 0.2 * len(settings))
+    axes.axhline(0, color=GREY, linewidth=1, linestyle=":")
+    for name, colour, marker in zip(settings, _cycle(CLASS_COLOURS), _cycle("osD^vPX"), strict=False):
+        mean = table[table["setting"] == name].groupby("step")["cosine"].mean()
+        label = _wrapped(name, 46)
+        axes.plot(mean.index, mean, color=colour, marker=marker, markersize=4, linewidth=1.2, label=label)
+    axes.set(xlabel="optimiser step", ylabel="cosine between gradients")
     figure.legend(loc="outside lower center", ncols=1, frameon=False)
     return figure
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from skinmtl.answer import leak_gap
+from skinmtl.answer import leak_gap, sharing
 from skinmtl.errors import ConfigError, SkinmtlError, first_line
 from skinmtl.facts import stamps
 from skinmtl.jobs import read_jobs
@@ -163,5 +163,5 @@ def print_table(sweep: Path) -> None:
             )
     console = Console(stderr=True, highlight=False)
     console.print(table)
-    for line in leak_gap(read_jobs(sweep)):
+    for line in (*leak_gap(jobs := read_jobs(sweep)), *sharing(jobs)):
         console.print(line, markup=False)

@@ -605,3 +605,51 @@ def test_groups_that_do_not_fit_are_one_line(root: Path) -> None:
         make(root, diagnoses={"a": ["mell"], "b": "rest"})
     with pytest.raises(Faults, match=r"^data\.diagnoses: 1 groups; fix: "):
         DataModule(str(root), diagnoses={"a": "rest"}, augment=transforms.none(), sampler=Shuffle(), seed=0)
+
+
+# --- shuffled targets -------------------------------------------------------------------------------------------------
+
+
+def targets(data: DataModule, part: str) -> dict[int, tuple[int, bytes]]:
+    """Diagnosis and mask by row, as an epoch without augmentation shows them."""
+    loader = data.train_dataloader() if part == "train" else data.val_dataloader()
+    batches = [batch for batch in loader]
+    return {
+        int(row): (int(dx), mask.numpy().tobytes())
+        for batch in batches
+        for row, dx, mask in zip(batch["index"], batch["dx"], batch["mask"], strict=True)
+    }
+
+
+@pytest.mark.parametrize(("task", "place"), [("cls", 0), ("seg", 1)])
+def test_shuffled_targets_are_those_of_other_training_photographs(root: Path, task: str, place: int) -> None:
+    own = make(root, transforms.none(), batch_size=1)
+    mixed = make(root, transforms.none(), batch_size=1, shuffled=task)
+    before, after = targets(own, "train"), targets(mixed, "train")
+    assert before.keys() == after.keys()
+    moved = [row for row in before if before[row][place] != after[row][place]]
+    assert len(moved) > len(before) / 2
+    assert sorted(value[place] for value in before.values()) == sorted(value[place] for value in after.values())
+    assert all(before[row][1 - place] == after[row][1 - place] for row in before), "the other task's stay"
+    assert targets(own, "val") == targets(mixed, "val")
+    assert mixed.class_counts() == own.class_counts() and mixed.certificate() == own.certificate()
+
+
+def test_targets_are_shuffled_by_the_seed(root: Path) -> None:
+    one, same, other = (make(root, transforms.none(), seed, batch_size=1, shuffled="cls") for seed in (0, 0, 1))
+    assert targets(one, "train") == targets(same, "train") != targets(other, "train")
+
+
+def test_a_photograph_without_a_mask_stays_without_one(root: Path) -> None:
+    mixed = make(root, transforms.none(), batch_size=1, shuffled="seg")
+    without = {row for row in range(len(mixed.table)) if not isinstance(mixed.table["mask"][row], str)}
+    given = {
+        int(row)
+        for batch in epochs(mixed, 1)
+        for row, has in zip(batch["index"], batch["has_mask"], strict=True)
+        if not has
+    }
+    assert given == without & set(mixed.rows("train").tolist())
+    assert all(mixed._mask_of[row] == row for row in without) and not without & set(
+        np.delete(mixed._mask_of, list(without))
+    )

@@ -22,7 +22,8 @@ FLOORS = """
     tasks runs config checkpoints processes
     module jobs
     predict callbacks tracking
-    evaluate baselines answer audit
+    evaluate baselines settings audit
+    answer
     report
     train.record train.resume
     train.build
@@ -55,7 +56,19 @@ DATA = """
     data.datamodule
 """
 STRANGERS = {"tests", "experiments", "conf", "outputs"}  # and train.py, whose name in an import is skinmtl.train's
-TORCHLESS = ("cli", "config", "data.sources", "data.splits", "scores", "figures", "runs", "answer", "report", "audit")
+TORCHLESS = (
+    "cli",
+    "config",
+    "data.sources",
+    "data.splits",
+    "scores",
+    "figures",
+    "runs",
+    "settings",
+    "answer",
+    "report",
+    "audit",
+)
 
 
 def floors(text: str) -> dict[str, int]:

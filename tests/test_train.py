@@ -226,6 +226,25 @@ def test_the_last_checkpoint_is_that_of_the_last_epoch_when_an_earlier_one_was_b
     assert epochs["best"] == run.info()["best_epoch"] - 1 == 0
 
 
+def test_the_last_epoch_is_kept_where_that_is_asked_for(synthetic_root: Path, tmp_path: Path) -> None:
+    still = [*TINY, "trainer.max_epochs=3", "optim.lr=0.0", "optim.weight_decay=0.0", "trainer.limit_val_batches=1.0"]
+    run = train(tmp_path / "run", synthetic_root, [*still, "keep=last"])
+    assert weights(run, "best") == weights(run, "last")
+    assert run.info()["best_epoch"] == 3
+    validated = pd.read_csv(run.path / "metrics.csv")["val/score"].dropna()
+    assert validated.iloc[-1] < validated.max(), "by validation another would have been kept"
+    assert run.info()["score"] == pytest.approx(validated.iloc[-1])
+
+
+def test_the_last_score_is_remembered_by_a_run_that_goes_on(tmp_path: Path) -> None:
+    keep = BestAndLast(tmp_path, "last")
+    keep._latest = 0.4
+    again = BestAndLast(tmp_path, "last")
+    assert again.score is None
+    again.load_state_dict(keep.state_dict())
+    assert again.score == 0.4
+
+
 def test_of_a_moved_run_the_best_checkpoint_is_remembered(tmp_path: Path) -> None:
     keep = BestAndLast(tmp_path / "before")
     keep.best_model_path = str(tmp_path / "before" / "best.ckpt")

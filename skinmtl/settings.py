@@ -1,0 +1,170 @@
+"""What the runs of each setting of a study reach, and by how much two settings differ. NumPy and pandas only.
+
+The unit of replication is one training: its seed and its fold. Where all folds of a seed are there, their test parts
+are pooled into one, so that every photograph is tested once, and the unit is the seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from skinmtl.facts import HEADLINES, dig
+from skinmtl.jobs import Job
+from skinmtl.scores import DRAWS, Floats, Sample, dx_classes, mask_classes
+
+SCORES = (*HEADLINES, "accuracy", "macro_f1", "mcc")  # more is better in each
+UNTOLD = "cannot tell"
+
+
+@dataclass(frozen=True)
+class Replicate:
+    """One training, or a seed's folds pooled (`fold` is then None): its test photographs and what it reaches there."""
+
+    seed: object
+    fold: object
+    images: tuple[str, ...]
+    lesions: int
+    values: dict[str, float]
+    draws: dict[str, Floats]  # (DRAWS,) under resampled lesions, the same ones for every replicate of a fold
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What the replicates of two settings are paired by."""
+        return str(self.seed), str(self.fold)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting's replicates; a replicate is a `unit`."""
+
+    name: str
+    unit: str
+    replicates: Sequence[Replicate]
+
+    @property
+    def n(self) -> int:
+        """How many replicates there are."""
+        return len(self.replicates)
+
+    @property
+    def scores(self) -> list[str]:
+        """Those that every replicate has."""
+        return [score for score in SCORES if self.n and all(score in each.values for each in self.replicates)]
+
+    def values(self, score: str) -> Floats:
+        """(n,) one for each replicate."""
+        return np.array([each.values[score] for each in self.replicates])
+
+    def tested(self) -> tuple[int, int] | None:
+        """Photographs and lesions tested by all replicates together; None where test parts overlap in part."""
+        parts = self._parts()
+        return None if parts is None else (sum(len(part.images) for part in parts), sum(part.lesions for part in parts))
+
+    def interval(self, score: str) -> tuple[float, float]:
+        """95% over lesions of the mean over replicates; not a number where their test parts overlap in part."""
+        if not self.n or self._parts() is None:
+            return float("nan"), float("nan")
+        low, high = np.nanpercentile(np.mean([each.draws[score] for each in self.replicates], axis=0), [2.5, 97.5])
+        return float(low), float(high)
+
+    def _parts(self) -> list[Replicate] | None:
+        """A replicate for each test part, None unless the parts have no photograph in common."""
+        parts = list({each.images: each for each in self.replicates}.values())
+        images = [image for part in parts for image in part.images]
+        return parts if len(images) == len(set(images)) else None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One setting minus another in a score: mean over pairs of replicates, 95% interval over lesions, each pair's own.
+
+    A pair is one seed and one fold under both settings. `pairs` is empty where the two were tested on different
+    photographs; each is then resampled by itself.
+    """
+
+    value: float
+    low: float
+    high: float
+    pairs: tuple[float, ...]
+
+    @property
+    def verdict(self) -> str:
+        """`helps` or `hurts` where the interval and each of at least two pairs are on one side of zero.
+
+        The interval takes the trainings as given, so another training could have it elsewhere: hence the second.
+        """
+        if len(self.pairs) > 1 and self.low > 0 and min(self.pairs) > 0:
+            return "helps"
+        return "hurts" if len(self.pairs) > 1 and self.high < 0 and max(self.pairs) < 0 else UNTOLD
+
+    def __str__(self) -> str:
+        return f"{self.value:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
+
+
+def reached(name: str, jobs: Sequence[Job]) -> Setting:
+    """Score the finished runs of a setting."""
+    done = [job for job in jobs if job.status == "finished" and job.run.predictions_file.is_file()]
+    tables, unit = _replicates(done)
+    return Setting(name, unit, [_scored(*each) for each in tables])
+
+
+def difference(one: Setting, other: Setting, score: str) -> Difference | None:
+    """`one` minus `other`; None where either lacks the score or nothing can be resampled."""
+    theirs = {each.key: each for each in other.replicates}
+    both = [
+        (mine, theirs[mine.key])
+        for mine in one.replicates
+        if mine.key in theirs and mine.images == theirs[mine.key].images
+    ]
+    if score not in one.scores or score not in other.scores or (one._parts() is None and both):
+        return None
+    if both:
+        pairs = tuple(a.values[score] - b.values[score] for a, b in both)
+        draws = np.mean([a.draws[score] - b.draws[score] for a, b in both], axis=0)
+        return _with_interval(float(np.mean(pairs)), draws, pairs)
+    if np.isnan([*one.interval(score), *other.interval(score)]).any():
+        return None
+    mine, others = (np.mean([each.draws[score] for each in setting.replicates], axis=0) for setting in (one, other))
+    # Both were drawn from one seed; in another order they have nothing to do with each other.
+    draws = mine - np.random.default_rng(0).permutation(others)
+    return _with_interval(float(one.values(score).mean() - other.values(score).mean()), draws, ())
+
+
+def _with_interval(value: float, draws: Floats, pairs: tuple[float, ...]) -> Difference:
+    low, high = np.nanpercentile(draws, [2.5, 97.5])
+    return Difference(value, float(low), float(high), pairs)
+
+
+def _replicates(jobs: Sequence[Job]) -> tuple[list[tuple[object, object, pd.DataFrame]], str]:
+    """Seed, fold and table of test photographs of each replicate, and what a replicate is."""
+    if not jobs:
+        return [], "none finished"
+    tables = [(job, _test(job)) for job in jobs]
+    pooled: list[tuple[object, object, pd.DataFrame]] = []
+    for seed in dict.fromkeys(job.seed for job in jobs):
+        mine = [(job, table) for job, table in tables if job.seed == seed]
+        folds, together = sorted(str(job.fold) for job, _ in mine), pd.concat([table for _, table in mine])
+        whole = sorted(map(str, range(dig(mine[0][0].info, "split", "folds", default=0))))
+        if folds != whole or len(folds) < 2 or together["image_id"].duplicated().any():
+            return [(job.seed, job.fold, table) for job, table in tables], "run (seed and fold)"
+        pooled.append((seed, None, together.sort_values("image_id", ignore_index=True)))
+    return pooled, f"seed, {len(tables) // len(pooled)} folds pooled"
+
+
+def _test(job: Job) -> pd.DataFrame:
+    table = job.run.predictions()
+    return table[table["split"] == "test"].sort_values("image_id", ignore_index=True)
+
+
+def _scored(seed: object, fold: object, table: pd.DataFrame) -> Replicate:
+    # By fold, so that one fold's draws say nothing of another's.
+    sample = Sample.of(table, dx_classes(table), DRAWS, seed=int(str(fold)) if str(fold).isdigit() else 0)
+    scores = {name: score for task in sample.scores(mask_classes(table)).values() for name, score in task.items()}
+    values = {name: float(scores[name](sample.once)[0]) for name in SCORES if name in scores}
+    values = {name: value for name, value in values.items() if np.isfinite(value)}
+    draws = {name: sample.drawn(scores[name]) for name in values}
+    return Replicate(seed, fold, tuple(table["image_id"]), sample.lesions, values, draws)
