@@ -163,9 +163,9 @@ def prepare(arguments: argparse.Namespace) -> int:
         paths, fetched = command.download(remotes, out), command.downloads(out)
     report = command.bring(paths, out, arguments.lesions)
     print("\n".join(report.notes))
-    print(
-        f"{arguments.out}: {len(report.sums):,} files, decoded and in its manifest. Use it: data.root={arguments.out}"
-    )
+    leak = " data.allow_leak=true, which stamps every score LEAKY" if report.leaky else ""
+    print(f"{arguments.out}: {len(report.sums):,} files, decoded and in its manifest.")
+    print(f"Use it: data.root={arguments.out}{leak}")
     if fetched:
         shutil.rmtree(fetched)
     return 0

@@ -167,6 +167,16 @@ def test_without_lesion_ids_the_layout_stays_and_the_report_says_so(tmp_path: Pa
     assert any("no lesion ids" in note for note in report.notes)
 
 
+def test_the_last_line_is_what_training_will_take(
+    tmp_path: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_mirror(tmp_path / "mirror", lesions=14)
+    for source, more in ((root, ""), (tmp_path / "mirror", " data.allow_leak=true, which stamps every score LEAKY")):
+        out = tmp_path / f"out_{source.name}"
+        assert prepare(out, "--from", source) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == f"Use it: data.root={out}{more}"
+
+
 @pytest.mark.parametrize(
     ("change", "what"),
     [

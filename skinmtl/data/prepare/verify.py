@@ -33,9 +33,11 @@ class Report:
     """What a look at a data set found.
 
     `notes` are sentences for the user. The others go by path below the folder: `sums` are sizes and sha256, `masks`
-    the masks of photographs, `faults` what is wrong, "" for what concerns no single file.
+    the masks of photographs, `faults` what is wrong, "" for what concerns no single file. `leaky` where there are no
+    lesion ids, so that no honest split can be made.
     """
 
+    leaky: bool = False
     notes: list[str] = field(default_factory=list)
     sums: dict[str, manifest.Sum] = field(default_factory=dict)
     masks: dict[str, str] = field(default_factory=dict)
@@ -91,6 +93,7 @@ def look(root: Path) -> Report:
         if fault:
             report.faults[os.path.relpath(fault.where, root)].append(fault)
     if not table.empty:
+        report.leaky = sources.is_leaky(table)
         strays = sum(is_picture(path.name) for path in others)
         report.notes += [*counted(table), *_same(table, root, report.sums)]
         report.notes += [f"{strays:,} pictures belong to no row of the table"] if strays else []
