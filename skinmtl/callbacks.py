@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from skinmtl.errors import Diverged
+from skinmtl.errors import ConfigError, Diverged
 
 
 class MetricsFile(Logger):
@@ -208,7 +208,8 @@ class Freeze(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # The optimiser has its parameters by now, those that are let go later among them.
-        self._learning = [p for p in _encoder(pl_module).parameters() if p.requires_grad]
+        if self.encoder_epochs or self.batch_norm:
+            self._learning = [p for p in _encoder(pl_module).parameters() if p.requires_grad]
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not (self.encoder_epochs or self.batch_norm):
@@ -235,7 +236,10 @@ class Freeze(Callback):
 
 
 def _encoder(module: pl.LightningModule) -> nn.Module:
-    encoder: nn.Module = module.network.encoder  # type: ignore[union-attr,assignment]
+    encoder = getattr(module.network, "encoder", None)
+    if not isinstance(encoder, nn.Module):
+        what = f"{type(module.network).__name__} has no `encoder` to hold still"
+        raise ConfigError("callbacks.freeze", what, "name it so, or set encoder_epochs to 0 and batch_norm to false")
     return encoder
 
 

@@ -70,6 +70,8 @@ KEYS = {
     "trainer.devices= trainer.precision=": "how many, a list, or -1 for all GPUs; auto, bf16-mixed, 32-true, 16-mixed",
     "callbacks= logger=": "default, ema; csv, wandb",
     "seed=": "weights, order, augmentation and dropout follow from it",
+    "keep=": "best: evaluate and use the weights of the best validation; last: those of the last epoch",
+    "arm= data.shuffled=": "of a study: mask, diagnosis, both, ...; seg or cls deals out training targets at random",
     "test_time_flips=": "true: evaluate and predict by the mean over four mirror images",
     "resume= init_from=": "auto or an unfinished run's folder; a run whose weights to start from",
 }

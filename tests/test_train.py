@@ -7,19 +7,21 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from layouts import write_mirror, write_task1
-from training import train
+from training import compose, train
 
 import skinmtl
-from skinmtl import checkpoints, cli
+from skinmtl import checkpoints, cli, config
 from skinmtl.callbacks import BestAndLast
 from skinmtl.data import sources, splits
 from skinmtl.errors import ConfigError, Diverged, Faults, InputError, Interrupted
+from skinmtl.network import MultiTaskNet
 from skinmtl.runs import Run
 from skinmtl.train.resume import start_from
 
@@ -128,10 +130,14 @@ def test_diagnoses_and_masks_may_come_from_two_lists(synthetic_root: Path, tmp_p
 
 
 OUTSIDE = """
+import torch
 from torch import nn
 from torch.nn import functional as F
 from skinmtl.encoders import Encoder
+from skinmtl.gradients import Gradients
 from skinmtl.heads import Head
+from skinmtl.losses.terms import mean_over_labelled
+from skinmtl.weighting import Weighting
 
 
 class Thumbnail(Encoder):
@@ -150,19 +156,50 @@ class Brightest(Head):
 
     def forward(self, features, mask=None):
         return self.linear(features.amax((2, 3)))
+
+
+class Hinge(nn.Module):
+    def forward(self, logits, batch):
+        own = logits.gather(1, batch["dx"].clamp(min=0)[:, None])
+        return mean_over_labelled((1 + logits - own).clamp(min=0).sum(1), batch["dx"] >= 0)
+
+
+class Turns(Weighting):
+    def __init__(self, high: float = 2.0) -> None:
+        super().__init__()
+        self.high = high
+        self.register_buffer("epochs", torch.zeros(()))
+
+    def weights(self):
+        return {"seg": self.high if self.epochs % 2 else 1.0, "cls": 1.0}
+
+    def end_epoch(self, losses):
+        self.epochs += 1
+
+
+class OneOnly(Gradients):
+    def combine(self, inner, losses):
+        return torch.tensor([1.0, 0.0], device=inner.device)
 """
 
 
-def test_an_encoder_and_a_head_from_outside_are_a_class_and_two_lines_each(
-    synthetic_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A package of one's own with two lines of YAML for each of its classes; gives the word that finds them."""
     (tmp_path / "outside.py").write_text(OUTSIDE)
-    for group, name in (("encoder", "Thumbnail"), ("head", "Brightest")):
-        file = tmp_path / "conf" / "model" / group / f"{name.lower()}.yaml"
+    groups = {"model/encoder": "Thumbnail", "model/head": "Brightest", "loss/cls": "Hinge"}
+    for group, name in (groups | {"weighting": "Turns", "gradients": "OneOnly"}).items():
+        file = tmp_path / "conf" / group / f"{name.lower()}.yaml"
         file.parent.mkdir(parents=True)
         file.write_text(f"# One of mine.\n_target_: outside.{name}\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    mine = [f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "model/encoder=thumbnail", "model/head=brightest"]
+    return f"hydra.searchpath=[file://{tmp_path / 'conf'}]"
+
+
+def test_an_encoder_and_a_head_from_outside_are_a_class_and_two_lines_each(
+    outside: str, synthetic_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = [outside, "model/encoder=thumbnail", "model/head=brightest"]
     with pytest.raises(Faults, match=r"model\.encoder\._target_: 'outside\.Thumbnail' is not an admitted"):
         train(tmp_path / "refused", synthetic_root, mine)
     monkeypatch.setenv("SKINMTL_ALLOW", "outside")
@@ -171,6 +208,29 @@ def test_an_encoder_and_a_head_from_outside_are_a_class_and_two_lines_each(
     assert state["network.encoder.convolution.weight"].shape == (8, 3, 3, 3)
     assert state["network.class_head.linear.weight"].shape[1] == 8
     assert skinmtl.load_run(run.path).predict(np.zeros((40, 50, 3), np.uint8)).dx is not None
+
+
+def test_a_loss_a_weighting_and_a_gradient_method_from_outside_train_as_they_say(
+    outside: str, synthetic_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SKINMTL_ALLOW", "outside")
+    mine = [*TINY, outside, "weighting=turns", "trainer.max_epochs=2", "trainer.gradient_clip_val=null", "keep=last"]
+
+    def trained(name: str, *words: str) -> Run:
+        return train(tmp_path / name / "run", synthetic_root, [*mine, *words])
+
+    def encoder(run: Run) -> bytes:
+        state = checkpoints.load(run.checkpoint())["state_dict"]
+        return b"".join(state[name].numpy().tobytes() for name in sorted(state) if ".encoder." in name)
+
+    run = trained("hinge", "loss/cls=hinge", "gradients=oneonly")
+    metrics = pd.read_csv(run.path / "metrics.csv")
+    assert metrics["weight/seg"].dropna().tolist() == [1.0, 2.0]
+    # A hinge of seven classes that are all alike is seven, its own class counted; the network has hardly begun.
+    assert 4 < metrics["train/cls/loss"].dropna().iloc[0] < 14
+    # No gradient of the diagnosis reaches the encoder, so it does not matter there which loss it has; else it does.
+    assert encoder(run) == encoder(trained("entropy", "gradients=oneonly"))
+    assert encoder(run) != encoder(trained("both", "loss/cls=hinge"))
 
 
 def test_a_run_in_other_hands_is_left_alone(synthetic_root: Path, tmp_path: Path) -> None:
@@ -401,6 +461,46 @@ def mirror(source: Path, root: Path) -> None:
     pd.concat([table["image_id"].rename("image"), onehot], axis=1).to_csv(root / "GroundTruth.csv", index=False)
 
 
+def test_a_network_by_its_name_is_that_network() -> None:
+    cfg = compose(["model=shared_cnn"])
+    assert cfg.model.arch == "upsample" and cfg.model.encoder._target_.endswith(".ConvPool")
+
+
+def test_a_network_that_names_no_shared_part_is_refused_by_what_looks_at_it(
+    synthetic_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = config.build
+
+    def bare(node: Any, **parts: Any) -> Any:  # noqa: ANN401
+        built = build(node, **parts)
+        return Bare(built) if isinstance(built, MultiTaskNet) else built
+
+    monkeypatch.setattr(config, "build", bare)
+    for words in (["gradients=pcgrad"], ["gradients.cosine_every=1"]):
+        with pytest.raises(ConfigError, match=r"gradients: Bare has no `encoder`.*; fix: name the shared part so"):
+            train(tmp_path / words[0], synthetic_root, words)
+    with pytest.raises(ConfigError, match=r"callbacks\.freeze: Bare has no `encoder` to hold still"):
+        train(tmp_path / "frozen", synthetic_root, ["callbacks.freeze.encoder_epochs=1"])
+    monkeypatch.setattr("skinmtl.train.evaluate", lambda run: None)  # which builds another
+    assert train(tmp_path / "fixed", synthetic_root, TINY).info()["status"] == "finished"
+
+
+class Bare(torch.nn.Module):
+    """A network whose parts have no name that anybody knows."""
+
+    weights_file = None
+
+    def __init__(self, inner: MultiTaskNet) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, image: torch.Tensor) -> Any:  # noqa: ANN401
+        return self.inner(image)
+
+    def rates(self) -> Any:  # noqa: ANN401
+        return self.inner.rates()
+
+
 def test_shares_are_said_and_balancing_twice_is_warned_of(
     synthetic_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -408,7 +508,11 @@ def test_shares_are_said_and_balancing_twice_is_warned_of(
     train(tmp_path / "twice", synthetic_root, ["sampler=class_balanced", "loss.cls.class_weights=sqrt"])
     assert "an epoch shows" in caplog.text and "both bring up rare diagnoses" in caplog.text
     assert caplog.text.count("fold 0 of") == 1, "evaluation says nothing twice"
-    for once in (["sampler=class_balanced", "loss.cls.class_weights=none"], ["loss.cls.class_weights=sqrt"]):
+    caplog.clear()
+    train(tmp_path / "adjusted", synthetic_root, ["sampler=class_balanced", "loss/cls=logit_adjusted"])
+    assert "sampler and loss both bring up rare diagnoses" in caplog.text
+    balanced, weighted, adjusted = ("sampler=class_balanced", "loss.cls.class_weights=sqrt", "loss/cls=logit_adjusted")
+    for once in ([balanced, "loss.cls.class_weights=none"], [weighted], [adjusted]):
         caplog.clear()
         train(tmp_path / once[0], synthetic_root, once)
         assert "an epoch shows" in caplog.text and "both bring up" not in caplog.text

@@ -104,6 +104,7 @@ class LogitAdjusted(nn.Module):
     Menon et al. 2021, arXiv:2007.07314.
     """
 
+    rebalances = True  # as a sampler says it
     adjustment: Tensor
 
     def __init__(self, tau: Annotated[float, Interval(gt=0)] = 1.0, *, class_counts: Sequence[float]) -> None:

@@ -136,7 +136,10 @@ def say_shares(nodes: Mapping[str, Any], data: DataModule, module: MultiTaskModu
         return
     shares = torch.tensor(data.class_shares())
     log.info("an epoch shows %s", _shares(data.dx_classes, shares))
-    weight = getattr(module.tasks["cls"].loss, "weight", None)
+    loss = module.tasks["cls"].loss
+    if data.sampler.rebalances and getattr(loss, "rebalances", False):
+        log.warning("sampler and loss both bring up rare diagnoses; fix: sampler=shuffle, or loss/cls=cross_entropy")
+    weight = getattr(loss, "weight", None)
     if weight is None or bool((weight[shares > 0] == weight[shares > 0][0]).all()):
         return
     log.info("the loss counts them as %s", _shares(data.dx_classes, shares * weight / (shares * weight).sum()))
