@@ -1,8 +1,9 @@
-"""Around the steps: metrics file, lines on the terminal, clock, what is held still, best and last checkpoint."""
+"""Around the steps: metrics file, lines on the terminal, clock, what is skipped or held still, best checkpoint."""
 
 from __future__ import annotations
 
 import csv
+import logging
 import secrets
 import sys
 import time
@@ -20,23 +21,29 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from skinmtl import ranks
 from skinmtl.errors import ConfigError, Diverged
+
+log = logging.getLogger(__name__)
 
 
 class MetricsFile(Logger):
     """metrics.csv: one row per call of the trainer's log, a column per name, whatever other loggers run.
 
     A new name adds a column: the file is then written again, whole. Cells that were not logged are empty. Of several
-    processes all but the first give no path, and nothing is written.
+    processes all but the first give no path, and nothing is written. A file that is there is gone on with.
     """
 
     def __init__(self, path: Path | None) -> None:
         super().__init__()
         self.path = path
+        self.rows = 0
         self._columns: list[str] = []
         if path is not None and path.exists():
             with path.open(newline="") as file:
-                self._columns = next(csv.reader(file), [])
+                lines = csv.reader(file)
+                self._columns = next(lines, [])
+                self.rows = sum(1 for _ in lines)
 
     @property
     def name(self) -> str:
@@ -60,12 +67,22 @@ class MetricsFile(Logger):
             self._widen(self.path)
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, self._columns).writerow(row)
+        self.rows += 1
+
+    def cut(self, rows: int) -> None:
+        """Keep so many rows: what came after them is trained again."""
+        if self.path is not None and self.rows > rows:
+            self._write(self.path, self._read(self.path)[:rows])
+            self.rows = rows
 
     def _widen(self, path: Path) -> None:
-        rows = []
-        if path.exists():
-            with path.open(newline="") as file:
-                rows = list(csv.DictReader(file))
+        self._write(path, self._read(path) if path.exists() else [])
+
+    def _read(self, path: Path) -> list[dict[str, str]]:
+        with path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def _write(self, path: Path, rows: list[dict[str, str]]) -> None:
         temp = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         with temp.open("w", newline="") as file:
             writer = csv.DictWriter(file, self._columns)
@@ -89,6 +106,9 @@ class EpochLines(ProgressBar):
 
     def enable(self) -> None:
         self._enabled = True
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start = time.perf_counter()  # of a run that goes on within an epoch
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start = time.perf_counter()
@@ -174,21 +194,77 @@ class Clock(Callback):
 
 
 class Finite(Callback):
-    """Stop when a loss is not finite: a model that has diverged is not worth a finished run.
+    """Skip a step whose loss or gradient is not finite, as if it had not been; stop after more than `most` in a row.
+
+    All processes skip together, for they share their gradients. A step skipped leaves weights, optimiser and running
+    statistics as they were; what float16's scaler skips while it looks for its scale is its own affair.
 
     Raises:
-        Diverged: after the batch, naming its first rows of the case table.
+        Diverged: with the image ids of the batches.
     """
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    def __init__(self, most: int = 3) -> None:
+        self.most, self.skipped = most, 0
+        self._finite, self._rows = True, [0]
+        self._before: list[Tensor] = []
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        loss: Tensor = outputs["loss"] if isinstance(outputs, Mapping) else outputs
-        if not torch.isfinite(loss):
-            where = f"epoch {trainer.current_epoch + 1}, batch {batch_idx + 1}"
-            rows = batch["index"].tolist()
-            what = f"the training loss is {float(loss)} (rows {rows[:8]} of the case table)"
-            raise Diverged(where, what, "lower optim.lr, or look at these photographs and their masks")
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._finite, self._rows = True, []
+            self._keep(pl_module)
+        self._rows += batch["index"].tolist()
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._finite &= pl_module.step_is_finite  # type: ignore[assignment,operator]
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+        pl_module.gradient_norm = norm
+        finite, scaled = self._finite, trainer.scaler is not None
+        (lost,) = ranks.any_of([not (finite if scaled else finite and bool(torch.isfinite(norm)))])
+        if not lost:
+            self.skipped = 0
+            return
+        self.skipped += 1
+        self._put_back(pl_module)
+        for parameter in () if scaled else pl_module.parameters():
+            parameter.grad = None  # an optimiser passes over what has none
+        self._say(trainer, norm)
+
+    def _keep(self, module: pl.LightningModule) -> None:
+        """Remember the running statistics, which a forward pass changes."""
+        now = [buffer for buffer in module.network.buffers() if buffer.is_floating_point()]  # type: ignore[union-attr]
+        if len(now) != len(self._before):
+            self._before = [buffer.clone() for buffer in now]
+        elif now:
+            torch._foreach_copy_(self._before, now)
+
+    def _put_back(self, module: pl.LightningModule) -> None:
+        now = [buffer for buffer in module.network.buffers() if buffer.is_floating_point()]  # type: ignore[union-attr]
+        for buffer, before in zip(now, self._before, strict=True):
+            buffer.copy_(before)
+
+    def _say(self, trainer: pl.Trainer, norm: Tensor) -> None:
+        table = trainer.datamodule.table  # type: ignore[attr-defined]
+        names = table["image_id"].iloc[self._rows].tolist()
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        where = f"epoch {trainer.current_epoch + 1}, step {trainer.global_step + 1}"
+        what = f"the training loss or its gradient (norm {float(norm):.3g}) is not finite, of the photographs {shown}"
+        if self.skipped > self.most:
+            fix = "lower optim.lr, or look at these photographs and their masks"
+            raise Diverged(where, f"{what}; {self.most} steps in a row were skipped before", fix)
+        log.warning("%s: %s: the step is skipped", where, what)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.skipped = state_dict["skipped"]
 
 
 class Freeze(Callback):
@@ -210,6 +286,10 @@ class Freeze(Callback):
         # The optimiser has its parameters by now, those that are let go later among them.
         if self.encoder_epochs or self.batch_norm:
             self._learning = [p for p in _encoder(pl_module).parameters() if p.requires_grad]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # A run that goes on within an epoch is not told that one starts.
+        self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not (self.encoder_epochs or self.batch_norm):
@@ -243,14 +323,13 @@ def _encoder(module: pl.LightningModule) -> nn.Module:
     return encoder
 
 
-class BestAndLast(ModelCheckpoint):
-    """`best.ckpt`, which is evaluated and used, and `last.ckpt`, from which a stopped run goes on, in `folder`.
+class Best(ModelCheckpoint):
+    """`best.ckpt` in `folder`, which is evaluated and used: that of the best validation.
 
-    The best is that of the best validation, or with `keep` last that of the latest epoch: several runs are then
-    compared at one number of steps, and validation chooses nothing.
+    With `keep` last it is that of the latest epoch: several runs are then compared at one number of steps, and
+    validation chooses nothing.
     """
 
-    CHECKPOINT_NAME_LAST = "last"
     SCORE = "val/score"
 
     def __init__(self, folder: Path, keep: Literal["best", "last"] = "best") -> None:
@@ -261,8 +340,7 @@ class BestAndLast(ModelCheckpoint):
             monitor=self.SCORE if keep == "best" else "epoch",
             mode="max",
             save_top_k=1,
-            save_last=True,
-            save_on_train_epoch_end=True,  # a run would not go on rightly from one saved within the epoch
+            save_on_train_epoch_end=True,
             enable_version_counter=False,
             auto_insert_metric_name=False,
         )
@@ -275,15 +353,12 @@ class BestAndLast(ModelCheckpoint):
         return self._latest
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save both where the score is better than before, else `last.ckpt` alone: a stopped run goes on from there."""
+        """Save where the score is better than before."""
         scores = self._monitor_candidates(trainer)
         if self.SCORE in scores:
             self._latest = float(scores[self.SCORE])
         if self.monitor in scores:  # not before the first validation, where not every epoch has one
             super().on_train_epoch_end(trainer, pl_module)
-        # Lightning writes the last one only together with a new best.
-        if not self._should_skip_saving_checkpoint(trainer):
-            self._save_last_checkpoint(trainer, scores)
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"latest": self._latest}

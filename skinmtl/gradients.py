@@ -161,7 +161,7 @@ class GradNorm(Gradients):
     def combine(self, inner: Tensor, losses: Tensor) -> Tensor:
         """Ones, after learning: the gradients are those of weighted losses already."""
         norm = inner.diagonal().sqrt()
-        self.first.copy_(torch.where(self.first == 0, losses, self.first))
+        self.first.copy_(torch.where((self.first == 0) & torch.isfinite(losses), losses, self.first))
         ratio = losses.double() / self.first
         target = norm.mean() * (ratio / ratio.mean()) ** self.alpha
         derivative = torch.sign(norm - target) * norm / self.weight / norm.mean()

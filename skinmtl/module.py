@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torchmetrics import Metric
 
 from skinmtl import ranks
 from skinmtl.data.transforms import mix
@@ -70,6 +71,9 @@ class MultiTaskModule(pl.LightningModule):
         self._seed, self._total_steps, self._steps_per_epoch = seed, total_steps, steps_per_epoch
         self._facts = dict(facts)
         self._by_score: Any = None
+        self._counts: list[dict[str, dict[str, Tensor]]] | None = None
+        self.step_is_finite = True  # whether the last batch's losses were
+        self.gradient_norm: Tensor | None = None  # before clipping, where a callback has looked at it
 
     def forward(self, image: Tensor) -> Logits:
         """Logits by task name, float32, for (B, 3, H, W) uint8 photographs."""
@@ -90,8 +94,11 @@ class MultiTaskModule(pl.LightningModule):
         for name, task in self.tasks.items():
             task.count(self.metrics[f"{stage}_metrics"][name], logits[name].detach(), batch)  # type: ignore[index,operator]
         values = torch.stack([loss, *losses.values()]).detach()
-        self.means[f"{stage}_means"].update(values, len(batch["index"]))  # type: ignore[operator]
+        finite = bool(torch.isfinite(values).all())
+        if finite:  # else one batch would be all that an epoch's means show
+            self.means[f"{stage}_means"].update(values, len(batch["index"]))  # type: ignore[operator]
         if stage == "train":
+            self.step_is_finite = finite
             self._terms, self._losses = list(terms.values()), values[1:]  # for the backward pass
             self.means["weights"].update(self._weights(), len(batch["index"]))  # type: ignore[operator]
             self._log_step(values)
@@ -143,7 +150,8 @@ class MultiTaskModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
         # Dropout is a function of (seed, step, rank), so a resumed run draws what an unbroken one draws.
-        torch.manual_seed(mix(self._seed, self.trainer.fit_loop.total_batch_idx, self.global_rank))
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
+        torch.manual_seed(mix(self._seed, done, self.global_rank))
         self.weighting.start_step(mix(self._seed, self.trainer.global_step))
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_index: int) -> None:
@@ -212,6 +220,9 @@ class MultiTaskModule(pl.LightningModule):
         if self._by_score is not None and not self.trainer.sanity_checking:
             self._by_score.step(float(score))
 
+    def _metrics(self) -> Iterator[tuple[str, Metric]]:
+        return ((name, module) for name, module in self.named_modules() if isinstance(module, Metric))
+
     def configure_optimizers(self) -> Any:
         own = [p for p in self.weighting.parameters() if p.requires_grad]
         known = {id(p) for p in own}
@@ -236,16 +247,25 @@ class MultiTaskModule(pl.LightningModule):
     ) -> None:
         # Lightning refuses to clip for fused optimisers, for the sake of float16's scaler; without one it is safe.
         if gradient_clip_val and self.trainer.scaler is None and gradient_clip_algorithm in (None, "norm"):
-            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+            norm = self.gradient_norm
+            if norm is None:
+                nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+            else:  # which costs as much as the clipping
+                nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, norm)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["skinmtl"] = self._facts
+        # What has been counted of an unfinished epoch, by each process for itself.
+        checkpoint["counts"] = ranks.of_each(
+            {name: {key: getattr(m, key).cpu().clone() for key in m._defaults} for name, m in self._metrics()}
+        )
         if self._by_score is not None:
             checkpoint["by_score"] = self._by_score.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._counts = checkpoint["counts"]
         if "by_score" in checkpoint:
             self._by_score_state = checkpoint["by_score"]
 
@@ -253,6 +273,13 @@ class MultiTaskModule(pl.LightningModule):
         if self.gradients.apart and isinstance(self.trainer.model, DistributedDataParallel):
             # It would average what one backward pass leaves in `.grad`; `_combine` averages the tasks' gradients.
             self.trainer.model.require_backward_grad_sync = False
+        if self._counts is not None:
+            mine = self._counts[self.global_rank]
+            for name, metric in self._metrics():
+                for key, value in mine[name].items():
+                    setattr(metric, key, value.to(self.device))
+                metric._update_count = 1  # else it would warn that it has seen nothing
+            self._counts = None
         state = self.__dict__.pop("_by_score_state", None)
         if state is not None and self._by_score is not None:
             self._by_score.load_state_dict(state)

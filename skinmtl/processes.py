@@ -31,8 +31,8 @@ from skinmtl.errors import SkinmtlError, first_line
 # What launchers of distributed training leave behind: a process must not take the place of one of theirs.
 FOREIGN = ("HYDRA_", "PL_", "TORCHELASTIC_", "GROUP_", "LOCAL_", "ROLE_", "MASTER_")
 FOREIGN_NAMES = {"NODE_RANK", "RANK", "WORLD_SIZE"}
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-PATIENCE = 15.0  # seconds for the others to end by themselves after a failure or Ctrl-C
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # the last is what SLURM can send beforehand
+PATIENCE = 25.0  # seconds for the others to end by themselves after a failure or Ctrl-C
 TOGETHER = 0.5  # seconds in which processes that fail for one reason do so
 
 Work = Callable[[Path, int, int, str], object]  # of the meeting place, rank, world size and device
@@ -49,6 +49,38 @@ class ProcessDied(SkinmtlError):
 def heeded(names: Iterable[signal.Signals]) -> list[signal.Signals]:
     """Those signals that nohup, or a shell that put us in its background, has not switched off."""
     return [name for name in names if signal.getsignal(name) != signal.SIG_IGN]
+
+
+class Stop:
+    """Whether this process was asked to stop. A signal is Ctrl-C; where somebody looks, the first waits for them."""
+
+    def __init__(self) -> None:
+        self.asked, self.looked_for = False, False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """What a signal does."""
+        waits = self.looked_for and not self.asked
+        self.asked = True
+        if not waits:
+            raise KeyboardInterrupt
+
+    def hear(self) -> None:
+        """Take the signals from whoever has them now."""
+        for name in heeded(STOPS):
+            signal.signal(name, self)
+
+
+@contextmanager
+def stoppable() -> Iterator[Stop]:
+    """Hear every way to be asked to stop; the handlers before are back afterwards."""
+    stop = Stop()
+    before = {name: signal.getsignal(name) for name in STOPS}
+    stop.hear()
+    try:
+        yield stop
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
 
 
 def clean_environment() -> dict[str, str]:

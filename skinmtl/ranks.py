@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -49,6 +50,24 @@ def mean(values: Tensor) -> Tensor:
     return total / world_size()
 
 
+def any_of(flags: Sequence[bool]) -> list[bool]:
+    """Whether each holds in any process; each has to ask."""
+    if not _together():
+        return list(flags)
+    seen = torch.tensor(flags, dtype=torch.int32, device=_device())
+    distributed.all_reduce(seen, distributed.ReduceOp.MAX)
+    return [bool(flag) for flag in seen]
+
+
+def of_each(value: Any) -> list[Any]:  # noqa: ANN401 -- whatever can be sent
+    """What each process gives, in their order; plain values and tensors on the CPU. Each has to ask."""
+    if not _together():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
 def share(tensors: Iterable[Tensor]) -> None:
     """Give every process the first one's values, in place."""
     if _together():
@@ -64,6 +83,14 @@ def first_first() -> Iterator[None]:
     yield
     if _together() and rank() == 0:
         distributed.barrier()
+
+
+def _device() -> torch.device:
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if distributed.get_backend() == "nccl"
+        else torch.device("cpu")
+    )
 
 
 def _together() -> bool:

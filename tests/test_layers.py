@@ -22,6 +22,7 @@ FLOORS = """
     tasks runs config checkpoints processes
     module jobs
     predict callbacks tracking
+    resumable
     evaluate baselines settings audit
     answer
     report

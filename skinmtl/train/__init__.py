@@ -15,27 +15,29 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytorch_lightning as pl
-from annotated_types import Interval
+from annotated_types import Gt, Interval
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from skinmtl import config, logs, processes, ranks
-from skinmtl.callbacks import BestAndLast, Clock
+from skinmtl.callbacks import Best, Clock
 from skinmtl.checkpoints import load as load_checkpoint
 from skinmtl.data.datamodule import DataModule
 from skinmtl.errors import ConfigError, Interrupted, SkinmtlError
 from skinmtl.evaluate import evaluate
 from skinmtl.facts import stamps, without_folders_in
 from skinmtl.module import MultiTaskModule
-from skinmtl.processes import keep_memory
+from skinmtl.processes import Stop, keep_memory
 from skinmtl.report import write_run_report
 from skinmtl.runs import Run, write_bytes, write_text
 from skinmtl.tracking import WandB
 from skinmtl.train.build import build_data, build_module, build_trainer, check_targets, devices_of, say_shares
 from skinmtl.train.record import data_facts, origin, plain, seconds_with_former
-from skinmtl.train.resume import has_last, home, keep_seen, start_from
+from skinmtl.train.resume import Start, beginning, check_data, home, keep_seen, start_from
 
 log = logging.getLogger(__name__)
+
+BESIDE = ("folder", "resume", "init_from", "allow_change")  # arguments of a run that are no part of what it is
 
 
 def run(
@@ -57,6 +59,8 @@ def run(
     resume: str | None = None,
     init_from: str | None = None,
     keep: Literal["best", "last"] = "best",
+    save_every: Annotated[float, Gt(0)] = 10,
+    allow_change: bool = False,
     test_time_flips: bool = False,
     *,
     folder: Path,
@@ -70,6 +74,8 @@ def run(
         data: the data module's node, and so on: each is a node of the config, already through `config.check`.
         resume: a run's folder to go on with from its last checkpoint, or `auto`: the newest unfinished run of this
             experiment with the same config, else a new one.
+        allow_change: go on although values differ that the result depends on.
+        save_every: minutes between saves within an epoch.
         init_from: a run's folder whose best weights this run starts from.
         keep: which weights are evaluated and used: those of the best validation, or of the last epoch.
         test_time_flips: evaluate and predict with the mean over a photograph's four mirror images; the validation
@@ -79,26 +85,29 @@ def run(
     Raises:
         SkinmtlError: an answer for the user, with its exit code.
     """
-    nodes = {key: value for key, value in locals().items() if key not in ("folder", "resume", "init_from")}
+    nodes = {key: value for key, value in locals().items() if key not in BESIDE}
     keep_memory()
-    start = time.perf_counter()
+    began = time.perf_counter()
     with calm():
         devices = devices_of(nodes["trainer"])
-    here = home(Run(folder), resume, plain(nodes), len(devices))
+    here = home(Run(folder), resume, plain(nodes), len(devices), allow_change)
     here.path.mkdir(parents=True, exist_ok=True)
-    with here.held(), calm():
+    with here.held(), calm(), processes.stoppable() as stop:
         try:
-            resumed = here.info_file.exists()
+            start = beginning(here, init_from, allow_change)
             here.update(origin(nodes, here, len(devices)))
             if len(devices) == 1:
-                return _run(nodes, here, init_from, resumed)
-            return _run_together(nodes, here, init_from, resumed, devices)
-        except BaseException as error:
-            here.update({"seconds": seconds_with_former(here, fit=time.perf_counter() - start)})
+                return _run(nodes, here, start, stop)
+            return _run_together(nodes, here, start, devices)
+        except BaseException as raised:
+            error = _interrupted(here) if isinstance(raised, KeyboardInterrupt) else raised
+            here.update({"seconds": seconds_with_former(here, fit=time.perf_counter() - began)})
             code = _exit_code(error)
             status = "interrupted" if code == 75 else "failed"
             here.update({"status": status, "exit_code": code, "error": without_folders_in(str(error))})
-            raise
+            if error is raised:
+                raise
+            raise error from None
 
 
 def _exit_code(error: BaseException) -> int:
@@ -107,24 +116,17 @@ def _exit_code(error: BaseException) -> int:
     return 75 if isinstance(error, KeyboardInterrupt) else 1
 
 
-def _run_together(
-    nodes: Mapping[str, Any], here: Run, init_from: str | None, resumed: bool, devices: Sequence[str]
-) -> float:
+def _run_together(nodes: Mapping[str, Any], here: Run, start: Start, devices: Sequence[str]) -> float:
     """Run in a process for each device; this one only watches them, and draws, splits and caches the data before."""
     build_data(nodes)
-    work = partial(_run_rank, plain(nodes), here.path, init_from, resumed)
-    try:
-        processes.together(work, devices, here.path)
-    except KeyboardInterrupt:
-        raise _interrupted(here) from None
+    processes.together(partial(_run_rank, plain(nodes), here.path, start), devices, here.path)
     return float(here.info()["score"])
 
 
 def _run_rank(
     plain: Mapping[str, Any],
     folder: Path,
-    init_from: str | None,
-    resumed: bool,
+    start: Start,
     meeting: Path,
     rank: int,
     world_size: int,
@@ -135,37 +137,38 @@ def _run_rank(
     logging.getLogger("skinmtl.data").setLevel(logging.WARNING)  # the parent has said it
     keep_memory()
     nodes = OmegaConf.create(dict(plain))
-    with calm():
+    with calm(), processes.stoppable() as stop:
         ranks.join(meeting, rank, world_size, device)
-        _run({str(key): value for key, value in nodes.items()}, Run(folder), init_from, resumed)
+        _run({str(key): value for key, value in nodes.items()}, Run(folder), start, stop)
 
 
-def _run(nodes: Mapping[str, Any], here: Run, init_from: str | None, resumed: bool) -> float:
+def _run(nodes: Mapping[str, Any], here: Run, start: Start, stop: Stop) -> float:
     """Train in this process; the first of several, or the only one, writes, evaluates and speaks to W&B."""
     logger = nodes["logger"]
     first = ranks.rank() == 0
     board = config.build(logger, folder=here.path, run_id=here.path.name) if first and logger is not None else None
     try:
-        return _train(nodes, here, init_from, resumed, board)
+        return _train(nodes, here, start, stop, board)
     except BaseException as error:
         if board is not None:
             board.finish(_exit_code(error))
         raise
 
 
-def _train(nodes: Mapping[str, Any], here: Run, init_from: str | None, resumed: bool, board: WandB | None) -> float:
+def _train(nodes: Mapping[str, Any], here: Run, start: Start, stop: Stop, board: WandB | None) -> float:
     pl.seed_everything(nodes["seed"], verbose=False)
     first = ranks.rank() == 0
     data = build_data(nodes)
     check_targets(nodes["tasks"], data)
+    check_data(here, data, start)
     with ranks.first_first():
         module = build_module(nodes, data)
-    clock, keep = Clock(), BestAndLast(here.path / "checkpoints", nodes["keep"])
-    trainer = build_trainer(nodes, here, [clock, keep], board)
+    clock, keep = Clock(), Best(here.path / "checkpoints", nodes["keep"])
+    trainer = build_trainer(nodes, here, [clock, keep], board, stop)
     parameters = sum(p.numel() for p in module.network.parameters())
     facts: dict[str, Any] = {"parameters": parameters, "precision": trainer.precision}
-    if init_from is not None:
-        facts["init_from"] = start_from(Run.open(init_from), module, data, here)
+    if start.init_from is not None:
+        facts["init_from"] = start_from(Run.open(start.init_from), module, data, here)
     else:
         keep_seen(here, data)
     facts |= data_facts(data) | {"encoder_weights": module.network.weights_file}
@@ -177,15 +180,18 @@ def _train(nodes: Mapping[str, Any], here: Run, init_from: str | None, resumed: 
     if board is not None:
         board.start(plain(nodes), stamps(here.info()))
     fit_start = time.perf_counter()
-    _fit(trainer, module, data, here, resumed)
+    if not start.trained:
+        _fit(trainer, module, data, start.checkpoint)
+        if keep.score is None:
+            raise ConfigError("trainer", "no epoch ended with a validation, so nothing was kept", "train for longer")
     fitted = time.perf_counter()
-    if (score := keep.score) is None:
-        raise ConfigError("trainer", "no epoch ended with a validation, so nothing was kept", "train for longer")
     ranks.leave()
     if not first:
-        return score
-    best_epoch = load_checkpoint(here.checkpoint())["epoch"] + 1
-    here.update({"best_epoch": best_epoch, "score": score, "images_per_second": clock.images_per_second})
+        return 0.0
+    if not start.trained:
+        best_epoch = load_checkpoint(here.checkpoint())["epoch"] + 1
+        rate = clock.images_per_second
+        here.update({"trained": True, "best_epoch": best_epoch, "score": keep.score, "images_per_second": rate})
 
     with logs.only(logging.WARNING, "skinmtl.data"):  # it has said what it has to
         evaluate(here)
@@ -196,14 +202,14 @@ def _train(nodes: Mapping[str, Any], here: Run, init_from: str | None, resumed: 
         board.log_run(here)
         board.finish(0)
     log.info("report: %s", page)
-    return score
+    return float(here.info()["score"])
 
 
-def _fit(trainer: pl.Trainer, module: MultiTaskModule, data: DataModule, here: Run, resumed: bool) -> None:
+def _fit(trainer: pl.Trainer, module: MultiTaskModule, data: DataModule, checkpoint: Path | None) -> None:
     try:
-        trainer.fit(module, data, ckpt_path=str(here.checkpoint("last")) if resumed else None)
-    except (SystemExit, KeyboardInterrupt):  # Lightning makes the first of the second
-        raise _interrupted(here) from None
+        trainer.fit(module, data, ckpt_path=checkpoint)
+    except SystemExit:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from None
     except MisconfigurationException as error:
         raise ConfigError("trainer", " ".join(str(error).split()), "see conf/trainer") from error
     except ValueError as error:
@@ -219,8 +225,7 @@ def _fit(trainer: pl.Trainer, module: MultiTaskModule, data: DataModule, here: R
 
 
 def _interrupted(here: Run) -> Interrupted:
-    again = f"the same command with resume={os.path.relpath(here.path)} goes on from the last epoch"
-    fix = again if has_last(here) else "start again: no epoch had ended yet"
+    fix = f"the same command with resume={os.path.relpath(here.path)} goes on where it stood"
     return Interrupted(here.path.name, "stopped from outside", fix)
 
 
@@ -235,6 +240,8 @@ def calm() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         # A run that goes on finds its own checkpoints.
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+        # Within an epoch, too: our sampler begins at the batch where training stands.
+        warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
         # Of several processes one may have nothing to validate, and all log what is the same for all.
         warnings.filterwarnings("ignore", message="The ``compute`` method of metric .* was called before")
         warnings.filterwarnings("ignore", message="It is recommended to use .*sync_dist=True")

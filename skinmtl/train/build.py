@@ -21,6 +21,8 @@ from skinmtl.errors import ConfigError, InputError
 from skinmtl.facts import flat
 from skinmtl.module import MultiTaskModule
 from skinmtl.optim import with_rates
+from skinmtl.processes import Stop
+from skinmtl.resumable import Resumable
 from skinmtl.runs import Run
 from skinmtl.tasks import TASKS
 from skinmtl.tracking import WandB
@@ -107,21 +109,24 @@ def _steps_per_epoch(trainer: DictConfig, batches: int) -> int:
     return math.ceil(batches / (trainer.get("accumulate_grad_batches") or 1))  # the last group may be smaller
 
 
-def build_trainer(nodes: Mapping[str, Any], here: Run, callbacks: list[pl.Callback], board: WandB | None) -> pl.Trainer:
-    """Lightning's trainer with the config's callbacks and ours; metrics.csv is always written."""
+def build_trainer(
+    nodes: Mapping[str, Any], here: Run, callbacks: list[pl.Callback], board: WandB | None, stop: Stop
+) -> pl.Trainer:
+    """Lightning's trainer with the config's callbacks and ours; metrics.csv and last.ckpt are always written."""
     chosen = [config.build(node) for node in nodes["callbacks"].values() if node is not None]
     first = ranks.rank() == 0
-    loggers: list[Any] = [MetricsFile(here.path / "metrics.csv" if first else None)]
-    loggers += [board] if board is not None else []
+    metrics = MetricsFile(here.path / "metrics.csv" if first else None)
+    loggers: list[Any] = [metrics, *([board] if board is not None else [])]
+    resumable = Resumable(here.path / "checkpoints" / "last.ckpt", nodes["save_every"], stop, metrics)
     node = nodes["trainer"]
     together = ranks.world_size() > 1
     node = {**node, "precision": config.resolve_precision(node.precision, node.accelerator)}
     trainer: pl.Trainer = config.build(
         node if together else node | {"strategy": "auto"},
-        callbacks=[*chosen, EpochLines(), Finite(), *callbacks],
+        callbacks=[*chosen, EpochLines(), Finite(), *callbacks, resumable],
         logger=loggers,
         # Its own environment: processes are started here, whatever a cluster's variables say.
-        plugins=[SafeCheckpointIO(), *([LightningEnvironment()] if together else [])],
+        plugins=[SafeCheckpointIO(), LightningEnvironment()],
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
         enable_model_summary=False,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,13 +18,50 @@ from skinmtl.checkpoints import load as load_checkpoint
 from skinmtl.data import duplicates
 from skinmtl.data.datamodule import DataModule
 from skinmtl.errors import ConfigError, SkinmtlError
-from skinmtl.facts import flat
+from skinmtl.facts import dig, flat
 from skinmtl.module import MultiTaskModule
 from skinmtl.predict import network_state
 from skinmtl.runs import Run, find, write_text
 
+ALLOW = "allow_change=true"
+# What a run may go on with another value of: the same bits come of it.
+FREE = {"resume", "init_from", "allow_change", "save_every", "data.workers", "data.cache", "data.cache_dir"}
 
-def home(fresh: Run, resume: str | None, config: Mapping[str, Any], world_size: int) -> Run:
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: anew, from a checkpoint of its own, or trained already and only to be evaluated."""
+
+    init_from: str | None
+    checkpoint: Path | None
+    trained: bool
+    resumed: bool
+    allow_change: bool
+
+
+def beginning(here: Run, init_from: str | None, allow_change: bool) -> Start:
+    """What the folder of a run says of where it stands; a fresh one says nothing."""
+    if not here.info_file.exists():
+        return Start(init_from, None, trained=False, resumed=False, allow_change=allow_change)
+    given = here.config().get("init_from")  # of the command that began it
+    checkpoint = here.checkpoint("last") if has_last(here) else None
+    trained = bool(here.info().get("trained"))
+    return Start(given, checkpoint, trained, resumed=True, allow_change=allow_change)
+
+
+def check_data(here: Run, data: DataModule, start: Start) -> None:
+    """Refuse to go on with other photographs or another split than the run began with."""
+    info = here.info()
+    for key, before, now in (
+        ("data.split", dig(info, "split", "hash"), data.split_hash),
+        ("data.root", dig(info, "data", "hash"), data.data_hash),
+    ):
+        if start.resumed and not start.allow_change and before not in (None, now):
+            what = f"sha256 {now[:12]}, the run began with {str(before)[:12]}"
+            raise ConfigError(key, what, f"give the same again, or go on all the same with {ALLOW}")
+
+
+def home(fresh: Run, resume: str | None, config: Mapping[str, Any], world_size: int, allow_change: bool = False) -> Run:
     """Where to write: the fresh folder, or that of the run to go on with, whose config has to be this one."""
     if resume == "auto":
         # Run ids begin with their time, so the last by name is the newest.
@@ -36,15 +75,13 @@ def home(fresh: Run, resume: str | None, config: Mapping[str, Any], world_size: 
             raise ConfigError("hydra.run.dir", what, "go on with it by resume=<that folder>, or name another folder")
         return fresh
     run = Run.open(resume)
-    _check_world_size(run, world_size)
-    if different := _differences(run, config):
-        keys = ", ".join(different)
-        raise ConfigError(
-            "resume", f"{run.path.name} was started with other values of {keys}", "give the same overrides"
-        )
+    if not allow_change:
+        _check_world_size(run, world_size)
+        if different := _differences(run, config):
+            what = f"{run.path.name} was started with other values: {', '.join(different)}"
+            raise ConfigError("resume", what, f"give the same overrides, or go on all the same with {ALLOW}")
     if run.info()["status"] == "finished":
         raise ConfigError("resume", f"{run.path.name} is finished", "start from its weights with init_from=")
-    run.checkpoint("last")
     return run
 
 
@@ -59,7 +96,7 @@ def _check_world_size(run: Run, now: int) -> None:
 def _goes_on(run: Run, config: Mapping[str, Any]) -> bool:
     """Whether a run stopped on the way with this very config, and no process is at it."""
     try:
-        stopped = run.info()["status"] != "finished" and has_last(run) and not run.is_held()
+        stopped = run.info()["status"] != "finished" and not run.is_held()
         return stopped and _differences(run, config) == []
     except (SkinmtlError, KeyError, YAMLError, OmegaConfBaseException):  # a neighbour that cannot be read
         return False
@@ -71,12 +108,13 @@ def has_last(run: Run) -> bool:
 
 
 def _differences(run: Run, config: Mapping[str, Any]) -> list[str]:
-    """Dotted keys whose values differ between a run's saved config and this one."""
+    """Each dotted key whose value differs between a run's saved config and this one, with both values."""
     saved = OmegaConf.to_container(run.config(), resolve=True)
     assert isinstance(saved, dict)
     before, now = (flat(dict(node)) for node in (saved, config))
-    keys = sorted((before.keys() | now.keys()) - {"resume", "init_from"})
-    return [key for key in keys if key not in before or key not in now or repr(before[key]) != repr(now[key])]
+    keys = sorted(key for key in (before.keys() | now.keys()) - FREE if not key.startswith("logger"))
+    pairs = ((key, repr(before.get(key, "not there")), repr(now.get(key, "not there"))) for key in keys)
+    return [f"{key} {then}, now {this}" for key, then, this in pairs if then != this]
 
 
 def start_from(parent: Run, module: MultiTaskModule, data: DataModule, here: Run) -> dict[str, Any]:

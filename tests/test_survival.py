@@ -1,0 +1,221 @@
+"""A run that is killed or asked to stop goes on to the same bits, and what is not finite leaves no trace."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from survivors import OFTEN, QUICK, ask, at, forked, kill, left, nothing
+
+from skinmtl import checkpoints
+from skinmtl.runs import Run
+
+Whole = Callable[..., tuple[str, str, pd.DataFrame]]
+EMA = "callbacks=ema"
+TWO = "+trainer.accumulate_grad_batches=2"
+
+
+@pytest.fixture(scope="module")
+def whole(synthetic_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """What an unbroken run with these words leaves, which is never saved within an epoch."""
+    known: dict[tuple[str, ...], tuple[str, str, pd.DataFrame]] = {}
+
+    def of(*words: str) -> tuple[str, str, pd.DataFrame]:
+        if words not in known:
+            folder = tmp_path_factory.mktemp("whole") / "run"
+            assert forked(folder, synthetic_root, [*QUICK, *words], nothing) == 0
+            known[words] = left(Run(folder))
+        return known[words]
+
+    return of
+
+
+def same(run: Run, whole: tuple[str, str, pd.DataFrame]) -> None:
+    last, best, rows = left(run)
+    pd.testing.assert_frame_equal(rows, whole[2])
+    assert (last, best) == whole[:2]
+
+
+def steps_of(folder: Path) -> int:
+    """How many batches a process trained on, counted by its own training_step."""
+    return int((folder / "steps").read_text())
+
+
+def counted(file: Path) -> Callable[[], None]:
+    def prepare() -> None:
+        from skinmtl.module import MultiTaskModule
+
+        inner = MultiTaskModule.training_step
+
+        def counting(self: MultiTaskModule, *args: object) -> torch.Tensor:
+            file.write_text(str(int(file.read_text()) + 1) if file.exists() else "1")
+            return inner(self, *args)  # type: ignore[arg-type]
+
+        MultiTaskModule.training_step = counting  # type: ignore[method-assign,assignment]
+
+    return prepare
+
+
+# Ten batches an epoch, three epochs: the moment of the kill, and how many batches are trained after it.
+@pytest.mark.parametrize(
+    ("hook", "count", "words", "after"),
+    [
+        ("training_step", 5, [], 26),
+        ("training_step", 10, [EMA], 21),  # the last batch of an epoch
+        ("on_train_batch_end", 16, [TWO], 16),  # within a group whose gradients are added up: it is trained again
+        ("validation_step", 2, [TWO, EMA], 22),
+        ("on_train_epoch_end", 2, [], 11),
+        ("on_train_batch_start", 11, ["data.workers=2"], 20),  # the first batch of an epoch
+        ("on_train_batch_start", 24, ["schedule=plateau", "gradients=pcgrad"], 7),
+        ("configure_optimizers", 1, ["weighting=dwa"], 30),
+    ],
+)
+def test_a_killed_run_goes_on_to_the_same_bits(
+    synthetic_root: Path, tmp_path: Path, whole: Whole, hook: str, count: int, words: list[str], after: int
+) -> None:
+    now = [*QUICK, OFTEN, *words]
+    assert forked(tmp_path / "run", synthetic_root, now, at(hook, count, kill)) == 128 + signal.SIGKILL
+    # Another number of workers may go on with it.
+    again = [*(word for word in now if "workers" not in word), f"resume={tmp_path / 'run'}"]
+    assert forked(tmp_path / "again", synthetic_root, again, counted(tmp_path / "steps")) == 0
+    same(Run(tmp_path / "run"), whole(*(word for word in words if "workers" not in word)))
+    assert steps_of(tmp_path) == after
+
+
+def test_five_kills_in_one_run_leave_no_trace(synthetic_root: Path, tmp_path: Path, whole: Whole) -> None:
+    now = [*QUICK, OFTEN, EMA]
+    moments = [("training_step", 3), ("on_train_batch_start", 9), ("validation_step", 1), ("training_step", 4)]
+    for number, moment in enumerate([*moments, ("on_train_epoch_end", 1)]):
+        resume = [f"resume={tmp_path / 'run'}"] if number else []
+        folder = tmp_path / ("run" if not number else str(number))
+        assert forked(folder, synthetic_root, [*now, *resume], at(*moment, kill)) == 128 + signal.SIGKILL
+    assert forked(tmp_path / "last", synthetic_root, [*now, f"resume={tmp_path / 'run'}"], nothing) == 0
+    same(Run(tmp_path / "run"), whole(EMA))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    ("hook", "count", "after"),
+    [
+        ("training_step", 5, 25),
+        ("validation_step", 2, 30),
+        ("configure_optimizers", 1, 30),
+        ("on_save_checkpoint", 2, 19),
+    ],
+)
+def test_who_is_asked_to_stop_saves_and_ends_with_75(
+    synthetic_root: Path, tmp_path: Path, whole: Whole, number: signal.Signals, hook: str, count: int, after: int
+) -> None:
+    assert forked(tmp_path / "run", synthetic_root, QUICK, at(hook, count, ask(number))) == 75
+    info = Run(tmp_path / "run").info()
+    assert info["status"] == "interrupted" and info["exit_code"] == 75 and "resume=" in info["error"]
+    again = [*QUICK, f"resume={tmp_path / 'run'}"]
+    assert forked(tmp_path / "again", synthetic_root, again, counted(tmp_path / "steps")) == 0
+    same(Run(tmp_path / "run"), whole())
+    assert steps_of(tmp_path) == after
+
+
+def test_the_second_ctrl_c_stops_at_once(synthetic_root: Path, tmp_path: Path) -> None:
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    assert forked(tmp_path / "run", synthetic_root, QUICK, at("training_step", 5, twice)) == 75
+    assert not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists(), "nothing was saved, for nobody waited"
+
+
+# --- what is not finite ---------------------------------------------------------------------------------------------
+
+
+def poisoned(first: int, last: int) -> Callable[[], None]:
+    """A network whose weights' gradients and running statistics are lost in these batches, counted from 1."""
+
+    def prepare() -> None:
+        from skinmtl.network import MultiTaskNet
+
+        inner, calls = MultiTaskNet.forward, [0]
+
+        def forward(self: MultiTaskNet, image: torch.Tensor) -> dict[str, torch.Tensor]:
+            calls[0] += self.training
+            bad = self.training and first <= calls[0] <= last
+            if bad:
+                for buffer in self.buffers():
+                    if buffer.is_floating_point():
+                        buffer.fill_(float("nan"))
+            return {name: logits * (float("nan") if bad else 1.0) for name, logits in inner(self, image).items()}
+
+        MultiTaskNet.forward = forward  # type: ignore[method-assign,assignment]
+
+    return prepare
+
+
+def test_three_steps_in_a_row_are_skipped_and_leave_no_trace(
+    synthetic_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert forked(tmp_path / "run", synthetic_root, [*QUICK, OFTEN, EMA], poisoned(3, 5)) == 0
+    said = capfd.readouterr().err
+    assert said.count("the step is skipped") == 3 and "SYN_" in said and "epoch 1, step 3" in said
+    tensors = checkpoints.load(Run(tmp_path / "run").checkpoint("last"))
+    assert all(torch.isfinite(value).all() for value in tensors["state_dict"].values() if value.is_floating_point())
+    rows = pd.read_csv(tmp_path / "run" / "metrics.csv")
+    assert rows["train/loss"].dropna().map(lambda value: value == value).all() and len(rows["train/loss"].dropna()) == 3
+
+
+def test_the_fourth_ends_the_run_with_3_and_no_checkpoint_has_it(
+    synthetic_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert forked(tmp_path / "run", synthetic_root, [*QUICK, OFTEN], poisoned(3, 10**9)) == 3
+    said = capfd.readouterr().err
+    assert said.count("the step is skipped") == 3 and "3 steps in a row were skipped before" in said
+    assert Run(tmp_path / "run").info()["exit_code"] == 3
+    tensors = checkpoints.load(Run(tmp_path / "run").checkpoint("last"))
+    assert all(torch.isfinite(value).all() for value in tensors["state_dict"].values() if value.is_floating_point())
+
+
+def test_a_skipped_step_is_as_if_it_had_not_been(synthetic_root: Path, tmp_path: Path) -> None:
+    """After a first step that is skipped the weights are those at the start."""
+    states = []
+    for name, moment in (("skipped", poisoned(1, 1)), ("trained", nothing)):
+        words = [*QUICK, OFTEN]
+
+        def stopped(moment: Callable[[], None] = moment) -> None:
+            moment()
+            at("on_train_batch_end", 1, ask())()
+
+        assert forked(tmp_path / name, synthetic_root, words, stopped) == 75
+        states.append(checkpoints.load(Run(tmp_path / name).checkpoint("last"))["state_dict"])
+    assert forked(tmp_path / "start", synthetic_root, [*QUICK, OFTEN], at("training_step", 1, ask())) == 75
+    skipped, trained = ({name: value for name, value in state.items() if "network" in name} for state in states)
+    moved = [name for name in skipped if not torch.equal(skipped[name], trained[name])]
+    assert moved, "a step that is not skipped moves them"
+    counts = [value for name, value in skipped.items() if name.endswith("running_mean")]
+    assert all((value == 0).all() for value in counts)
+
+
+# --- going on with something else -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["seed=1"], "seed 0, now 1"),
+        (["data.batch_size=8"], "data.batch_size 4, now 8"),
+        (["data.fold=1"], "data.fold 0, now 1"),
+        (["optim.lr=0.1"], "optim.lr 0.001, now 0.1"),
+        ([TWO], "trainer.accumulate_grad_batches 'not there', now 2"),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_values(
+    synthetic_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], words: list[str], says: str
+) -> None:
+    assert forked(tmp_path / "run", synthetic_root, QUICK, at("training_step", 5, ask())) == 75
+    again = [*QUICK, *words, f"resume={tmp_path / 'run'}"]
+    assert forked(tmp_path / "refused", synthetic_root, again, nothing) == 2
+    assert says in capfd.readouterr().err
+    if says.startswith(("seed", "optim")):
+        assert forked(tmp_path / "told", synthetic_root, [*again, "allow_change=true"], nothing) == 0
