@@ -16,7 +16,7 @@ from skinmtl.facts import HEADLINES, dig, read_scores, stamps, without_folders, 
 from skinmtl.jobs import REPEATS, Job, by_setting, read_jobs, varied_keys
 from skinmtl.runs import write_text
 from skinmtl.scores import DRAWS
-from skinmtl.settings import SCORES, UNTOLD, Difference, Setting, difference, reached
+from skinmtl.settings import SCORES, UNTOLD, Difference, Setting, all_reached, difference
 
 SPLIT_BY = "data.split_by"
 ARM = "arm"
@@ -57,9 +57,9 @@ def study_report(folder: Path, out: Path) -> Path:
         )
     varied = varied_keys(jobs)
     results = pd.DataFrame([_row(job, out.name, varied) for job in jobs])
-    settings = [reached(name, alike) for name, alike in by_setting(jobs, varied)]
+    settings = all_reached(by_setting(jobs, varied))
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    stamp = "LEAKY" if any(job.info.get("leaky") for job in jobs) else ""
+    stamp = stamps({key: any(job.info.get(key) for job in jobs) for key in ("leaky", "shuffled")})
     shown = [setting for setting in settings if setting.n]
     drawn = _draw(shown, _cosines(jobs, varied), varied, out / "figures", stamp)
     readme = _between_marks(out / "README.md", "\n".join(_answer(jobs, settings, drawn)))
@@ -239,10 +239,9 @@ def _shared(jobs: Sequence[Job]) -> Iterator[tuple[str, str, str, str, Differenc
     if ARM not in varied:
         return
     for name, alike in by_setting(jobs, [key for key in varied if key != ARM]):
-        settings = {
-            arm: reached(arm, [job for job in alike if job.overrides.get(ARM) == arm])
-            for arm in {job.overrides.get(ARM, "") for job in alike}
-        }
+        arms = dict.fromkeys(job.overrides.get(ARM, "") for job in alike)
+        named = [(arm, [job for job in alike if job.overrides.get(ARM) == arm]) for arm in arms]
+        settings = {setting.name: setting for setting in all_reached(named)}
         for question, one, alone in COMPARED:
             for score in settings[alone].scores if {one, alone} <= settings.keys() else ():
                 gap = difference(settings[one], settings[alone], score)
@@ -264,7 +263,7 @@ def leak_gap(jobs: Sequence[Job]) -> list[str]:
         if any(job.info.get("leaky") for job in by_lesion):
             lines.append(f"{name}: nothing to compare, for the split by lesion leaks, too: there are no lesion ids.")
             continue
-        leaky, honest = reached(name, by_photograph), reached(name, by_lesion)
+        leaky, honest = all_reached([(name, by_photograph), (name, by_lesion)])
         found = {score: difference(leaky, honest, score) for score in HEADLINES}
         gaps = [f"{words(score)} {gap}" for score, gap in found.items() if gap is not None]
         lines.append(f"{name}: split by photograph minus split by lesion, 95% interval: {', '.join(gaps)}.")

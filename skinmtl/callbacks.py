@@ -100,6 +100,7 @@ class EpochLines(ProgressBar):
         self._bar: Progress | None = None
         self._enabled = True
         self._start = 0.0
+        self._validated = False
 
     def disable(self) -> None:
         self._enabled = False
@@ -120,6 +121,7 @@ class EpochLines(ProgressBar):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close()
+        self._validated = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close()
@@ -127,7 +129,10 @@ class EpochLines(ProgressBar):
             return
         seen = {key: float(value) for key, value in trainer.callback_metrics.items()}
         words = [f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}"]
-        words += [f"{label} {seen[key]:.3f}" for key, label in _labels(seen).items()]
+        # Of an epoch without a validation Lightning still has the scores of the one before.
+        shown = {key: label for key, label in _labels(seen).items() if self._validated or key.startswith("train/")}
+        words += [f"{label} {seen[key]:.3f}" for key, label in shown.items()]
+        self._validated = False
         words.append(f"{time.perf_counter() - self._start:.0f} s")
         words += ["LEAKY"] if getattr(trainer.datamodule, "leaky", False) else []  # type: ignore[attr-defined]
         self._console.print("  ".join(words), soft_wrap=True)
@@ -304,6 +309,7 @@ class Freeze(Callback):
             part.eval()
         held = {parameter for part in still for parameter in part.parameters()}
         self._held = [parameter for parameter in self._learning if parameter in held]
+        pl_module.hold(held)  # type: ignore[operator]
         for parameter in self._learning:
             # Alone, a held parameter costs no backward pass. Several processes wait for the gradient of each.
             parameter.requires_grad_(parameter not in held or trainer.world_size > 1)

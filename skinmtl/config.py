@@ -243,6 +243,8 @@ def _across(tree: Node) -> Iterator[ConfigError]:
         yield ConfigError("tasks", f"{tasks} is not a choice of tasks", "use [seg,cls], [seg] or [cls]")
         return
     yield from _task_faults(tree, tasks)
+    yield from _target_faults(tree["data"], tasks)
+    yield from _weighting_faults(tree, tasks)
     data = tree["data"]
     if data.get("split") is None and data.get("fold", 0) >= data.get("folds", 5):
         what = f"{data['fold']} of {data['folds']} folds, which are counted from 0"
@@ -250,7 +252,7 @@ def _across(tree: Node) -> Iterator[ConfigError]:
     weights = tree["model"].get("weights")
     if weights not in (None, "imagenet") and not Path(weights).expanduser().is_file():
         yield ConfigError("model.weights", f"there is no file {weights}", "give null, imagenet or a file of weights")
-    yield from _trainer_faults(tree["trainer"])
+    yield from _trainer_faults(tree["trainer"], tree.get("keep", "best"))
     trainer = tree["trainer"]
     scaled = str(trainer.get("precision")) in ("16", "16-mixed")
     if scaled and trainer.get("gradient_clip_val") and tree["optim"].get("fused"):
@@ -285,7 +287,7 @@ def _callback_faults(where: str, node: Node, tasks: Sequence[str]) -> Iterator[C
 
 
 def _task_faults(tree: Node, tasks: Sequence[str]) -> Iterator[ConfigError]:
-    """Losses and weights of tasks that the run does not train, and tasks without a loss."""
+    """Losses of tasks that the run does not train, and tasks without a loss."""
     for task, node in tree["loss"].items():
         if task not in TASKS:
             yield ConfigError(f"loss.{task}", "there is no such task", "use loss.seg or loss.cls")
@@ -296,8 +298,29 @@ def _task_faults(tree: Node, tasks: Sequence[str]) -> Iterator[ConfigError]:
     for task in tasks:
         if tree["loss"].get(task) is None:
             yield ConfigError(f"loss.{task}", "the task has no loss", f"choose one with loss/{task}=")
-    if tree["data"].get("mixing") is not None and "cls" not in tasks:
+
+
+def _target_faults(data: Node, tasks: Sequence[str]) -> Iterator[ConfigError]:
+    """What is done to the training targets of a task that the run does not train, or until little is left of them."""
+    shuffled, mixing = data.get("shuffled"), data.get("mixing")
+    if shuffled is not None and shuffled not in tasks:
+        what = f"{shuffled}, but tasks are {tasks}"
+        yield ConfigError("data.shuffled", what, f"add {shuffled} to tasks, or use null")
+    if mixing is None:
+        return
+    if "cls" not in tasks:
         yield ConfigError("data.mixing", f"tasks are {tasks}, without diagnoses to mix", "use mixing=none, or add cls")
+    elif "seg" in tasks and mixing["_target_"].endswith(".Mixup") and mixing.get("p") == 1:
+        what = "1 leaves next to no photograph with a mask to train on"
+        yield ConfigError("data.mixing.p", what, "give less, such as 0.5, or leave seg out of tasks")
+
+
+def _weighting_faults(tree: Node, tasks: Sequence[str]) -> Iterator[ConfigError]:
+    """Weights of tasks that the run does not train, and weights that two parts would learn."""
+    learned = getattr(find(tree["gradients"]["_target_"]), "weighs", False)
+    if learned and len(tasks) > 1 and not tree["weighting"]["_target_"].endswith(".Fixed"):
+        what = "the method of gradients learns the weights of the losses, and so would this"
+        yield ConfigError("weighting", what, "use weighting=fixed, or another method of gradients")
     known = arguments(find(tree["weighting"]["_target_"]))
     for task in set(TASKS) - set(tasks):
         # A weight left as it comes is no wish; another one is.
@@ -308,13 +331,16 @@ def _task_faults(tree: Node, tasks: Sequence[str]) -> Iterator[ConfigError]:
         yield ConfigError("weighting", "every task weighs nothing", "give one of them a weight above 0")
 
 
-def _trainer_faults(node: Node) -> Iterator[ConfigError]:
+def _trainer_faults(node: Node, keep: str) -> Iterator[ConfigError]:
     epochs, every = node.get("max_epochs"), node.get("check_val_every_n_epoch") or 1
     if not isinstance(epochs, int) or epochs < 1:
         yield ConfigError("trainer.max_epochs", f"{epochs} epochs", "give 1 or more: the schedule needs its length")
     elif every > epochs:
         what = f"{every} epochs between validations, but {epochs} in all"
         yield ConfigError("trainer.check_val_every_n_epoch", what, f"give 1 to {epochs}: the best checkpoint needs one")
+    elif keep == "last" and epochs % every:
+        what = f"{every} epochs between validations, so that the last of {epochs}, which is kept, has none"
+        yield ConfigError("trainer.check_val_every_n_epoch", what, f"give a divisor of {epochs}, or keep=best")
     for key in ("limit_train_batches", "limit_val_batches", "accumulate_grad_batches", "log_every_n_steps"):
         if node.get(key) is not None and node[key] <= 0:
             yield ConfigError(f"trainer.{key}", f"{node[key]} leaves nothing", "give null, or 1 and more")

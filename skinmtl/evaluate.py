@@ -18,6 +18,7 @@ from skinmtl.checkpoints import load as load_checkpoint
 from skinmtl.data.datamodule import DataModule
 from skinmtl.data.images import fit_mask, read_image, read_mask
 from skinmtl.errors import InputError
+from skinmtl.facts import stamps
 from skinmtl.predict import Prediction, Predictor, load_run
 from skinmtl.runs import Run
 
@@ -28,12 +29,12 @@ METADATA = ("image_id", "lesion_id", "source", "age", "sex", "localization", "dx
 
 
 def evaluate(run: Run, data_root: Path | None = None, device: str = "auto") -> dict[str, Any]:
-    """Score a run's best checkpoint on its own validation and test parts; gives what scores.json holds.
+    """Score a run's kept checkpoint on its own validation and test parts; gives what scores.json holds.
 
     Writes predictions.csv, scores.json and figures/ into the run folder.
 
     Args:
-        run: a run that has a best checkpoint.
+        run: a run that has kept a checkpoint.
         data_root: where the photographs are now; default: where they were when the run trained.
         device: as for `load_run`.
 
@@ -119,7 +120,8 @@ def _overlap(data: DataModule, prediction: Prediction, target: NDArray[np.uint8]
 def draw(run: Run, table: pd.DataFrame, predictor: Predictor, data: DataModule) -> None:
     """The figures of a run, from its table of test rows and its metrics; overlays are predicted again for a few."""
     test = table[table["split"] == "test"].reset_index(drop=True)
-    made = {"curves": figures.curves(pd.read_csv(run.path / "metrics.csv"))}
+    info = run.info()
+    made = {"curves": figures.curves(pd.read_csv(run.path / "metrics.csv"), info.get("keep", "best"))}
     if "predicted_dx" in test:
         known = test[test["dx"].notna()]
         target = known["dx"].map(data.dx_classes.index).to_numpy(dtype=np.int64)
@@ -139,7 +141,7 @@ def draw(run: Run, table: pd.DataFrame, predictor: Predictor, data: DataModule) 
     run.figures.mkdir(exist_ok=True)
     for name, figure in made.items():
         file = f"{name}.jpg" if name.startswith("gallery") else f"{name}.png"
-        figures.save(figure, run.figures / file, "LEAKY" if data.leaky else "")
+        figures.save(figure, run.figures / file, stamps(info | {"leaky": data.leaky, "synthetic": False}))
 
 
 def _pictures(rows: pd.DataFrame, predictor: Predictor, data: DataModule) -> Iterator[figures.Example]:

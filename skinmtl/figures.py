@@ -117,10 +117,11 @@ def roc(target: NDArray[np.int64], probabilities: NDArray[np.float64], classes: 
     return figure
 
 
-def curves(metrics: pd.DataFrame) -> Figure:
-    """Loss and validation scores over epochs, counted from 1; a dotted line marks the best `val/score`.
+def curves(metrics: pd.DataFrame, keep: str = "best") -> Figure:
+    """Loss and validation scores over epochs, counted from 1; a dotted line marks the epoch whose weights were kept.
 
-    The weights of the tasks' losses stand below them where they vary.
+    That is the best by `val/score`, or with `keep` last the last one. The weights of the tasks' losses stand below them
+    where they vary.
 
     Args:
         metrics: what a run logged, one row per call: `epoch` (from 0) and a column per name, empty where not logged.
@@ -146,9 +147,9 @@ def curves(metrics: pd.DataFrame) -> Figure:
         _legend_above(axes)
     score = _by_epoch(metrics, "val/score")
     if len(score):
-        best = float(score.index[int(score.to_numpy().argmax())]) + 1
+        kept = score.index[-1] if keep == "last" else score.index[int(score.to_numpy().argmax())]
         for axes in panels:
-            axes.axvline(best, color=GREY, linestyle=":", linewidth=1)
+            axes.axvline(float(kept) + 1, color=GREY, linestyle=":", linewidth=1)
     panels[-1].set_xlabel("epoch")
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure

@@ -27,6 +27,7 @@ class Gradients(nn.Module, ABC):
     """
 
     apart: ClassVar[bool] = True  # whether the method needs each task's gradient by itself, in every step
+    weighs: ClassVar[bool] = False  # whether it learns weights of the losses, so that no weighting may
 
     def __init__(self, cosine_every: Every = 50) -> None:
         super().__init__()
@@ -137,6 +138,7 @@ class GradNorm(Gradients):
     not 0.
     """
 
+    weighs = True
     weight: Tensor
     first: Tensor
 
@@ -195,13 +197,14 @@ class TaskGradients:
 
     def __init__(self, shared: nn.Module) -> None:
         self._shared = shared
+        self.held: set[nn.Parameter] = set()  # frozen for now, whether or not they are given gradients
         self._sums: list[list[Tensor | None]] = []  # by task, then by parameter
-        self._losses: list[Tensor] = []  # (T,) of each batch
+        self._losses: list[tuple[Tensor, Tensor]] = []  # (T,) of each batch, and of how many labelled photographs
 
     def __bool__(self) -> bool:
         return bool(self._sums)
 
-    def backward(self, loss: Tensor, terms: Sequence[Tensor], losses: Tensor) -> None:
+    def backward(self, loss: Tensor, terms: Sequence[Tensor], losses: Tensor, labelled: Tensor) -> None:
         """Backward passes through each term of `loss`: one through each head, one for each task through the rest.
 
         Whatever the loss was multiplied by since its terms were added up, for float16 or as one of several batches,
@@ -217,7 +220,7 @@ class TaskGradients:
             sums[task] = [parameter.grad for parameter in parameters]
         _put(parameters, [None] * len(parameters))
         self._sums = sums
-        self._losses.append(losses)
+        self._losses.append((losses, labelled))
 
     def measure(self, loss: Tensor, terms: Sequence[Tensor]) -> None:
         """The same gradients on the shared parameters, leaving every `.grad` and the graph of `loss` as they are."""
@@ -236,7 +239,7 @@ class TaskGradients:
             return
         own = {id(parameter) for parameter in self._parameters()}
         rest = [other.grad for other in others if id(other) not in own]
-        gradients = [g for g in chain(*self._sums, rest, self._losses) if g is not None]
+        gradients = [g for g in chain(*self._sums, rest) if g is not None]
         # One message for all of them.
         mean = ranks.mean(torch.cat([gradient.flatten() for gradient in gradients]))
         parts = mean.split([gradient.numel() for gradient in gradients])  # type: ignore[no-untyped-call]
@@ -245,7 +248,7 @@ class TaskGradients:
 
     def inner(self) -> Tensor:
         """(T, T) float64 inner products of the tasks' gradients."""
-        device = self._losses[0].device if self._losses else next(self._shared.parameters()).device
+        device = self._losses[0][0].device if self._losses else next(self._shared.parameters()).device
         values = torch.zeros(len(self._sums), len(self._sums), dtype=torch.float64, device=device)
         for i, first in enumerate(self._sums):
             for j, second in enumerate(self._sums[i:], i):
@@ -256,8 +259,9 @@ class TaskGradients:
         return values
 
     def losses(self) -> Tensor:
-        """(T,) mean losses of the step's batches."""
-        return torch.stack(self._losses).mean(0)
+        """(T,) mean losses of the step's labelled photographs; 0 where a task has none."""
+        losses, labelled = (torch.stack(values) for values in zip(*self._losses, strict=True))
+        return (losses * labelled).sum(0) / labelled.sum(0).clamp(min=1)
 
     def combine(self, coefficients: Tensor) -> None:
         """Give the shared parameters the sum of their gradients times (T,) coefficients, which uses these up."""
@@ -272,7 +276,7 @@ class TaskGradients:
         self._sums, self._losses = [], []
 
     def _parameters(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self._shared.parameters() if parameter.requires_grad]
+        return [p for p in self._shared.parameters() if p.requires_grad and p not in self.held]
 
 
 def _put(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> None:

@@ -8,7 +8,7 @@ from torchmetrics import Metric
 
 
 class Means(Metric):
-    """Means of several values over batches, each batch counted by its images."""
+    """Means of several values over batches, each batch counted by the images that a value is of."""
 
     total: Tensor
     images: Tensor
@@ -16,17 +16,17 @@ class Means(Metric):
 
     def __init__(self, values: int) -> None:
         super().__init__()
-        self.add_state("total", torch.zeros(values), dist_reduce_fx="sum")
-        self.add_state("images", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros(values, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros(values, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, values: Tensor, images: int) -> None:
-        """Count the (V,) values of a batch."""
-        self.total += values * images
+    def update(self, values: Tensor, images: Tensor) -> None:
+        """Count the (V,) values of a batch, means over (V,) images each."""
+        self.total += values.double() * images
         self.images += images
 
     def compute(self) -> Tensor:
-        """(V,) means; zero before any batch."""
-        return self.total / self.images.clamp(min=1)
+        """(V,) means; zero where no image has been counted."""
+        return (self.total / torch.where(self.images > 0, self.images, 1.0)).float()
 
 
 class ImageDice(Metric):

@@ -94,13 +94,18 @@ class MultiTaskModule(pl.LightningModule):
         for name, task in self.tasks.items():
             task.count(self.metrics[f"{stage}_metrics"][name], logits[name].detach(), batch)  # type: ignore[index,operator]
         values = torch.stack([loss, *losses.values()]).detach()
+        labelled = [task.labelled(batch).sum() for task in self.tasks.values()]  # type: ignore[operator]
+        counts = torch.stack([torch.full_like(labelled[0], len(batch["index"])), *labelled])
+        if stage == "train":
+            # Of the losses of several processes the mean is that of all their photographs; one by itself says nothing.
+            values, counts = ranks.mean(torch.cat([values, counts])).chunk(2)
         finite = bool(torch.isfinite(values).all())
         if finite:  # else one batch would be all that an epoch's means show
-            self.means[f"{stage}_means"].update(values, len(batch["index"]))  # type: ignore[operator]
+            self.means[f"{stage}_means"].update(values, counts)  # type: ignore[operator]
         if stage == "train":
             self.step_is_finite = finite
-            self._terms, self._losses = list(terms.values()), values[1:]  # for the backward pass
-            self.means["weights"].update(self._weights(), len(batch["index"]))  # type: ignore[operator]
+            self._terms, self._losses = list(terms.values()), (values[1:], counts[1:])  # for the backward pass
+            self.means["weights"].update(self._weights(), counts[0])  # type: ignore[operator]
             self._log_step(values)
         return loss
 
@@ -111,13 +116,12 @@ class MultiTaskModule(pl.LightningModule):
         return torch.stack(list(self.gradients.weigh(tensors).values()))
 
     def _log_step(self, values: Tensor) -> None:
-        # Of the losses of several processes the mean is that of all their photographs; one by itself says nothing.
-        steps = dict(zip(self._loss_keys("step"), ranks.mean(values), strict=True))
+        steps = dict(zip(self._loss_keys("step"), values, strict=True))
         steps["step/lr"] = torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"])
         self.log_dict(steps, on_step=True, on_epoch=False)
 
     def _log_means(self, stage: str) -> None:
-        """Log an epoch's losses over all photographs of all processes."""
+        """Log an epoch's losses, each over the photographs of all processes that have its target."""
         mean: Means = self.means[f"{stage}_means"]  # type: ignore[assignment]
         means = dict(zip(self._loss_keys(stage), mean.compute(), strict=True))
         mean.reset()
@@ -167,7 +171,7 @@ class MultiTaskModule(pl.LightningModule):
         """One backward pass, or one for each task where the method wants their gradients apart."""
         terms, self._terms = self._terms, []
         if self.gradients.apart:
-            self._by_task.backward(loss, terms, self._losses)
+            self._by_task.backward(loss, terms, *self._losses)
             return
         if self._looks():
             self._by_task.measure(loss, terms)
@@ -204,6 +208,10 @@ class MultiTaskModule(pl.LightningModule):
         if apart:
             by_task.combine(self.gradients.combine(inner, by_task.losses()))
         by_task.forget()
+
+    def hold(self, parameters: set[nn.Parameter]) -> None:
+        """Leave these parameters of the encoder out when the tasks' gradients are compared: they take no step."""
+        self._by_task.held = parameters
 
     def _looks(self) -> bool:
         """Whether this step is one whose cosine is logged."""

@@ -47,17 +47,21 @@ CAPTIONS = {
     "outlines that failed.",
     "reliability": "Reliability. {n} Images in ten steps of the predicted class's probability: how often it is right. "
     "On the dotted line a probability means what it says.",
-    "curves": "Losses and validation scores while training. The dotted line marks the best validation score: "
-    "the weights of that epoch are scored here.",
+    "curves": "Losses and validation scores while training. The weights of the epoch at the dotted line are those "
+    "that are scored here.",
 }
 GALLERIES = {
     "gallery_worst": "Lowest Dice. {n} Failures, and sometimes doubtful true masks.",
     "gallery_typical": "Dice nearest the median. {n} What an ordinary outline looks like.",
     "gallery_best": "Highest Dice. {n} Chosen by the score, so they show nothing but the best case.",
 }
+CHOSEN = {
+    "best": "Test photographs took no part in training, nor in the choice of the epoch. Validation photographs chose "
+    "the epoch, so their scores lean to the bright side.",
+    "last": "Test and validation photographs took no part in training. No epoch was chosen: these are the last one's "
+    "weights.",
+}
 HOW_TO_READ = (
-    "Test photographs took no part in training, nor in the choice of the epoch. Validation photographs chose the "
-    "epoch, so their scores lean to the bright side.",
     "An interval says how far a score would move had other lesions been sampled. A lesion's photographs are alike, so "
     "whole lesions are resampled, never single photographs.",
     "Balanced accuracy is the mean sensitivity over the classes: each counts the same, however rare. Always guessing "
@@ -105,7 +109,7 @@ def write_run_report(folder: Path) -> Path:
         _split(info),
         _training(info),
         _config(run),
-        page.section("How to read this page", page.bullets(HOW_TO_READ)),
+        page.section("How to read this page", page.bullets((CHOSEN[info.get("keep", "best")], *HOW_TO_READ))),
         page.section("Not provided", page.bullets(NOT_PROVIDED)),
     ]
     write_text(out := run.path / "report.html", page.page(title, parts))
@@ -310,7 +314,7 @@ def _training(info: Mapping[str, Any]) -> str:
         ("seed", said(info.get("seed"))),
         ("size, height × width", " × ".join(map(str, info.get("size") or [NOT_RECORDED]))),
         ("parameters", f"{info['parameters']:,}" if info.get("parameters") else NOT_RECORDED),
-        ("best epoch", said(info.get("best_epoch"))),
+        (f"{info.get('keep', 'best')} epoch, whose weights are kept", said(info.get("best_epoch"))),
         ("validation score", said(info.get("score"))),
         *((f"seconds, {key}", said(value)) for key, value in (seconds or {"total": None}).items()),
         ("training images per second", NOT_RECORDED if rate is None else f"{rate:.1f}"),

@@ -105,11 +105,42 @@ class Difference:
         return f"{self.value:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
 
 
-def reached(name: str, jobs: Sequence[Job]) -> Setting:
-    """Score the finished runs of a setting."""
-    done = [job for job in jobs if job.status == "finished" and job.run.predictions_file.is_file()]
-    tables, unit = _replicates(done)
-    return Setting(name, unit, [_scored(*each) for each in tables])
+def all_reached(named: Sequence[tuple[str, Sequence[Job]]]) -> list[Setting]:
+    """Score the finished runs of settings that are to be compared: folds are pooled in all of them or in none."""
+    done = [(name, [job for job in jobs if _is_done(job)]) for name, jobs in named]
+    tables = [(name, [(job, _test(job)) for job in jobs]) for name, jobs in done]
+    pooled = all(_whole(each) for _, each in tables if each)
+    return [_reached(name, each, pooled) for name, each in tables]
+
+
+def _is_done(job: Job) -> bool:
+    return job.status == "finished" and job.run.predictions_file.is_file()
+
+
+def _reached(name: str, tables: Sequence[tuple[Job, pd.DataFrame]], pooled: bool) -> Setting:
+    if not tables:
+        return Setting(name, "none finished", [])
+    if not pooled:
+        return Setting(name, "run (seed and fold)", [_scored(job.seed, job.fold, table) for job, table in tables])
+    seeds = [pd.concat([table for job, table in tables if job.seed == seed]) for seed in _seeds(tables)]
+    both = zip(_seeds(tables), seeds, strict=True)
+    replicates = [_scored(seed, None, table.sort_values("image_id", ignore_index=True)) for seed, table in both]
+    return Setting(name, f"seed, {len(tables) // len(seeds)} folds pooled", replicates)
+
+
+def _seeds(tables: Sequence[tuple[Job, pd.DataFrame]]) -> list[object]:
+    return list(dict.fromkeys(job.seed for job, _ in tables))
+
+
+def _whole(tables: Sequence[tuple[Job, pd.DataFrame]]) -> bool:
+    """Whether every seed has all of its folds, so that each photograph is tested once."""
+    for seed in _seeds(tables):
+        mine = [(job, table) for job, table in tables if job.seed == seed]
+        wanted = sorted(map(str, range(dig(mine[0][0].info, "split", "folds", default=0))))
+        together = pd.concat([table["image_id"] for _, table in mine])
+        if sorted(str(job.fold) for job, _ in mine) != wanted or len(mine) < 2 or together.duplicated().any():
+            return False
+    return True
 
 
 def difference(one: Setting, other: Setting, score: str) -> Difference | None:
@@ -137,22 +168,6 @@ def difference(one: Setting, other: Setting, score: str) -> Difference | None:
 def _with_interval(value: float, draws: Floats, pairs: tuple[float, ...]) -> Difference:
     low, high = np.nanpercentile(draws, [2.5, 97.5])
     return Difference(value, float(low), float(high), pairs)
-
-
-def _replicates(jobs: Sequence[Job]) -> tuple[list[tuple[object, object, pd.DataFrame]], str]:
-    """Seed, fold and table of test photographs of each replicate, and what a replicate is."""
-    if not jobs:
-        return [], "none finished"
-    tables = [(job, _test(job)) for job in jobs]
-    pooled: list[tuple[object, object, pd.DataFrame]] = []
-    for seed in dict.fromkeys(job.seed for job in jobs):
-        mine = [(job, table) for job, table in tables if job.seed == seed]
-        folds, together = sorted(str(job.fold) for job, _ in mine), pd.concat([table for _, table in mine])
-        whole = sorted(map(str, range(dig(mine[0][0].info, "split", "folds", default=0))))
-        if folds != whole or len(folds) < 2 or together["image_id"].duplicated().any():
-            return [(job.seed, job.fold, table) for job, table in tables], "run (seed and fold)"
-        pooled.append((seed, None, together.sort_values("image_id", ignore_index=True)))
-    return pooled, f"seed, {len(tables) // len(pooled)} folds pooled"
 
 
 def _test(job: Job) -> pd.DataFrame:

@@ -29,6 +29,11 @@ class Task(nn.Module, ABC):
         loss: Tensor = self.loss(logits, batch)
         return loss
 
+    @staticmethod
+    @abstractmethod
+    def labelled(batch: Batch) -> Tensor:
+        """Which samples have the target, (B,) bool."""
+
     @abstractmethod
     def metric(self) -> ImageDice | Confusion:
         """A fresh counter; its `compute()` gives the task's scores by name."""
@@ -52,11 +57,15 @@ class Segmentation(Task):
     name = "seg"
     score = "mean_image_dice"
 
+    @staticmethod
+    def labelled(batch: Batch) -> Tensor:
+        return batch["has_mask"]
+
     def metric(self) -> ImageDice:
         return ImageDice(len(self.classes))
 
     def count(self, metric: ImageDice | Confusion, logits: Tensor, batch: Batch) -> None:
-        has = batch["has_mask"]
+        has = self.labelled(batch)
         metric.update(self.read(self.probabilities(logits))[has], batch["mask"][has])
 
     @staticmethod
@@ -85,11 +94,15 @@ class Diagnosis(Task):
         other = super().forward(logits, {**batch, "dx": batch["dx_other"]})
         return batch["share"] * own + (1 - batch["share"]) * other
 
+    @staticmethod
+    def labelled(batch: Batch) -> Tensor:
+        return batch["dx"] >= 0
+
     def metric(self) -> Confusion:
         return Confusion(len(self.classes))
 
     def count(self, metric: ImageDice | Confusion, logits: Tensor, batch: Batch) -> None:
-        has = batch["dx"] >= 0
+        has = self.labelled(batch)
         metric.update(logits[has].argmax(1), batch["dx"][has])
 
     @staticmethod

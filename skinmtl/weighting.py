@@ -19,7 +19,7 @@ class Weighting(nn.Module, ABC):
     """sum_i w_i L_i over the tasks of a run; each weighting says what w_i is, and how it moves.
 
     What it remembers stands in buffers or parameters, so that a run goes on with it. Only the training moves it: a
-    validation takes the weights as they are. With one task there is nothing to weigh, and w is 1.
+    validation takes the weights as they are. With one task there is nothing to learn, and a learned w is 1.
     """
 
     def forward(self, losses: Mapping[str, Tensor]) -> Tensor:
@@ -39,7 +39,15 @@ class Weighting(nn.Module, ABC):
         """Before a training step: `chance` is a hash of the run's seed and the step, the same in every process."""
 
     def end_epoch(self, losses: Mapping[str, Tensor]) -> None:
-        """After an epoch and its validation: mean training losses over the photographs of all processes."""
+        """After an epoch and its validation: mean training losses over the labelled photographs of all processes."""
+
+
+def seen(losses: Tensor) -> Tensor:
+    """Which of the (T,) losses are of labelled photographs, here or while training in any process, (T,) bool.
+
+    A loss without one is exactly 0.
+    """
+    return (ranks.mean(losses) if torch.is_grad_enabled() else losses) != 0
 
 
 class Fixed(Weighting):
@@ -58,7 +66,8 @@ class Uncertainty(Weighting):
     """sum_i exp(-s_i) L_i + s_i / 2, with s_i = log sigma_i^2 learned beside the network, one for each task.
 
     Kendall et al. 2018, arXiv:1705.07115, in its form for classification, L / sigma^2 + log sigma, which a pixel's
-    class is, too. s starts at 0, all weights 1; with L held it rests at w = 1 / (2 L). It takes no weight decay.
+    class is, too. s starts at 0, all weights 1; with L held it rests at w = 1 / (2 L). It takes no weight decay. A step
+    without a labelled photograph of a task says nothing of its s.
     """
 
     def __init__(self, *, tasks: Sequence[str]) -> None:
@@ -68,8 +77,9 @@ class Uncertainty(Weighting):
 
     def terms(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weighted losses, and what keeps the variances from growing."""
-        pairs = zip(self._tasks, self.log_variance.unbind(), strict=True)
-        return {task: torch.exp(-s) * losses[task] + s / 2 for task, s in pairs}
+        known = seen(torch.stack([losses[task].detach() for task in self._tasks]))
+        rows = zip(self._tasks, self.log_variance.unbind(), known, strict=True)
+        return {task: torch.exp(-s) * losses[task] + torch.where(has, s / 2, 0.0) for task, s, has in rows}
 
     def weights(self) -> Mapping[str, float | Tensor]:
         """exp(-s) of each task."""
@@ -112,9 +122,9 @@ class DWA(_Kept):
     def end_epoch(self, losses: Mapping[str, Tensor]) -> None:
         """Take the next epoch's weights from the mean losses of this one."""
         now = self._row(losses)
-        ratio = torch.where(self.before > 0, now / self.before, 1.0)
+        ratio = torch.where((self.before > 0) & (now > 0), now / self.before, 1.0)
         self.weight.copy_(len(now) * torch.softmax(ratio / self.temperature, 0))
-        self.before.copy_(now)
+        self.before.copy_(torch.where(now > 0, now, self.before))
 
 
 class Geometric(_Kept):

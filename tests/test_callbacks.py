@@ -25,7 +25,7 @@ def epochs(freeze: Freeze, count: int, world_size: int = 1, own: tuple[str, ...]
     """
     torch.manual_seed(0)
     kinds = {"tasks": ("seg", "cls"), "mask_classes": 2, "dx_classes": 3, "size": (16, 16)}
-    module: Any = SimpleNamespace(network=MultiTaskNet("unet", ConvPool(2, 4), **kinds))  # type: ignore[arg-type]
+    module: Any = SimpleNamespace(hold=lambda held: None, network=MultiTaskNet("unet", ConvPool(2, 4), **kinds))  # type: ignore[arg-type]
     network = module.network
     for name in own:
         network.encoder.get_parameter(name).requires_grad_(False)

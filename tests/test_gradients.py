@@ -195,7 +195,7 @@ def test_each_head_is_passed_once_and_the_encoder_once_a_task() -> None:
     batch = photographs(4)
     terms = terms_of(network, batch)
     apart = TaskGradients(network.encoder)
-    apart.backward(sum(terms.values()), list(terms.values()), torch.ones(2))
+    apart.backward(sum(terms.values()), list(terms.values()), torch.ones(2), torch.ones(2))
     assert passes == {"encoder": 2, "mask_head": 1, "class_head": 1}
 
     for i, name in enumerate(TASKS):

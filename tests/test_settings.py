@@ -15,7 +15,13 @@ from sklearn.metrics import balanced_accuracy_score
 from skinmtl.answer import sharing, study_report
 from skinmtl.jobs import Job, read_jobs
 from skinmtl.runs import Run
-from skinmtl.settings import Difference, Setting, difference, reached
+from skinmtl.settings import Difference, Setting, all_reached, difference
+
+
+def reached(name: str, jobs: list[Job]) -> Setting:
+    (setting,) = all_reached([(name, jobs)])
+    return setting
+
 
 PLACES = [(seed, fold) for seed in (0, 1) for fold in (0, 1)]
 

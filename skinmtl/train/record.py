@@ -65,6 +65,7 @@ def _attempt(nodes: Mapping[str, Any], folder: Path, world_size: int) -> dict[st
         "seed": nodes["seed"],
         "tasks": list(nodes["tasks"]),
         "test_time_flips": nodes["test_time_flips"],
+        "keep": nodes["keep"],
     }
 
 

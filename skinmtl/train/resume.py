@@ -138,6 +138,7 @@ def start_from(parent: Run, module: MultiTaskModule, data: DataModule, here: Run
     # run's photographs alone.
     unknown = bool((seen["group"] == "").any()) and data.data_hash != facts["data_hash"]
     data.leaky = data.leaky or unknown or bool(parent.info().get("leaky"))
+    data.shuffled = data.shuffled or dig(parent.info(), "shuffled") or None
     try:
         module.network.load_state_dict(network_state(checkpoint["state_dict"]))
     except RuntimeError as error:
