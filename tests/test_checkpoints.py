@@ -660,7 +660,9 @@ def test_a_save_that_fails_at_any_step_leaves_sound_checkpoints(
     failed = 0
     for last in range(1, 100):
         shutil.copytree(tmp_path / "0", folder := tmp_path / str(last))
-        calls, writer = 0, SafeCheckpointIO()
+        calls, writer = -1000, SafeCheckpointIO()
+        writer.save_checkpoint(state(2), folder / LAST)
+        calls = 0
         try:
             writer.save_checkpoint(state(3), folder / LAST)
         except ResourceError as error:
@@ -671,7 +673,7 @@ def test_a_save_that_fails_at_any_step_leaves_sound_checkpoints(
         if calls < last:
             break
         writer.save_checkpoint(state(4), folder / LAST)  # negative control: the same writer, once that is mended
-        assert load(newest(folder))["epoch"] == 4 and strays(folder) == []
+        assert load(folder / LAST)["epoch"] == 4 and load(folder / PREVIOUS) and strays(folder) == []
         assert set(json.loads((folder / RECORD).read_text())) == {path.name for path in folder.glob("*.ckpt")}
     assert failed > 8
 
