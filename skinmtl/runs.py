@@ -46,7 +46,7 @@ class Run:
     seen.csv            what its weights have seen beside that: of further sources, and of the run that it started from
     split.json          its certificate: sizes and class shares of each part, what was merged, that nothing is torn
     metrics.csv         one row per epoch and stage
-    checkpoints/        best.ckpt, last.ckpt
+    checkpoints/        best.ckpt, last.ckpt and the one before it, last.previous.ckpt; sha256.json vouches for them
     predictions.csv, scores.json, figures/, report.html
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from training import CONF, compose
 
-from skinmtl import config
+from skinmtl import config, door
 from skinmtl.constructors import ALLOW
 from skinmtl.errors import ConfigError, Faults
 from skinmtl.tasks import TASKS
@@ -26,7 +27,17 @@ from skinmtl.train import calm, run
 
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 GROUPS = ("augment", "callbacks", "data", "logger", "loss/seg", "model", "optim", "sampler", "schedule", "trainer")
-GROUPS += ("model/encoder", "model/head", "loss/cls", "weighting", "gradients", "diagnoses", "mask_classes", "mixing")
+GROUPS += (
+    "model/encoder",
+    "model/head",
+    "loss/cls",
+    "weighting",
+    "gradients",
+    "diagnoses",
+    "mask_classes",
+    "mixing",
+    "arm",
+)
 OPTIONS = [f"{g}={f.stem}" for g in GROUPS for f in sorted((CONF / g).glob("*.yaml"))]
 OPTIONS = [
     option for option in OPTIONS if not option.endswith("=none") and option not in ("trainer=gpu", "trainer=ddp")
@@ -167,6 +178,9 @@ MISTAKES: list[tuple[str, object, str]] = [
     ("trainer.max_epochs", 0, "trainer.max_epochs: 0 epochs"),
     ("trainer.max_epochs", None, "trainer.max_epochs: None epochs"),
     ("trainer.check_val_every_n_epoch", 99, "trainer.check_val_every_n_epoch: 99 epochs between validations, but 30"),
+    ("keep", "first", "keep: 'first' does not fit"),
+    ("save_every", 0, "save_every: 0 does not fit"),
+    ("data.shuffled", "mask", "data.shuffled: 'mask' does not fit"),
     ("trainer.limit_val_batches", 0, "trainer.limit_val_batches: 0 leaves nothing"),
     ("trainer.accelerator", "gpuu", "trainer.accelerator: 'gpuu' is refused"),
     ("trainer.devices", 0, "trainer.devices: "),
@@ -383,3 +397,59 @@ def test_the_scores_that_may_be_watched_are_those_that_tasks_compute() -> None:
             computed = task(torch.nn.Identity(), ("a", "b")).metric().compute()
         assert {"loss", *computed} == set(config.SCORES[name])
     assert set(TASKS) == set(config.TASKS)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["data.shuffled=cls", "arm=mask"], "data.shuffled: cls, but tasks are ['seg']"),
+        (["mixing=mixup", "data.mixing.p=1"], "data.mixing.p: 1 leaves next to no photograph with a mask"),
+        (["gradients=gradnorm", "weighting=uncertainty"], "weighting: the method of gradients learns the weights"),
+        (
+            ["keep=last", "trainer.max_epochs=5", "trainer.check_val_every_n_epoch=3"],
+            "3 epochs between validations, so",
+        ),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused(words: list[str], says: str) -> None:
+    with pytest.raises(Faults, match=re.escape(says)):
+        config.check(compose(["data=synthetic", *words]), run)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["data.shuffled=cls", "arm=diagnosis"],
+        ["mixing=mixup", "data.mixing.p=1", "arm=diagnosis"],
+        ["mixing=cutmix", "data.mixing.p=1"],
+        ["gradients=gradnorm", "weighting=uncertainty", "arm=mask"],
+        ["keep=last", "trainer.max_epochs=6", "trainer.check_val_every_n_epoch=3"],
+    ],
+)
+def test_their_like_that_do_are_not(words: list[str]) -> None:
+    config.check(compose(["data=synthetic", *words]), run)
+
+
+@pytest.mark.parametrize(
+    "study", [study for study in STUDIES if "keep: last" in (CONF / "study" / f"{study}.yaml").read_text()]
+)
+def test_runs_of_as_many_steps_are_not_stopped_early_by_a_score(study: str) -> None:
+    stopping = compose([f"study={study}"]).callbacks.early_stopping
+    # leak_gap trains each of its runs until it knows its photographs by heart.
+    assert stopping is None or (study == "leak_gap" and stopping.monitor == "train/cls/accuracy")
+
+
+def test_every_key_that_help_names_can_be_set() -> None:
+    keys = {word.removesuffix("=") for words in door.KEYS for word in words.split()}
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()}
+    cfg = compose(["data=synthetic"])
+    for key in {key for key in keys - groups if not any(sign in key for sign in "/<")}:
+        assert OmegaConf.select(cfg, key, default="missing") != "missing", key
+
+
+@pytest.mark.parametrize(
+    "experiment", ["resnet18_unet", "demo", "trimap_malignancy", "resnet18_fpn", "resnet18_unetplusplus"]
+)
+@pytest.mark.parametrize(("model", "encoder"), [("shared_cnn", "ConvPool"), ("resnet_unet_deeplab", "resnet34")])
+def test_a_network_by_its_name_is_that_network(experiment: str, model: str, encoder: str) -> None:
+    assert encoder in str(compose([f"model={model}"], experiment).model.encoder)

@@ -411,6 +411,20 @@ def test_a_run_of_the_real_network_logs_its_weights_and_its_cosine(synthetic_roo
 
 # ---- Two processes ----
 
+
+def half_held(name: str) -> Any:  # noqa: ANN401
+    """A module of whose encoder the first parameter is held still, though it is given gradients."""
+    one = module(gradients=make(name))
+    first = next(one.network.encoder.parameters())
+    one.hold({first})
+
+    def forget(*_: object) -> None:
+        first.grad = None
+
+    one.on_before_optimizer_step = forget  # type: ignore[method-assign]
+    return one
+
+
 LABELS = {"masks": (1, 1, 1, 1, 0, 0, 1, 0), "diagnoses": (1, 1, 1, 1, 0, 1, 0, 0)}  # four and two, four and one
 TOGETHER = {
     **{name: partial(module, gradients=make(name)) for name in METHODS},
@@ -418,6 +432,7 @@ TOGETHER = {
     "uncertainty and pcgrad": partial(module, Uncertainty(tasks=TASKS), PCGrad(cosine_every=1)),
     "geometric": partial(module, Geometric(tasks=TASKS)),
     "geometric and cagrad": partial(module, Geometric(tasks=TASKS), CAGrad()),
+    **{f"held and {name}": partial(half_held, name) for name in ("gradnorm", "mgda")},
 }
 
 

@@ -87,6 +87,28 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     assert steps_of(tmp_path) == after
 
 
+def test_where_the_last_checkpoint_is_damaged_the_one_before_it_is_gone_on_from(
+    synthetic_root: Path, tmp_path: Path, whole: Whole, capfd: pytest.CaptureFixture[str]
+) -> None:
+    now = [*QUICK, OFTEN]
+    assert forked(tmp_path / "run", synthetic_root, now, at("training_step", 15, kill)) == 128 + signal.SIGKILL
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    last.write_bytes(content)
+    again = [*now, f"resume={tmp_path / 'run'}"]
+    assert forked(tmp_path / "again", synthetic_root, again, counted(tmp_path / "steps")) == 0
+    said = capfd.readouterr().err
+    assert "last.ckpt" in said and "last.previous.ckpt" in said
+    same(Run(tmp_path / "run"), whole())
+    assert steps_of(tmp_path) == 17
+    # Where neither is sound, nothing begins again as if there had been nothing.
+    for path in last.parent.glob("last*.ckpt"):
+        path.write_bytes(b"lost")
+    Run(tmp_path / "run").update({"status": "interrupted", "trained": False})
+    assert forked(tmp_path / "third", synthetic_root, again, nothing) == 2
+
+
 def test_five_kills_in_one_run_leave_no_trace(synthetic_root: Path, tmp_path: Path, whole: Whole) -> None:
     now = [*QUICK, OFTEN, EMA]
     moments = [("training_step", 3), ("on_train_batch_start", 9), ("validation_step", 1), ("training_step", 4)]

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from layouts import write_mirror, write_task1
-from training import compose, train
+from training import train
 
 import skinmtl
 from skinmtl import checkpoints, cli, config
@@ -454,11 +454,6 @@ def mirror(source: Path, root: Path) -> None:
     table = pd.read_csv(source / "HAM10000_metadata.csv")
     onehot = pd.get_dummies(table["dx"].str.upper()).astype(float)
     pd.concat([table["image_id"].rename("image"), onehot], axis=1).to_csv(root / "GroundTruth.csv", index=False)
-
-
-def test_a_network_by_its_name_is_that_network() -> None:
-    cfg = compose(["model=shared_cnn"])
-    assert cfg.model.arch == "upsample" and cfg.model.encoder._target_.endswith(".ConvPool")
 
 
 def test_a_network_that_names_no_shared_part_is_refused_by_what_looks_at_it(

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from skinmtl import ranks
+from skinmtl.checkpoints import LAST, PREVIOUS, newest
 from skinmtl.checkpoints import load as load_checkpoint
 from skinmtl.data import duplicates
 from skinmtl.data.datamodule import DataModule
@@ -40,11 +41,17 @@ class Start:
 
 
 def beginning(here: Run, init_from: str | None, allow_change: bool) -> Start:
-    """What the folder of a run says of where it stands; a fresh one says nothing."""
+    """What the folder of a run says of where it stands; a fresh one says nothing.
+
+    Raises:
+        InputError: it was saved, and no checkpoint is sound.
+    """
     if not here.info_file.exists():
         return Start(init_from, None, trained=False, resumed=False, allow_change=allow_change)
     given = here.config().get("init_from")  # of the command that began it
-    checkpoint = here.checkpoint("last") if has_last(here) else None
+    folder = here.path / "checkpoints"
+    saved = any((folder / name).exists() for name in (LAST, PREVIOUS))
+    checkpoint = newest(folder) if saved else None  # none before the first save: it begins again
     trained = bool(here.info().get("trained"))
     return Start(given, checkpoint, trained, resumed=True, allow_change=allow_change)
 
@@ -100,11 +107,6 @@ def _goes_on(run: Run, config: Mapping[str, Any]) -> bool:
         return stopped and _differences(run, config) == []
     except (SkinmtlError, KeyError, YAMLError, OmegaConfBaseException):  # a neighbour that cannot be read
         return False
-
-
-def has_last(run: Run) -> bool:
-    """Whether a run has a checkpoint to go on from."""
-    return (run.path / "checkpoints" / "last.ckpt").is_file()
 
 
 def _differences(run: Run, config: Mapping[str, Any]) -> list[str]:
