@@ -28,6 +28,7 @@ class Replicate:
     fold: object
     images: tuple[str, ...]
     lesions: int
+    classes: dict[str, tuple[str, ...]]  # by score: what its task told apart
     values: dict[str, float]
     draws: dict[str, Floats]  # (DRAWS,) under resampled lesions, the same ones for every replicate of a fold
 
@@ -144,7 +145,7 @@ def _whole(tables: Sequence[tuple[Job, pd.DataFrame]]) -> bool:
 
 
 def difference(one: Setting, other: Setting, score: str) -> Difference | None:
-    """`one` minus `other`; None where either lacks the score or nothing can be resampled."""
+    """`one` minus `other`; None where either lacks the score, they tell other classes apart, or nothing is resampled."""
     theirs = {each.key: each for each in other.replicates}
     both = [
         (mine, theirs[mine.key])
@@ -152,6 +153,8 @@ def difference(one: Setting, other: Setting, score: str) -> Difference | None:
         if mine.key in theirs and mine.images == theirs[mine.key].images
     ]
     if score not in one.scores or score not in other.scores or (one._parts() is None and both):
+        return None
+    if one.replicates[0].classes[score] != other.replicates[0].classes[score]:
         return None
     if both:
         pairs = tuple(a.values[score] - b.values[score] for a, b in both)
@@ -178,8 +181,11 @@ def _test(job: Job) -> pd.DataFrame:
 def _scored(seed: object, fold: object, table: pd.DataFrame) -> Replicate:
     # By fold, so that one fold's draws say nothing of another's.
     sample = Sample.of(table, dx_classes(table), DRAWS, seed=int(str(fold)) if str(fold).isdigit() else 0)
-    scores = {name: score for task in sample.scores(mask_classes(table)).values() for name, score in task.items()}
+    tasks = sample.scores(mask_classes(table))
+    scores = {name: score for task in tasks.values() for name, score in task.items()}
+    told = {"seg": tuple(mask_classes(table)), "cls": tuple(dx_classes(table))}
+    classes = {name: told[task] for task, names in tasks.items() for name in names}
     values = {name: float(scores[name](sample.once)[0]) for name in SCORES if name in scores}
     values = {name: value for name, value in values.items() if np.isfinite(value)}
     draws = {name: sample.drawn(scores[name]) for name in values}
-    return Replicate(seed, fold, tuple(table["image_id"]), sample.lesions, values, draws)
+    return Replicate(seed, fold, tuple(table["image_id"]), sample.lesions, classes, values, draws)

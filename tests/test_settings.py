@@ -130,6 +130,20 @@ def test_different_photographs_are_resampled_by_themselves(tmp_path: Path) -> No
     assert gap.high - gap.low == pytest.approx(np.hypot(*widths), rel=0.1)
 
 
+def test_scores_of_other_classes_are_not_compared(tmp_path: Path) -> None:
+    seven, two = (jobs(tmp_path / name, 1.0, [(0, 0)]) for name in ("seven", "two"))
+    table = pd.read_csv(two[0].run.predictions_file)
+    ill = ["akiec", "bcc", "mel"]
+    risk = table[[f"prob_{name}" for name in ill]].sum(axis=1)
+    table = table.loc[:, ~table.columns.str.startswith("prob_")].assign(prob_benign=1 - risk, prob_malignant=risk)
+    named = {True: "malignant", False: "benign"}
+    table = table.assign(dx=table["dx"].isin(ill).map(named), predicted_dx=(risk > 0.5).map(named))
+    table.to_csv(two[0].run.predictions_file, index=False)
+    one, other = all_reached([("seven", seven), ("two", two)])
+    assert difference(one, other, "balanced_accuracy") is None
+    assert difference(one, other, "mean_image_dice") is not None, "the masks' classes are the same"
+
+
 # --- arms -------------------------------------------------------------------------------------------------------------
 
 
