@@ -145,7 +145,7 @@ def _whole(tables: Sequence[tuple[Job, pd.DataFrame]]) -> bool:
 
 
 def difference(one: Setting, other: Setting, score: str) -> Difference | None:
-    """`one` minus `other`; None where either lacks the score, they tell other classes apart, or nothing is resampled."""
+    """`one` minus `other`; None where either lacks the score, they tell other classes apart, or none is resampled."""
     theirs = {each.key: each for each in other.replicates}
     both = [
         (mine, theirs[mine.key])

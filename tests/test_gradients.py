@@ -123,10 +123,13 @@ def test_of_two_gradients_upgrad_takes_half_of_pcgrad() -> None:
 
 @pytest.mark.parametrize("name", REFERENCES)
 def test_torchjd_agrees(name: str) -> None:
-    aggregation = pytest.importorskip("torchjd.aggregation")
+    from torchjd import aggregation
+
+    if (
+        name == "cagrad"
+    ):  # torchjd solves a convex program for it; ours is held to `cagrad` above, a search, in any case
+        pytest.importorskip("cvxpy")
     made = {"pcgrad": "PCGrad", "upgrad": "UPGrad", "mgda": "MGDA", "cagrad": "CAGrad"}[name]
-    if not hasattr(aggregation, made):
-        pytest.skip(f"torchjd has no {made} without further packages")
     method = getattr(aggregation, made)(**({"c": 0.4} if name == "cagrad" else {}))
     if name == "upgrad":  # what it adds to the inner products would show where one gradient is far longer
         method.gramian_weighting.projector.reg_eps = 1e-12
