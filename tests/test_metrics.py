@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
-from skinmtl.metrics import Confusion, ImageDice
+from skinmtl.metrics import Confusion, ImageDice, Means
 
 
 def masks() -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,3 +78,13 @@ def test_a_batch_without_targets_counts_nothing() -> None:
     dice.update(torch.zeros(0, 4, 4, dtype=torch.uint8), torch.zeros(0, 4, 4, dtype=torch.uint8))
     confusion.update(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
     assert {float(value) for value in (dice.compute() | confusion.compute()).values()} == {0.0}
+
+
+def test_means_are_over_the_images_that_a_value_is_of() -> None:
+    means = Means(2)
+    for values, images in (([1.0, 0.0], [4, 0]), ([3.0, 5.0], [2, 1]), ([0.0, 2.0], [0, 3])):
+        means.update(torch.tensor(values), torch.tensor(images))
+    np.testing.assert_allclose(means.compute(), [(4 + 6) / 6, (5 + 6) / 4])
+    means.reset()
+    means.update(torch.tensor([1.0, 0.0]), torch.tensor([4, 0]))
+    assert means.compute().tolist() == [1, 0], "of none it is 0"

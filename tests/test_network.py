@@ -129,6 +129,19 @@ def test_real_imagenet_weights_fit(real_data: Callable[[str], Path]) -> None:
     filled, empty = net(encoder="tu-tf_efficientnet_lite0", weights=str(file)), net(encoder="tu-tf_efficientnet_lite0")
     name = "model.conv_stem.weight"
     assert not torch.equal(filled.encoder.state_dict()[name], empty.encoder.state_dict()[name])
+    # Each weight of the encoder is the file's, and each head reads what they make of a photograph.
+    published = torch.load(file, weights_only=True)
+    theirs = {f"model.{key}": value for key, value in published.items()}
+    shared = filled.encoder.state_dict().keys() & theirs.keys()
+    assert len(shared) > 200 and all(torch.equal(filled.encoder.state_dict()[key], theirs[key]) for key in shared)
+    image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for task in ("seg", "cls"):
+        filled.zero_grad()
+        logits = filled(image)[task]
+        assert torch.isfinite(logits).all()
+        logits.square().mean().backward()
+        stem = filled.encoder.get_parameter(name).grad
+        assert stem is not None and bool((stem != 0).any()), task
 
 
 def test_a_twin_starts_from_the_encoder_of_its_whole() -> None:

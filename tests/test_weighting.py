@@ -200,3 +200,31 @@ def test_weights_are_drawn_where_they_vary() -> None:
     np.testing.assert_allclose(lines["mask"].get_ydata(), [1.0, 1.1, 1.2, 1.3])
     np.testing.assert_allclose(lines["diagnosis"].get_ydata(), [2.0] * 4)
     assert axes[2].get_ylabel() == "weight of the loss" and axes[2].get_xlabel() == "epoch"
+
+
+def test_a_step_without_labels_of_a_task_moves_nothing_of_its_variance() -> None:
+    weighting = Uncertainty(tasks=TASKS)
+    weighting({"seg": torch.tensor(0.0), "cls": torch.tensor(1.5)}).backward()
+    assert weighting.log_variance.grad is not None
+    assert weighting.log_variance.grad.tolist() == [0, 0.5 - 1.5]
+
+
+def test_an_epoch_without_labels_of_a_task_is_no_progress() -> None:
+    weighting = DWA(tasks=TASKS)
+    for seg, cls in ((0.8, 1.0), (0.0, 1.0), (0.4, 1.0)):
+        weighting.end_epoch({"seg": torch.tensor(seg), "cls": torch.tensor(cls)})
+        if seg == 0:
+            assert weighting.weight.tolist() == [1, 1]
+    expected = 2 * torch.softmax(torch.tensor([0.4 / 0.8, 1.0]) / 2, 0)
+    torch.testing.assert_close(weighting.weight, expected)
+
+
+def test_an_epochs_losses_are_means_over_labelled_photographs(tmp_path: Path) -> None:
+    frozen = partial(torch.optim.SGD, lr=0.0)
+    parts = [photographs(4, 1, masks=(1, 0, 0, 0)), photographs(4, 2, masks=(0,)), photographs(4, 3)]
+    fit(module(optimizer=frozen), parts, metrics=tmp_path / "apart.csv")
+    whole = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}  # type: ignore[literal-required]
+    fit(module(optimizer=frozen), [whole], metrics=tmp_path / "whole.csv")  # type: ignore[list-item]
+    names = ["train/seg/loss", "train/cls/loss"]
+    apart, one = (pd.read_csv(tmp_path / f"{name}.csv")[names].dropna().to_numpy() for name in ("apart", "whole"))
+    np.testing.assert_allclose(apart, one, rtol=1e-5)
