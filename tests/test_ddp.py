@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from training import compose, train
 from skinmtl import checkpoints, config, losses, ranks
 from skinmtl.data.datamodule import Loader, collate
 from skinmtl.data.samplers import InOrder, Place
-from skinmtl.errors import ConfigError, Interrupted
+from skinmtl.errors import ConfigError, Interrupted, ResourceError
 from skinmtl.losses import BCE, CrossEntropy, Dice, DiceBCE
 from skinmtl.module import MultiTaskModule
 from skinmtl.optim import Constant
@@ -290,6 +291,40 @@ def test_a_stopped_run_goes_on_to_the_same_bits_with_as_many_processes_only(
     train(tmp_path / "c", synthetic_root, [*two, f"resume={tmp_path / 'a'}"], "demo")
     assert Run(tmp_path / "a").info()["status"] == "finished"
     assert state(Run(tmp_path / "a")) == state(Run(sweep / "0")) != state(Run(sweep / "1"))
+
+
+FAULTS = [pytest.param(end, marks=pytest.mark.faults) for end in ("0:4:kill", "1:1:SIGUSR1", "0:5:SIGINT", "0:3:kill")]
+
+
+@pytest.mark.parametrize("end", ["1:2:kill", "0:4:SIGTERM", *FAULTS])
+def test_a_run_of_two_processes_that_is_killed_or_asked_to_stop_goes_on_to_the_same_bits(
+    sweep: Path, synthetic_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setenv("SKINMTL_ALLOW", "recording")
+    monkeypatch.setenv("TEST_END", end)
+    often = ["save_every=1e-9", *SMALL, "trainer.limit_val_batches=null", f"+callbacks.record.folder={tmp_path}"]
+    start = time.monotonic()
+    with pytest.raises(Interrupted, match="resume="):
+        train(tmp_path / "a", synthetic_root, often, "demo")
+    assert time.monotonic() - start < 60
+    run = Run(tmp_path / "a")
+    assert run.info()["exit_code"] == 75 and run.info()["status"] == "interrupted"
+    monkeypatch.delenv("TEST_END")
+    train(tmp_path / "b", synthetic_root, [*often, f"resume={run.path}"], "demo")
+    assert run.info()["status"] == "finished"
+    assert state(run) == state(Run(sweep / "0"))
+    rows, whole = (pd.read_csv(folder / "metrics.csv").drop(columns="time") for folder in (run.path, sweep / "0"))
+    pd.testing.assert_frame_equal(rows, whole)
+
+
+def test_a_killed_process_without_a_checkpoint_ends_the_run_with_4(
+    synthetic_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SKINMTL_ALLOW", "recording")
+    monkeypatch.setenv("TEST_END", "1:0:kill")
+    with pytest.raises(ResourceError, match="killed by SIGKILL"):
+        train(tmp_path / "a", synthetic_root, [*SMALL, f"+callbacks.record.folder={tmp_path}"], "demo")
+    assert Run(tmp_path / "a").info()["exit_code"] == 4
 
 
 def state(run: Run) -> str:

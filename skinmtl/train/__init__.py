@@ -22,8 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from skinmtl import config, logs, processes, ranks
 from skinmtl.callbacks import Best, Clock
 from skinmtl.checkpoints import load as load_checkpoint
+from skinmtl.checkpoints import newest
 from skinmtl.data.datamodule import DataModule
-from skinmtl.errors import ConfigError, Interrupted, SkinmtlError
+from skinmtl.errors import ConfigError, InputError, Interrupted, ResourceError, SkinmtlError
 from skinmtl.evaluate import evaluate
 from skinmtl.facts import stamps, without_folders_in
 from skinmtl.module import MultiTaskModule
@@ -119,7 +120,10 @@ def _exit_code(error: BaseException) -> int:
 def _run_together(nodes: Mapping[str, Any], here: Run, start: Start, devices: Sequence[str]) -> float:
     """Run in a process for each device; this one only watches them, and draws, splits and caches the data before."""
     build_data(nodes)
-    processes.together(partial(_run_rank, plain(nodes), here.path, start), devices, here.path)
+    try:
+        processes.together(partial(_run_rank, plain(nodes), here.path, start), devices, here.path)
+    except processes.ProcessDied as died:
+        raise _left_by(died, here) from None
     return float(here.info()["score"])
 
 
@@ -224,9 +228,18 @@ def _fit(trainer: pl.Trainer, module: MultiTaskModule, data: DataModule, checkpo
         raise ConfigError("model", what, "trainer.strategy=ddp_find_unused_parameters_true") from error
 
 
-def _interrupted(here: Run) -> Interrupted:
+def _interrupted(here: Run, what: str = "stopped from outside") -> Interrupted:
     fix = f"the same command with resume={os.path.relpath(here.path)} goes on where it stood"
-    return Interrupted(here.path.name, "stopped from outside", fix)
+    return Interrupted(here.path.name, what, fix)
+
+
+def _left_by(died: processes.ProcessDied, here: Run) -> SkinmtlError:
+    """What the death of one of several processes leaves: a run that can go on, or nothing."""
+    try:
+        newest(here.path / "checkpoints")
+    except InputError:
+        return ResourceError(died.where, died.what, died.fix)
+    return _interrupted(here, f"{died.where} {died.what}")
 
 
 @contextmanager
