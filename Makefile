@@ -35,7 +35,7 @@ test: .venv/ready  ## the tests: no network, no GPU, no data
 test-faults: .venv/ready  ## the long tests that look for faults: hundreds of splits
 	OMP_NUM_THREADS=1 $(python) -m pytest -n 2 -m faults
 
-bench: .venv/ready  ## loader, step and GPU on real photographs, which SKINMTL_DATA names; how each is called
+bench: .venv/ready  ## loader, step, saves and GPU on real photographs, which SKINMTL_DATA names; how each is called
 	@grep -h -e '^"""[A-Z]' -e '^    python tests/bench/' tests/bench/*.py | tr -d '"'
 	@if [ -z "$(SKINMTL_DATA)" ]; then \
 	  echo "skinmtl: error: SKINMTL_DATA: not set, so nothing was measured; fix:" \
@@ -44,6 +44,7 @@ bench: .venv/ready  ## loader, step and GPU on real photographs, which SKINMTL_D
 	$(python) tests/bench/loader.py --root "$(SKINMTL_DATA)/ham10000_native" --many "$(SKINMTL_DATA)/ham10000_256x192"
 	$(python) tests/bench/throughput.py --root "$(SKINMTL_DATA)/ham10000_256x192"
 	$(python) tests/bench/methods.py --root "$(SKINMTL_DATA)/ham10000_256x192"
+	$(python) tests/bench/survival.py --root "$(SKINMTL_DATA)/ham10000_256x192"
 	$(python) tests/bench/gpu_stall.py --root "$(SKINMTL_DATA)/ham10000_256x192"
 
 # ---- .venv. Two stamps: the packages, and last of all the project itself with the place where it stood then ----

@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml.parser import ParserError
 from yaml.scanner import ScannerError
 
-from skinmtl.errors import ConfigError, InputError, Interrupted, ResourceError, SkinmtlError
+from skinmtl.errors import ConfigError, InputError, Interrupted, ResourceError, SkinmtlError, lacks_memory
 
 # Hydra's own, but for --experimental-rerun.
 OPTIONS = {
@@ -195,8 +195,7 @@ def _known(error: BaseException) -> SkinmtlError | None:
     if isinstance(error, OSError) and error.filename and error.errno in ACCESS:
         what = error.strerror or "cannot be used"
         return InputError(os.fsdecode(error.filename), what, "check the path and its permissions, or write elsewhere")
-    memory = ("OutOfMemoryError", "can't allocate memory", "not enough memory")
-    if isinstance(error, MemoryError) or any(word in f"{type(error).__name__}: {error}" for word in memory):
+    if lacks_memory(error):
         return ResourceError("memory", str(error).split(". ")[0] or "not enough", "lower data.batch_size or data.size")
     return None
 

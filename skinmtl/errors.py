@@ -50,6 +50,12 @@ class Interrupted(SkinmtlError):
     exit_code = 75
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory has run out, a GPU's or the machine's."""
+    words = ("OutOfMemoryError", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(word in f"{type(error).__name__}: {error}" for word in words)
+
+
 def first_line(error: BaseException) -> str:
     """What an exception of another library says, in one line with its type."""
     return f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -65,14 +67,14 @@ def counted(file: Path) -> Callable[[], None]:
 @pytest.mark.parametrize(
     ("hook", "count", "words", "after"),
     [
-        ("training_step", 5, [], 26),
+        pytest.param("training_step", 5, [], 26, marks=pytest.mark.faults),
         ("training_step", 10, [EMA], 21),  # the last batch of an epoch
         ("on_train_batch_end", 16, [TWO], 16),  # within a group whose gradients are added up: it is trained again
         ("validation_step", 2, [TWO, EMA], 22),
-        ("on_train_epoch_end", 2, [], 11),
+        pytest.param("on_train_epoch_end", 2, [], 11, marks=pytest.mark.faults),
         ("on_train_batch_start", 11, ["data.workers=2"], 20),  # the first batch of an epoch
         ("on_train_batch_start", 24, ["schedule=plateau", "gradients=pcgrad"], 7),
-        ("configure_optimizers", 1, ["weighting=dwa"], 30),
+        pytest.param("configure_optimizers", 1, ["weighting=dwa"], 30, marks=pytest.mark.faults),
     ],
 )
 def test_a_killed_run_goes_on_to_the_same_bits(
@@ -109,6 +111,30 @@ def test_where_the_last_checkpoint_is_damaged_the_one_before_it_is_gone_on_from(
     assert forked(tmp_path / "third", synthetic_root, again, nothing) == 2
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize("number", range(20))
+def test_twenty_kills_at_any_moment_leave_no_trace(
+    synthetic_root: Path, tmp_path: Path, whole: Whole, number: int
+) -> None:
+    """From the start of training to its end, by the clock; with two workers or none, gradients added up or not."""
+    rng = np.random.default_rng(number)
+    words = [TWO] if number % 2 else []
+    now = [*QUICK, OFTEN, *words, f"data.workers={2 * (number // 2 % 2)}"]
+
+    def soon() -> None:
+        signal.signal(signal.SIGALRM, lambda *_: kill())
+        at("on_train_start", 1, lambda: signal.setitimer(signal.ITIMER_REAL, float(rng.uniform(0.01, 4))))()
+
+    code = forked(tmp_path / "run", synthetic_root, now, soon)
+    if code == 0:
+        same(Run(tmp_path / "run"), whole(*words))
+        pytest.skip("it had ended before")
+    assert code == 128 + signal.SIGKILL
+    assert forked(tmp_path / "again", synthetic_root, [*now, f"resume={tmp_path / 'run'}"], nothing) == 0
+    same(Run(tmp_path / "run"), whole(*words))
+
+
+@pytest.mark.faults
 def test_five_kills_in_one_run_leave_no_trace(synthetic_root: Path, tmp_path: Path, whole: Whole) -> None:
     now = [*QUICK, OFTEN, EMA]
     moments = [("training_step", 3), ("on_train_batch_start", 9), ("validation_step", 1), ("training_step", 4)]
@@ -120,15 +146,19 @@ def test_five_kills_in_one_run_leave_no_trace(synthetic_root: Path, tmp_path: Pa
     same(Run(tmp_path / "run"), whole(EMA))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+MOMENTS = (
+    ("training_step", 5, 25),
+    ("validation_step", 2, 30),
+    ("configure_optimizers", 1, 30),
+    ("on_save_checkpoint", 2, 19),
+)
+ASKED = [(signal.SIGTERM, *MOMENTS[0]), (signal.SIGUSR1, *MOMENTS[1]), (signal.SIGINT, *MOMENTS[2])]
+REST = [(number, *moment) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) for moment in MOMENTS]
+
+
 @pytest.mark.parametrize(
-    ("hook", "count", "after"),
-    [
-        ("training_step", 5, 25),
-        ("validation_step", 2, 30),
-        ("configure_optimizers", 1, 30),
-        ("on_save_checkpoint", 2, 19),
-    ],
+    ("number", "hook", "count", "after"),
+    [*ASKED, *(pytest.param(*case, marks=pytest.mark.faults) for case in REST if case not in ASKED)],
 )
 def test_who_is_asked_to_stop_saves_and_ends_with_75(
     synthetic_root: Path, tmp_path: Path, whole: Whole, number: signal.Signals, hook: str, count: int, after: int
@@ -217,6 +247,51 @@ def test_a_skipped_step_is_as_if_it_had_not_been(synthetic_root: Path, tmp_path:
     assert moved, "a step that is not skipped moves them"
     counts = [value for name, value in skipped.items() if name.endswith("running_mean")]
     assert all((value == 0).all() for value in counts)
+
+
+# --- what runs out, dies or hangs -----------------------------------------------------------------------------------
+
+
+def workers_that(act: Callable[[], None], hangs: float = 300.0) -> Callable[[], None]:
+    """Workers of which one does something else at the twentieth photograph."""
+
+    def prepare() -> None:
+        from skinmtl.data import datamodule
+
+        inner, calls, parent = datamodule.Samples.__getitem__, [0], os.getpid()
+
+        def reading(self: datamodule.Samples, place: datamodule.Place) -> object:
+            calls[0] += 1
+            if calls[0] == 10 and os.getpid() != parent:
+                act()
+            return inner(self, place)
+
+        datamodule.Samples.__getitem__ = reading  # type: ignore[method-assign,assignment]
+        datamodule.HANGS = hangs
+
+    return prepare
+
+
+def out_of_memory() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "says"),
+    [
+        (workers_that(kill), "data.workers: DataLoader worker (pid"),
+        (workers_that(lambda: time.sleep(600), hangs=3.0), "data.workers: DataLoader timed out after 3"),
+        (at("training_step", 3, out_of_memory), "memory: not enough for 4 photographs of 32 x 32 a step"),
+    ],
+)
+def test_what_runs_out_dies_or_hangs_ends_the_run_with_4_and_says_what_to_change(
+    synthetic_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], prepare: Callable[[], None], says: str
+) -> None:
+    start = time.monotonic()
+    assert forked(tmp_path / "run", synthetic_root, [*QUICK, "data.workers=1"], prepare) == 4
+    assert time.monotonic() - start < 60
+    assert says in capfd.readouterr().err
+    assert Run(tmp_path / "run").info()["exit_code"] == 4
 
 
 # --- going on with something else -----------------------------------------------------------------------------------

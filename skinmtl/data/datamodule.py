@@ -38,6 +38,8 @@ from skinmtl.types import Batch, Sample
 
 logger = logging.getLogger(__name__)
 
+HANGS = 300.0  # seconds without a batch after which a worker is taken for stuck, on a share that has gone say
+
 Pixels = Annotated[int, Ge(1)]
 
 
@@ -376,6 +378,7 @@ class DataModule(pl.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_one_thread,
             persistent_workers=self.workers > 0,
+            timeout=HANGS if self.workers else 0,
         )
 
     def _start(self) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from skinmtl.callbacks import Best, Clock
 from skinmtl.checkpoints import load as load_checkpoint
 from skinmtl.checkpoints import newest
 from skinmtl.data.datamodule import DataModule
-from skinmtl.errors import ConfigError, InputError, Interrupted, ResourceError, SkinmtlError
+from skinmtl.errors import ConfigError, InputError, Interrupted, ResourceError, SkinmtlError, lacks_memory
 from skinmtl.evaluate import evaluate
 from skinmtl.facts import stamps, without_folders_in
 from skinmtl.module import MultiTaskModule
@@ -222,10 +222,24 @@ def _fit(trainer: pl.Trainer, module: MultiTaskModule, data: DataModule, checkpo
         what = "batch normalisation needs more than one value a channel"
         raise ConfigError("data.batch_size", what, "use larger batches, or larger images") from error
     except RuntimeError as error:
+        if lacks_memory(error):
+            raise _out_of_memory(error, data) from error
+        if "DataLoader worker" in str(error) or "DataLoader timed out" in str(error):
+            what = " ".join(str(error).split())[:200]
+            fix = "out of memory, or of /dev/shm? take fewer data.workers, or data.workers=0; then go on with resume="
+            raise ResourceError("data.workers", what, fix) from error
         if "find_unused_parameters" not in str(error):
             raise
         what = "some of its weights take no part in the loss, and other processes wait for their gradients"
         raise ConfigError("model", what, "trainer.strategy=ddp_find_unused_parameters_true") from error
+
+
+def _out_of_memory(error: RuntimeError, data: DataModule) -> ResourceError:
+    height, width = data.size
+    said = " ".join(str(error).split())[:160]
+    what = f"not enough for {data.batch_size} photographs of {height} x {width} a step ({said})"
+    fix = "lower data.batch_size, with +trainer.accumulate_grad_batches= for as large a step, or data.size"
+    return ResourceError("memory", what, fix)
 
 
 def _interrupted(here: Run, what: str = "stopped from outside") -> Interrupted:
