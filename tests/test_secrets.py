@@ -1,0 +1,76 @@
+"""What nobody meant to share is in nothing that is shared: environment, netrc, folder names, EXIF, CSV columns."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+from training import train
+
+from skinmtl.runs import Run
+
+CANARY = "CANARY-b3f1"
+
+
+@pytest.fixture
+def private(synthetic_root: Path, tmp_path: Path) -> Path:
+    """The drawn photographs in a patient's folder, a name in each photograph's EXIF and in a column of the table."""
+    root = tmp_path / f"patient-{CANARY}" / "ham10000"
+    shutil.copytree(synthetic_root, root)
+    (root / "synthetic.json").unlink(missing_ok=True)
+    for path in root.glob("HAM10000_images_part_*/*.jpg"):
+        with Image.open(path) as photograph:
+            exif = photograph.getexif()
+            exif[0x010E] = f"{CANARY} 1970-01-01"  # ImageDescription
+            photograph.save(path, quality=95, exif=exif)
+    table = pd.read_csv(root / "HAM10000_metadata.csv")
+    table.assign(patient=CANARY).to_csv(root / "HAM10000_metadata.csv", index=False)
+    return root
+
+
+def holding(folder: Path) -> list[str]:
+    """Files below a folder that hold the canary, in archives too; or whose name does."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if CANARY in path.relative_to(folder).as_posix():
+            found.append(path.relative_to(folder).as_posix())
+        if not path.is_file():
+            continue
+        contents = [path.read_bytes()]
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                contents += [archive.read(name) for name in archive.namelist()]
+        if any(CANARY.encode() in content for content in contents):
+            found.append(path.relative_to(folder).as_posix())
+    return found
+
+
+def test_what_a_run_leaves_to_be_shared_names_nobody(
+    private: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "PASSWORD"):
+        monkeypatch.setenv(name, CANARY)
+    netrc = Path(os.environ["HOME"]) / ".netrc"
+    netrc.write_text(f"machine example.org login me password {CANARY}\n")
+    try:
+        run = train(tmp_path / "run", private, [f"data.masks={_masks(private)}"])
+    finally:
+        netrc.unlink()
+    # The config is this machine's own: it says where the photographs are, and a run is evaluated again by it.
+    assert holding(run.path) == [".hydra/config.yaml"]
+    assert CANARY not in Run(run.path).info()["command"]
+    # Negative control: there is something to be found, and it is looked for in archives, too.
+    assert len(holding(private)) > 60
+    with zipfile.ZipFile(tmp_path / "run" / "packed.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("inner", CANARY)
+    assert "packed.zip" in holding(run.path)
+
+
+def _masks(root: Path) -> Path:
+    (folder,) = root.glob("*segmentations*")
+    return folder
