@@ -55,12 +55,18 @@ class Stop:
     """Whether this process was asked to stop. A signal is Ctrl-C; where somebody looks, the first waits for them."""
 
     def __init__(self) -> None:
-        self.asked, self.looked_for = False, False
+        self.number: int | None = None  # of the signal
+        self.looked_for = False
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal came."""
+        return self.number is not None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """What a signal does."""
         waits = self.looked_for and not self.asked
-        self.asked = True
+        self.number = number
         if not waits:
             raise KeyboardInterrupt
 
@@ -133,7 +139,7 @@ def together(work: Work, devices: Sequence[str], logs: Path) -> None:
                 if log.stat().st_size == 0:
                     log.unlink()
     if stopped and any(rank.process.exitcode for rank in ranks):  # else all was done before
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(stopped[0])
     if cause is not None:
         raise cause
 

@@ -26,7 +26,8 @@ FLOORS = """
     evaluate baselines settings audit
     answer
     report
-    train.record train.resume
+    train.record
+    train.resume
     train.build
     train.__init__
     study

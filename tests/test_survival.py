@@ -181,6 +181,31 @@ def test_the_second_ctrl_c_stops_at_once(synthetic_root: Path, tmp_path: Path) -
     assert not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists(), "nothing was saved, for nobody waited"
 
 
+def test_a_requeued_slurm_job_ends_in_its_own_run_folder(
+    synthetic_root: Path, tmp_path: Path, whole: Whole, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A `scontrol` of ours writes down what it is asked; the job begins again twice, each time with a fresh folder."""
+    tool = tmp_path / "bin" / "scontrol"
+    tool.parent.mkdir()
+    tool.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path / "asked"}\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    steps = [at("training_step", 5, ask(signal.SIGUSR1)), at("training_step", 9, ask(signal.SIGTERM)), nothing]
+    for count, moment in enumerate(steps):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(count))
+        code = forked(tmp_path / "runs" / f"begun_{count}", synthetic_root, QUICK, moment)
+        assert code == (0 if count == 2 else 75)
+    assert (tmp_path / "asked").read_text() == "requeue 77\n", "SIGTERM is answered by SLURM itself"
+    assert [path.name for path in (tmp_path / "runs").glob("begun_*")] == ["begun_0"]
+    same(Run(tmp_path / "runs" / "begun_0"), whole())
+    # Negative control: another job does not go on with it.
+    monkeypatch.setenv("SLURM_JOB_ID", "78")
+    Run(tmp_path / "runs" / "begun_0").update({"status": "interrupted"})
+    assert forked(tmp_path / "runs" / "begun_3", synthetic_root, QUICK, at("training_step", 2, ask())) == 75
+    assert (tmp_path / "runs" / "begun_3" / "run.json").exists()
+
+
 # --- what is not finite ---------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import sys
 import time
 import warnings
@@ -34,7 +35,7 @@ from skinmtl.runs import Run, write_bytes, write_text
 from skinmtl.tracking import WandB
 from skinmtl.train.build import build_data, build_module, build_trainer, check_targets, devices_of, say_shares
 from skinmtl.train.record import data_facts, origin, plain, seconds_with_former
-from skinmtl.train.resume import Start, beginning, check_data, home, keep_seen, start_from
+from skinmtl.train.resume import Start, beginning, check_data, home, keep_seen, requeue, start_from
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,8 @@ def run(
     with calm():
         devices = devices_of(nodes["trainer"])
     here = home(Run(folder), resume, plain(nodes), len(devices), allow_change)
+    if here.path != folder and [path.name for path in folder.glob("*")] == [".hydra"]:
+        shutil.rmtree(folder)  # which Hydra made before it was known that another run goes on
     here.path.mkdir(parents=True, exist_ok=True)
     with here.held(), calm(), processes.stoppable() as stop:
         try:
@@ -108,6 +111,7 @@ def run(
             here.update({"status": status, "exit_code": code, "error": without_folders_in(str(error))})
             if error is raised:
                 raise
+            requeue(stop.number or next(iter(raised.args), None))
             raise error from None
 
 

@@ -66,7 +66,14 @@ def _attempt(nodes: Mapping[str, Any], folder: Path, world_size: int) -> dict[st
         "tasks": list(nodes["tasks"]),
         "test_time_flips": nodes["test_time_flips"],
         "keep": nodes["keep"],
+        "slurm_job": slurm_job(),
     }
+
+
+def slurm_job() -> str | None:
+    """The job that SLURM knows this process by, of an array `<array>_<task>`; None elsewhere."""
+    array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
 def data_facts(data: DataModule) -> dict[str, Any]:

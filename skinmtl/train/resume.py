@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +21,14 @@ from skinmtl.checkpoints import LAST, PREVIOUS, newest
 from skinmtl.checkpoints import load as load_checkpoint
 from skinmtl.data import duplicates
 from skinmtl.data.datamodule import DataModule
-from skinmtl.errors import ConfigError, SkinmtlError
+from skinmtl.errors import ConfigError, SkinmtlError, first_line
 from skinmtl.facts import dig, flat
 from skinmtl.module import MultiTaskModule
 from skinmtl.predict import network_state
 from skinmtl.runs import Run, find, write_text
+from skinmtl.train.record import slurm_job
+
+log = logging.getLogger(__name__)
 
 ALLOW = "allow_change=true"
 # What a run may go on with another value of: the same bits come of it.
@@ -70,10 +76,13 @@ def check_data(here: Run, data: DataModule, start: Start) -> None:
 
 def home(fresh: Run, resume: str | None, config: Mapping[str, Any], world_size: int, allow_change: bool = False) -> Run:
     """Where to write: the fresh folder, or that of the run to go on with, whose config has to be this one."""
-    if resume == "auto":
+    requeued = slurm_job() if os.environ.get("SLURM_RESTART_COUNT", "0") != "0" else None
+    if resume == "auto" or (resume is None and requeued is not None):
         # Run ids begin with their time, so the last by name is the newest.
         runs = sorted(find(fresh.path.parent), key=lambda run: run.path.name, reverse=True)
-        if (found := next((run for run in runs if _goes_on(run, config)), None)) is not None:
+        able = (run for run in runs if _goes_on(run, config))
+        mine = (run for run in able if requeued is None or run.info().get("slurm_job") == requeued)
+        if (found := next(mine, None)) is not None:
             _check_world_size(found, world_size)
             return found
     if resume in (None, "auto"):
@@ -90,6 +99,20 @@ def home(fresh: Run, resume: str | None, config: Mapping[str, Any], world_size: 
     if run.info()["status"] == "finished":
         raise ConfigError("resume", f"{run.path.name} is finished", "start from its weights with init_from=")
     return run
+
+
+def requeue(number: int | None) -> None:
+    """Have SLURM begin this job again where it sent SIGUSR1, with which it says that the time is nearly over.
+
+    Whatever else stops a job (SIGTERM, when it is taken away) SLURM answers by itself.
+    """
+    job = slurm_job()
+    if job is None or number != signal.SIGUSR1:
+        return
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("scontrol requeue %s: %s: submit the job again, it goes on by resume=auto", job, first_line(error))
 
 
 def _check_world_size(run: Run, now: int) -> None:
