@@ -74,6 +74,7 @@ KEYS = {
     "arm= data.shuffled=": "of a study: mask, diagnosis, both, ...; seg or cls deals out training targets at random",
     "test_time_flips=": "true: evaluate and predict by the mean over four mirror images",
     "resume= init_from=": "auto or an unfinished run's folder; a run whose weights to start from",
+    "save_every= allow_change=": "minutes between saves within an epoch; true: resume with other values all the same",
 }
 
 

@@ -52,10 +52,13 @@ def heeded(names: Iterable[signal.Signals]) -> list[signal.Signals]:
 
 
 class Stop:
-    """Whether this process was asked to stop. A signal is Ctrl-C; where somebody looks, the first waits for them."""
+    """Whether this process was asked to stop. A signal is Ctrl-C; where somebody looks, it waits for them, once.
+
+    Asked in two ways, as by SLURM and by the process that started this one, it still waits.
+    """
 
     def __init__(self) -> None:
-        self.number: int | None = None  # of the signal
+        self.number: int | None = None  # of the first signal
         self.looked_for = False
 
     @property
@@ -65,9 +68,9 @@ class Stop:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """What a signal does."""
-        waits = self.looked_for and not self.asked
-        self.number = number
-        if not waits:
+        again = number == self.number
+        self.number = self.number or number
+        if again or not self.looked_for:
             raise KeyboardInterrupt
 
     def hear(self) -> None:

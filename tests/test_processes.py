@@ -16,7 +16,7 @@ import pytest
 
 from skinmtl import processes, study
 from skinmtl.errors import Diverged, InputError, SkinmtlError
-from skinmtl.processes import ProcessDied, together
+from skinmtl.processes import ProcessDied, Stop, stoppable, together
 
 TWO = ["cpu", "cpu"]
 
@@ -165,3 +165,27 @@ if __name__ == "__main__":
     assert parent.returncode == code, said
     assert "Traceback" not in said
     assert all(gone(pid) for pid in pids)
+
+
+def test_asked_in_two_ways_a_process_still_waits_and_asked_twice_in_one_it_does_not() -> None:
+    stop = Stop()
+    stop.looked_for = True
+    stop(signal.SIGUSR1, None)
+    stop(signal.SIGINT, None)
+    assert stop.asked and stop.number == signal.SIGUSR1
+    with pytest.raises(KeyboardInterrupt):
+        stop(signal.SIGUSR1, None)
+    with pytest.raises(KeyboardInterrupt):
+        Stop()(signal.SIGTERM, None)  # nobody looks
+
+
+def test_handlers_are_put_back_and_what_nohup_ignores_stays_ignored() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stoppable() as stop:
+            assert signal.getsignal(signal.SIGTERM) is stop and signal.getsignal(signal.SIGUSR1) is stop
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
