@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
@@ -317,6 +318,52 @@ def test_what_runs_out_dies_or_hangs_ends_the_run_with_4_and_says_what_to_change
     assert time.monotonic() - start < 60
     assert says in capfd.readouterr().err
     assert Run(tmp_path / "run").info()["exit_code"] == 4
+
+
+@pytest.mark.faults
+def test_two_thousand_steps_and_fifty_epochs_leave_no_memory_handle_or_child_behind(
+    synthetic_root: Path, tmp_path: Path
+) -> None:
+    def watched() -> None:
+        """Size and handles as each epoch begins; handles and children as the process ends."""
+
+        def note() -> None:
+            status = Path("/proc/self/status").read_text().splitlines()
+            size = next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
+            handles = len(os.listdir("/proc/self/fd"))
+            with (tmp_path / "seen.csv").open("a") as file:
+                file.write(f"{size},{handles}\n")
+
+        for count in range(1, 51):
+            at("on_train_epoch_start", count, note)()
+        (tmp_path / "before").write_text(str(len(os.listdir("/proc/self/fd"))))
+
+        def last() -> None:
+            children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+            (tmp_path / "after").write_text(f"{len(os.listdir('/proc/self/fd'))} {len(children)}")
+
+        at_exit = os._exit
+        os._exit = lambda code: (gc.collect(), last(), at_exit(code))  # type: ignore[assignment,func-returns-value]
+
+    words = [*QUICK, "trainer.max_epochs=50", "data.batch_size=1", "data.size=64", "data.workers=2", EMA]
+    assert forked(tmp_path / "run", synthetic_root, words, watched) == 0
+    info = pd.read_csv(tmp_path / "run" / "metrics.csv")
+    assert info["step"].max() >= 2000 - 1
+    seen = pd.read_csv(tmp_path / "seen.csv", names=["kB", "handles"])
+    assert len(seen) == 50
+    assert seen["kB"].iloc[-1] <= 1.05 * seen["kB"].iloc[4]
+    assert seen["handles"].iloc[-1] <= seen["handles"].iloc[4]
+    handles, children = map(int, (tmp_path / "after").read_text().split())
+    assert children == 0 and handles <= int((tmp_path / "before").read_text())
+
+
+@pytest.mark.faults
+def test_five_seeds_are_ten_different_pairs_and_one_seed_is_one(synthetic_root: Path, tmp_path: Path) -> None:
+    hashes = []
+    for number, seed in enumerate((0, 1, 2, 3, 4, 0)):
+        assert forked(tmp_path / str(number), synthetic_root, [*QUICK, f"seed={seed}"], nothing) == 0
+        hashes.append(left(Run(tmp_path / str(number)))[0])
+    assert len(set(hashes[:5])) == 5 and hashes[5] == hashes[0]
 
 
 # --- going on with something else -----------------------------------------------------------------------------------
