@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -388,3 +389,20 @@ def test_a_run_does_not_go_on_with_other_values(
     assert says in capfd.readouterr().err
     if says.startswith(("seed", "optim")):
         assert forked(tmp_path / "told", synthetic_root, [*again, "allow_change=true"], nothing) == 0
+
+
+def test_a_run_does_not_go_on_with_other_photographs(
+    synthetic_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(synthetic_root, root)
+    (root / "synthetic.json").unlink(missing_ok=True)
+    assert forked(tmp_path / "run", root, QUICK, at("training_step", 5, ask())) == 75
+    table = pd.read_csv(root / "HAM10000_metadata.csv")
+    other = {"mel": "nv", "nv": "mel"}
+    table.assign(dx=table["dx"].replace(other)).to_csv(root / "HAM10000_metadata.csv", index=False)
+    again = [*QUICK, f"resume={tmp_path / 'run'}"]
+    assert forked(tmp_path / "refused", root, again, nothing) == 2
+    said = capfd.readouterr().err
+    assert "the run began with" in said and "data.split" in said
+    assert forked(tmp_path / "told", root, [*again, "allow_change=true"], nothing) == 0
