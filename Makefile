@@ -32,7 +32,7 @@ check: .venv/ready  ## lint, format and types
 test: .venv/ready  ## the tests: no network, no GPU, no data
 	OMP_NUM_THREADS=1 $(python) -m pytest -n 2
 
-test-faults: .venv/ready  ## the long tests that look for faults: hundreds of splits
+test-faults: .venv/ready  ## the long tests that look for faults: hundreds of splits, kills, signals
 	OMP_NUM_THREADS=1 $(python) -m pytest -n 2 -m faults
 
 bench: .venv/ready  ## loader, step, saves and GPU on real photographs, which SKINMTL_DATA names; how each is called
