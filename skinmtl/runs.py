@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import secrets
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,11 +98,16 @@ class Run:
         """
         folder = os.open(self.path, os.O_RDONLY)
         try:
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                what = "another process is training this run"
-                raise InputError(str(self.path), what, "wait for it, or stop it first") from None
+            # What a killed process had started may hold it for a moment longer.
+            for left in reversed(range(20)):
+                try:
+                    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if left == 0:
+                        what = "another process is training this run"
+                        raise InputError(str(self.path), what, "wait for it, or stop it first") from None
+                    time.sleep(0.1)
             yield
         finally:
             os.close(folder)

@@ -85,7 +85,7 @@ def kill() -> None:
 
 def ask(number: signal.Signals = signal.SIGTERM) -> Moment:
     """Ask this process to stop."""
-    return lambda: os.kill(os.getpid(), number)
+    return lambda: signal.raise_signal(number)  # of this thread, so that it has been heard when the next line runs
 
 
 def left(run: Run) -> tuple[str, str, pd.DataFrame]:

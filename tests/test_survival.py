@@ -150,7 +150,7 @@ def test_five_kills_in_one_run_leave_no_trace(synthetic_root: Path, tmp_path: Pa
 
 MOMENTS = (
     ("training_step", 5, 25),
-    ("validation_step", 2, 30),
+    ("validation_step", 1, 30),
     ("configure_optimizers", 1, 30),
     ("on_save_checkpoint", 2, 19),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -420,6 +421,13 @@ def _one_thread(_: int) -> None:
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     _keep_memory_small()
+    _end_with_parent()
+
+
+def _end_with_parent() -> None:
+    """Die with the training process, however that dies: a worker left over would hold its run's folder for seconds."""
+    with suppress(OSError, TypeError, AttributeError):  # another system than Linux
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _keep_memory_small() -> None:
