@@ -33,8 +33,8 @@ class Resumable(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stop.hear()  # Lightning has taken SIGTERM
         self._stop.looked_for, self._saved = True, time.monotonic()
+        self._metrics.cut(self._rows or 0)  # a run that was never saved begins again
         if self._rows is not None:
-            self._metrics.cut(self._rows)
             # Lightning counts the batch that was about to begin twice.
             total = trainer.fit_loop.epoch_loop.batch_progress.total
             total.ready = total.started = total.completed  # type: ignore[attr-defined]
