@@ -63,6 +63,15 @@ def synthetic_root(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fix
     return root
 
 
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A folder that every user may enter; pytest's own are closed."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Callable[[str], Path]:
     """Gives a folder of real photographs by its name under SKINMTL_DATA, or skips the test where it is not."""

@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import logging
-import multiprocessing
 import os
 import pickle
 import random
@@ -29,6 +28,7 @@ import numpy as np
 import pytest
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
+from nobody import as_nobody
 
 from skinmtl import checkpoints
 from skinmtl.checkpoints import LAST, PREVIOUS, RECORD, SafeCheckpointIO, load, newest
@@ -691,25 +691,13 @@ def test_a_disk_that_gives_back_something_else_is_noticed(tmp_path: Path, monkey
     fails(tmp_path, "what the disk gives back is not what was written")
 
 
-def _as_nobody(folder: Path, answers: object) -> None:
-    """In a process of its own, without rights: what a save into a closed folder says."""
-    os.setgroups([])
-    os.setgid(65534)
-    os.setuid(65534)
+def _saved_or_said(folder: Path) -> str:
+    """What a save into a closed folder says."""
     try:
         SafeCheckpointIO().save_checkpoint(state(3), folder / LAST)
-        answers.put("saved")  # type: ignore[attr-defined]
     except ResourceError as error:
-        answers.put(str(error))  # type: ignore[attr-defined]
-
-
-@pytest.fixture
-def public() -> Iterator[Path]:
-    """A folder that every user may enter; pytest's own are closed."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
+        return str(error)
+    return "saved"
 
 
 @FORK
@@ -720,13 +708,7 @@ def test_a_closed_folder_is_said_and_keeps_the_old_one(public: Path) -> None:
     answers = {}
     for rights in (0o755, 0o777):
         public.chmod(rights)
-        fork = multiprocessing.get_context("fork")
-        queue = fork.SimpleQueue()
-        process = fork.Process(target=_as_nobody, args=(public, queue))
-        process.start()
-        process.join(60)
-        assert process.exitcode == 0
-        answers[rights] = queue.get()
+        answers[rights] = as_nobody(lambda: _saved_or_said(public))
         assert load(newest(public))["epoch"] == (2 if rights == 0o755 else 3) and names(public) == LEFT
     assert f"{public / LAST}: cannot be written (Permission denied)" in answers[0o755]
     assert f"fix: allow writing into {public}" in answers[0o755]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import struct
 import subprocess
 import sys
-import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -19,6 +17,7 @@ import pandas as pd
 import pytest
 import torch
 from layouts import photograph, write_dataverse
+from nobody import as_nobody
 from PIL import Image
 from training import CONF, SHORT, train
 
@@ -270,11 +269,8 @@ def test_a_files_name_cannot_break_the_line(tmp_path: Path) -> None:
     assert read_image(path).shape == (*SIZE, 3)
 
 
-def _as_nobody(folder: Path, answers: object) -> None:
-    """In a process of its own, without rights: what each door says of a photograph that may not be read."""
-    os.setgroups([])
-    os.setgid(65534)
-    os.setuid(65534)
+def _read_or_said(folder: Path) -> list[str]:
+    """What each door says of a photograph that may not be read."""
     said = []
     for name in ("open.jpg", "closed.jpg"):
         for read in (lambda path: read_image(path), lambda path: Photographs([str(path)], [None], SIZE).read(0)):
@@ -283,16 +279,7 @@ def _as_nobody(folder: Path, answers: object) -> None:
                 said.append("read")
             except InputError as error:
                 said.append(str(error))
-    answers.put(said)  # type: ignore[attr-defined]
-
-
-@pytest.fixture
-def public() -> Iterator[Path]:
-    """A folder that every user may enter; pytest's own are closed."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
+    return said
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
@@ -306,13 +293,7 @@ def test_a_photograph_that_may_not_be_read_is_named(public: Path) -> None:
         with pytest.raises(InputError, match=r"closed\.jpg: Permission denied; fix: "):
             read_image(public / "closed.jpg")
         return
-    fork = multiprocessing.get_context("fork")
-    answers = fork.SimpleQueue()
-    process = fork.Process(target=_as_nobody, args=(public, answers))
-    process.start()
-    process.join(60)
-    assert process.exitcode == 0
-    opened, closed = np.array(answers.get()).reshape(2, 2)
+    opened, closed = np.array(as_nobody(lambda: _read_or_said(public))).reshape(2, 2)
     assert list(opened) == ["read", "read"]
     assert all(f"{public / 'closed.jpg'}: Permission denied; fix: " in line for line in closed)
 

@@ -105,14 +105,19 @@ def run(
             return _run_together(nodes, here, start, devices)
         except BaseException as raised:
             error = _interrupted(here) if isinstance(raised, KeyboardInterrupt) else raised
-            here.update({"seconds": seconds_with_former(here, fit=time.perf_counter() - began)})
-            code = _exit_code(error)
-            status = "interrupted" if code == 75 else "failed"
-            here.update({"status": status, "exit_code": code, "error": without_folders_in(str(error))})
+            _keep_ending(here, error, time.perf_counter() - began)
             if error is raised:
                 raise
             requeue(stop.number or next(iter(raised.args), None))
             raise error from None
+
+
+def _keep_ending(here: Run, error: BaseException, seconds: float) -> None:
+    """Write into run.json how a run ended that did not finish."""
+    code = _exit_code(error)
+    status = "interrupted" if code == 75 else "failed"
+    facts = {"status": status, "exit_code": code, "error": without_folders_in(str(error))}
+    here.update(facts | {"seconds": seconds_with_former(here, fit=seconds)})
 
 
 def _exit_code(error: BaseException) -> int:
