@@ -33,7 +33,7 @@ test: .venv/ready  ## the tests: no network, no GPU, no data
 	OMP_NUM_THREADS=1 $(python) -m pytest -n 2
 
 test-faults: .venv/ready  ## the long tests that look for faults: hundreds of splits, kills, signals
-	OMP_NUM_THREADS=1 $(python) -m pytest -n 2 -m faults
+	OMP_NUM_THREADS=1 $(python) -m pytest -n 2 -m "long or fault" --tally outputs/faults.csv
 
 bench: .venv/ready  ## loader, step, saves and GPU on real photographs, which SKINMTL_DATA names; how each is called
 	@grep -h -e '^"""[A-Z]' -e '^    python tests/bench/' tests/bench/*.py | tr -d '"'

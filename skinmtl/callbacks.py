@@ -210,19 +210,22 @@ class Finite(Callback):
 
     def __init__(self, most: int = 3) -> None:
         self.most, self.skipped = most, 0
-        self._finite, self._rows = True, [0]
+        self._finite = True
+        self._rows: list[Tensor] = []  # of the table, of each batch whose gradients are added up
+        self._sound: list[Tensor] = []  # whether its loss is finite in this process
         self._before: list[Tensor] = []
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:
-            self._finite, self._rows = True, []
+            self._finite, self._rows, self._sound = True, [], []
             self._keep(pl_module)
-        self._rows += batch["index"].tolist()
+        self._rows.append(batch["index"])
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._finite &= pl_module.step_is_finite  # type: ignore[assignment,operator]
+        self._sound.append(pl_module.own_loss_is_finite)  # type: ignore[arg-type]
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
@@ -256,7 +259,7 @@ class Finite(Callback):
 
     def _say(self, trainer: pl.Trainer, norm: Tensor) -> None:
         table = trainer.datamodule.table  # type: ignore[attr-defined]
-        names = table["image_id"].iloc[self._rows].tolist()
+        names = table["image_id"].iloc[self._blamed()].tolist()
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         where = f"epoch {trainer.current_epoch + 1}, step {trainer.global_step + 1}"
         what = f"the training loss or its gradient (norm {float(norm):.3g}) is not finite, of the photographs {shown}"
@@ -264,6 +267,12 @@ class Finite(Callback):
             fix = "lower optim.lr, or look at these photographs and their masks"
             raise Diverged(where, f"{what}; {self.most} steps in a row were skipped before", fix)
         log.warning("%s: %s: the step is skipped", where, what)
+
+    def _blamed(self) -> list[int]:
+        """Rows of the batches, of all processes, whose loss is not finite; of all batches where each is."""
+        lost = [rows for rows, sound in zip(self._rows, self._sound, strict=True) if not sound]
+        each = ranks.of_each([[row for rows in some for row in rows.tolist()] for some in (lost, self._rows)])
+        return [row for some, _ in each for row in some] or [row for _, every in each for row in every]
 
     def state_dict(self) -> dict[str, Any]:
         return {"skipped": self.skipped}
@@ -333,13 +342,16 @@ class Best(ModelCheckpoint):
     """`best.ckpt` in `folder`, which is evaluated and used: that of the best validation.
 
     With `keep` last it is that of the latest epoch: several runs are then compared at one number of steps, and
-    validation chooses nothing.
+    validation chooses nothing. It holds weights and facts alone, a third of the bytes of `last.ckpt`: a run goes on
+    from that one.
     """
 
     SCORE = "val/score"
+    TRAINING = ("optimizer_states", "lr_schedulers", "callbacks", "loops", "current_model_state", "averaging_state")
 
     def __init__(self, folder: Path, keep: Literal["best", "last"] = "best") -> None:
         self._latest: float | None = None
+        self._saving = False
         super().__init__(
             dirpath=folder,
             filename="best",
@@ -365,6 +377,20 @@ class Best(ModelCheckpoint):
             self._latest = float(scores[self.SCORE])
         if self.monitor in scores:  # not before the first validation, where not every epoch has one
             super().on_train_epoch_end(trainer, pl_module)
+
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        self._saving = True
+        try:
+            super()._save_checkpoint(trainer, filepath)
+        finally:
+            self._saving = False
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # Lightning asks this kind of callback last, so averaged weights are in their place.
+        for key in self.TRAINING if self._saving else ():
+            checkpoint.pop(key, None)
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"latest": self._latest}

@@ -27,7 +27,7 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from torch import Tensor, nn
 
-from skinmtl.errors import Diverged, InputError, ResourceError
+from skinmtl.errors import Diverged, InputError, cannot_write
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ NEEDED = ("state_dict", "skinmtl")
 # Where nothing may be infinite. Elsewhere something may: the best score of a callback or schedule that has seen none.
 FINITE = ("state_dict", "optimizer_states", "current_model_state", "averaging_state")
 PLAIN = (Tensor, nn.Parameter, str, int, float, bool, NoneType)
+ELSEWHERE = "write elsewhere with hydra.run.dir=<folder>"
 OTHER = "use another checkpoint of this run, or train again"
 
 
@@ -132,7 +133,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
             finally:
                 temp.unlink(missing_ok=True)
         except OSError as error:
-            raise _cannot_write(target, size, error) from error
+            raise cannot_write(target, error, ELSEWHERE, size) from error
 
     def _replace(self, target: Path, temp: Path, sha: str, before: Mapping[str, str]) -> None:
         folder = target.parent
@@ -283,20 +284,6 @@ def _check_room(folder: Path, size: int) -> None:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
     if shutil.disk_usage(folder).free < size * 1.02 + 1e6:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _cannot_write(target: Path, size: int, error: OSError) -> ResourceError:
-    numbers, fix = f"it takes {size / 1e6:.1f} MB", "look at the disk, or write elsewhere with hydra.run.dir=<folder>"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        with suppress(OSError):
-            numbers += f", {shutil.disk_usage(target.parent).free / 1e6:.1f} MB are free there"
-        fix = "free disk space, or write elsewhere with hydra.run.dir=<folder>"
-    elif error.errno == errno.EFBIG:
-        numbers += f", a file may have {resource.getrlimit(resource.RLIMIT_FSIZE)[0] / 1e6:.1f} MB"
-        fix = "raise the limit on file sizes (ulimit -f unlimited)"
-    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        fix = f"allow writing into {target.parent}, or write elsewhere with hydra.run.dir=<folder>"
-    return ResourceError(str(target), f"cannot be written ({error.strerror or error}): {numbers}", fix)
 
 
 class _Hashed(io.BufferedWriter):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from skinmtl import __version__, processes
-from skinmtl.errors import Faults, InputError, ResourceError, SkinmtlError, first_line
+from skinmtl.errors import Faults, InputError, ResourceError, answer_to, first_line
 
 RESEARCH = "Research use only: not a medical device."
 
@@ -29,28 +28,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     act: Callable[[argparse.Namespace], int] = arguments.act
     try:
         return act(arguments)
-    except (SkinmtlError, OSError) as error:
-        if os.environ.get("SKINMTL_DEBUG"):
+    except Exception as error:
+        known = answer_to(error, Path.cwd(), "write elsewhere")
+        if known is None and isinstance(error, OSError):
+            known = ResourceError(
+                "the system", error.strerror or first_line(error), "see to the machine, then run the command again"
+            )
+        if known is None or os.environ.get("SKINMTL_DEBUG"):
             raise
-        known = error if isinstance(error, SkinmtlError) else _refused(error)
         for line in str(known).splitlines():
             print(f"skinmtl: error: {line}", file=sys.stderr)
         return known.exit_code
     except KeyboardInterrupt:
         print("skinmtl: stopped", file=sys.stderr)
         return 75
-
-
-def _refused(error: OSError) -> SkinmtlError:
-    """What the system refuses, as an answer: a full or failing disk, or a place that cannot be used."""
-    where, what = str(error.filename or "the system"), error.strerror or first_line(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceError(str(error.filename or "disk"), what, "free space, or write elsewhere")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return InputError(where, what, "get leave to read or write it, or name another place")
-    if isinstance(error, FileNotFoundError | FileExistsError | NotADirectoryError | IsADirectoryError):
-        return InputError(where, what, "name another place")
-    return ResourceError(where, what, "see to the machine, then run the command again")
 
 
 def parser() -> argparse.ArgumentParser:

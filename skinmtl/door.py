@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import errno
 import logging
 import math
 import os
@@ -25,7 +24,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml.parser import ParserError
 from yaml.scanner import ScannerError
 
-from skinmtl.errors import ConfigError, InputError, Interrupted, ResourceError, SkinmtlError, lacks_memory
+from skinmtl.errors import ConfigError, Interrupted, SkinmtlError, answer_to
+from skinmtl.processes import stoppable
 
 # Hydra's own, but for --experimental-rerun.
 OPTIONS = {
@@ -34,7 +34,7 @@ OPTIONS = {
     "--hydra-help",
 }
 
-ACCESS = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EROFS}  # of a file or a folder
+ELSEWHERE = "write elsewhere with hydra.run.dir=, data.cache_dir=, data.split_dir= or data.cache=off"
 
 KEYS = {
     "experiment=": "what to run; one of those above",
@@ -103,8 +103,9 @@ def main(conf: Path, argv: Sequence[str]) -> int:
             return math.nan
 
     try:
-        _check_options(argv)
-        hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(task)()
+        with stoppable():
+            _check_options(argv)
+            hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(task)()
     except SystemExit as error:
         if not failed:
             return error.code if isinstance(error.code, int) else int(error.code is not None)
@@ -146,7 +147,7 @@ def _job(cfg: DictConfig, script: Path) -> float:
     try:
         with calm():
             config.check(cfg, run)
-    except SkinmtlError:
+    except (SkinmtlError, KeyboardInterrupt):
         if [path.name for path in folder.iterdir()] == [".hydra"]:  # Hydra's own, made before it asks
             shutil.rmtree(folder)
         raise
@@ -185,20 +186,10 @@ def _answer(failed: Sequence[BaseException]) -> int:
 
 def _known(error: BaseException) -> SkinmtlError | None:
     """The answer that an exception of a job stands for; None for our own mistakes."""
-    if isinstance(error, SkinmtlError):
-        return error
     if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("skinmtl"):
         fix = "make setup, then .venv/bin/python train.py"
         return ConfigError("environment", f"{error.name} is not installed for {sys.executable}", fix)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        fix = "free some, or write elsewhere with hydra.run.dir=, data.cache_dir= or data.cache=off"
-        return ResourceError(str(error.filename or "disk"), "no space is left", fix)
-    if isinstance(error, OSError) and error.filename and error.errno in ACCESS:
-        what = error.strerror or "cannot be used"
-        return InputError(os.fsdecode(error.filename), what, "check the path and its permissions, or write elsewhere")
-    if lacks_memory(error):
-        return ResourceError("memory", str(error).split(". ")[0] or "not enough", "lower data.batch_size or data.size")
-    return None
+    return answer_to(error, Path.cwd(), ELSEWHERE)
 
 
 def _refusal(error: Exception, conf: Path) -> Exception:

@@ -5,7 +5,18 @@ A stray ValueError or KeyError is our bug and exits 1; these are answers.
 
 from __future__ import annotations
 
+import errno
+import os
+import resource
+import shutil
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
+EXHAUSTED = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 
 
 class SkinmtlError(Exception):
@@ -54,6 +65,71 @@ def lacks_memory(error: BaseException) -> bool:
     """Whether an exception says that memory has run out, a GPU's or the machine's."""
     words = ("OutOfMemoryError", "can't allocate memory", "not enough memory")
     return isinstance(error, MemoryError) or any(word in f"{type(error).__name__}: {error}" for word in words)
+
+
+def cannot_write(path: Path, error: OSError, elsewhere: str, size: int = 0) -> ResourceError:
+    """What keeps a file from being written, with numbers. `elsewhere` says how another place is named.
+
+    Args:
+        path: the file, or a folder where it is not known which of its files.
+        error: what the system said.
+        elsewhere: such as `write elsewhere with hydra.run.dir=<folder>`.
+        size: bytes that it takes; 0 where nobody knows.
+    """
+    numbers = [f"it takes {size / 1e6:.1f} MB"] if size else []
+    fix = f"look at the disk, or {elsewhere}"
+    if error.errno in FULL:
+        with suppress(OSError):
+            numbers.append(f"{shutil.disk_usage(_visible(path)).free / 1e6:.1f} MB are free there")
+        fix = f"free disk space, or {elsewhere}"
+    elif error.errno == errno.EFBIG:
+        numbers.append(f"a file may have {resource.getrlimit(resource.RLIMIT_FSIZE)[0] / 1e6:.1f} MB")
+        fix = "raise the limit on file sizes (ulimit -f unlimited)"
+    elif error.errno in FORBIDDEN:
+        folder = _visible(path)
+        fix = f"allow writing into {folder if folder.is_dir() else folder.parent}, or {elsewhere}"
+    what = f"cannot be written ({error.strerror or error})"
+    return ResourceError(str(path), ": ".join([what, *filter(None, [", ".join(numbers)])]), fix)
+
+
+def answer_to(error: BaseException, place: Path, elsewhere: str) -> SkinmtlError | None:
+    """The answer that an error of the system stands for: a disk, memory, a place that cannot be used.
+
+    Args:
+        error: what was raised; an answer of ours is its own.
+        place: where was written, for errors that name no file.
+        elsewhere: as `cannot_write` has it.
+
+    Returns:
+        None for what the system had no part in, which is our own mistake.
+    """
+    if isinstance(error, SkinmtlError):
+        return error
+    if lacks_memory(error):
+        what = str(error).split(". ")[0] or "not enough"
+        return ResourceError("memory", what, "free some, or lower data.batch_size or data.size")
+    if not isinstance(error, OSError):
+        return None
+    path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
+    said = error.strerror or first_line(error)
+    if error.errno in (*FULL, errno.EFBIG, errno.EROFS) or (path and error.errno in FORBIDDEN and _is_readable(path)):
+        return cannot_write(path or place, error, elsewhere)
+    if path and error.errno in (*FORBIDDEN, *ABSENT):
+        return InputError(str(path), said, "check the path and its permissions, or name another")
+    if error.errno in EXHAUSTED:
+        return ResourceError(str(path or place), said, "look at the disk and the machine")
+    return None
+
+
+def _visible(path: Path) -> Path:
+    """The path, or the nearest folder above it that this user can see."""
+    return next((place for place in (path, *path.absolute().parents) if os.path.exists(place)), Path("/"))
+
+
+def _is_readable(path: Path) -> bool:
+    """Whether it could be read, so that what was refused is writing."""
+    place = _visible(path)
+    return os.access(place, os.R_OK | os.X_OK if place.is_dir() else os.R_OK)
 
 
 def first_line(error: BaseException) -> str:

@@ -72,7 +72,8 @@ class MultiTaskModule(pl.LightningModule):
         self._facts = dict(facts)
         self._by_score: Any = None
         self._counts: list[dict[str, dict[str, Tensor]]] | None = None
-        self.step_is_finite = True  # whether the last batch's losses were
+        self.step_is_finite = True  # whether the last batch's losses were, those of all processes
+        self.own_loss_is_finite = torch.tensor(True)  # whether this one's were; asking a GPU would make it wait
         self.gradient_norm: Tensor | None = None  # before clipping, where a callback has looked at it
 
     def forward(self, image: Tensor) -> Logits:
@@ -97,6 +98,7 @@ class MultiTaskModule(pl.LightningModule):
         labelled = [task.labelled(batch).sum() for task in self.tasks.values()]  # type: ignore[operator]
         counts = torch.stack([torch.full_like(labelled[0], len(batch["index"])), *labelled])
         if stage == "train":
+            self.own_loss_is_finite = torch.isfinite(values).all()
             # Of the losses of several processes the mean is that of all their photographs; one by itself says nothing.
             values, counts = ranks.mean(torch.cat([values, counts])).chunk(2)
         finite = bool(torch.isfinite(values).all())

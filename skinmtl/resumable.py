@@ -58,8 +58,10 @@ class Resumable(Callback):
             raise KeyboardInterrupt
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._stop.looked_for = False
         self._save(trainer)
+        self._stop.looked_for = False
+        if self._stop.asked:  # since the last look
+            raise KeyboardInterrupt
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._stop.looked_for = False

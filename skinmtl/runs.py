@@ -91,7 +91,7 @@ class Run:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep the folder for this process, which ends with it however it ends.
+        """Keep the folder, which is tidied up, for this process; it is free again however that ends.
 
         Raises:
             InputError: another process holds it.
@@ -108,6 +108,8 @@ class Run:
                         what = "another process is training this run"
                         raise InputError(str(self.path), what, "wait for it, or stop it first") from None
                     time.sleep(0.1)
+            for stray in self.path.glob(".*.tmp"):  # which a killed process was writing
+                stray.unlink(missing_ok=True)
             yield
         finally:
             os.close(folder)

@@ -21,7 +21,12 @@ def as_nobody(act: Callable[[], Any]) -> Any:  # noqa: ANN401 -- whatever the ac
 
 
 def _dropped(act: Callable[[], Any], answers: SimpleQueue[Any]) -> None:
+    become_nobody()
+    answers.put(act())
+
+
+def become_nobody() -> None:
+    """Drop this process's rights for good."""
     os.setgroups([])
     os.setgid(65534)
     os.setuid(65534)
-    answers.put(act())

@@ -6,13 +6,18 @@ import hashlib
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
-from skinmtl.types import Batch
+from skinmtl.types import Batch, Logits
+
+
+def _lost(network: torch.nn.Module, inputs: object, logits: Logits) -> Logits:
+    return {name: value * float("nan") for name, value in logits.items()} if network.training else logits
 
 
 class Record(pl.Callback):
@@ -31,9 +36,27 @@ class Record(pl.Callback):
         if not self._seen["rows"]:  # it goes on within an epoch
             self._seen["rows"].append([])
         self._seen["rows"][-1].append(batch["index"].tolist())
-        end = os.environ.get("TEST_END", "").split(":")  # rank, optimiser step and what befalls whom
-        if end[:2] == [str(trainer.global_rank), str(trainer.global_step)]:
-            os.kill(*((os.getpid(), signal.SIGKILL) if end[2] == "kill" else (os.getppid(), signal.Signals[end[2]])))
+        self._moment("train", trainer, trainer.global_step)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._moment("setup", trainer, 0)
+
+    def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
+        self._moment("validation", trainer, trainer.current_epoch)
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, *_: object) -> None:
+        self._moment("save", trainer, trainer.global_step)
+
+    def _moment(self, where: str, trainer: pl.Trainer, count: int) -> None:
+        """What TEST_END asks for as `<where>:<rank>:<step or epoch>:<what>`, when it is there."""
+        *when, what = os.environ.get("TEST_END", ":").split(":")
+        if when != [where, str(trainer.global_rank), str(count)]:
+            return
+        self._file.with_name("moment").write_text(str(time.monotonic()))
+        if what == "lose":  # this process's losses from here on
+            trainer.lightning_module.network.register_forward_hook(_lost)  # type: ignore[operator,union-attr]
+        else:
+            os.kill(*((os.getpid(), signal.SIGKILL) if what == "kill" else (os.getppid(), signal.Signals[what])))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         values = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}

@@ -7,15 +7,16 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
-from training import train
+from hydra.core.global_hydra import GlobalHydra
+from training import CONF, SHORT
 
 from skinmtl import checkpoints
-from skinmtl.errors import SkinmtlError
 from skinmtl.runs import Run
 
 # Ten steps an epoch of a network that takes a moment, saved as often as one likes.
@@ -27,32 +28,58 @@ OFTEN = "save_every=1e-9"
 Moment = Callable[[], None]
 
 
-def forked(folder: Path, root: Path, words: Sequence[str], prepare: Moment) -> int:
-    """Train in a process of its own after `prepare`; gives its exit code, 128 + the signal's number for a signal.
+class Ended(int):
+    """A process's exit code, 128 + the signal's number for a signal."""
+
+    seconds: float  # since its last moment (see `mark`), or its start
+
+
+def forked(folder: Path, root: Path, words: Sequence[str], prepare: Moment) -> Ended:
+    """Run the command in a process of its own after `prepare`.
 
     Nothing is evaluated: what is asked is what training leaves behind.
     """
     sys.stdout.flush()
     sys.stderr.flush()
+    hear, say = os.pipe()
     child = os.fork()
     if child:
+        os.close(say)
+        start = time.monotonic()
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        return 128 - code if code < 0 else code
+        end = time.monotonic()
+        with os.fdopen(hear) as marks:
+            moments = [start, *map(float, marks)]
+        ended = Ended(128 - code if code < 0 else code)
+        ended.seconds = end - moments[-1]
+        return ended
     try:
-        import skinmtl.train
-
-        logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
-        skinmtl.train.evaluate = lambda run: None  # type: ignore[assignment]
-        skinmtl.train.write_run_report = lambda path: path  # type: ignore[assignment]
+        os.environ["TEST_MARK"] = str(say)
         prepare()
-        train(folder, root, words)
-        os._exit(0)
-    except SkinmtlError as error:
-        print(error, file=sys.stderr)
-        os._exit(error.exit_code)
+        os._exit(command(folder, root, words))
     except BaseException:
         traceback.print_exc()
         os._exit(1)
+
+
+def command(folder: Path, root: Path, words: Sequence[str]) -> int:
+    """The real command line, without its evaluation; caches go beside the folder."""
+    import skinmtl.train
+    from skinmtl import door
+
+    skinmtl.train.evaluate = lambda run: None  # type: ignore[assignment]
+    skinmtl.train.write_run_report = lambda path: path  # type: ignore[assignment]
+    places = [f"data.root={root}", "data.synthetic=null", f"hydra.run.dir={folder}"]
+    places += [f"data.{key}={folder.parent / key}" for key in ("cache_dir", "split_dir")]
+    GlobalHydra.instance().clear()
+    logging.getLogger().handlers.clear()  # pytest's, in whose place the command puts its own
+    sys.argv = ["train.py", "experiment=resnet18_unet", *SHORT, *places, *words]
+    return door.main(CONF, sys.argv)
+
+
+def mark() -> None:
+    """Say that the moment is now."""
+    os.write(int(os.environ["TEST_MARK"]), f"{time.monotonic()}\n".encode())
 
 
 def nothing() -> None:
@@ -78,14 +105,30 @@ def at(hook: str, count: int, act: Moment) -> Moment:
     return prepare
 
 
+def after(seconds: float, act: Moment) -> Moment:
+    """Do something so many seconds from now, whatever is being done then."""
+
+    def prepare() -> None:
+        signal.signal(signal.SIGALRM, lambda *_: act())
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    return prepare
+
+
 def kill() -> None:
     """End this process as a machine that is taken away does."""
+    mark()
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def ask(number: signal.Signals = signal.SIGTERM) -> Moment:
     """Ask this process to stop."""
-    return lambda: signal.raise_signal(number)  # of this thread, so that it has been heard when the next line runs
+
+    def act() -> None:
+        mark()
+        signal.raise_signal(number)  # of this thread, so that it has been heard when the next line runs
+
+    return act
 
 
 def left(run: Run) -> tuple[str, str, pd.DataFrame]:

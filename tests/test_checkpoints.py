@@ -484,7 +484,7 @@ def temp(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 
 @FORK
-@pytest.mark.parametrize("times", [10, pytest.param(100, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("times", [10, pytest.param(100, marks=pytest.mark.long)])
 def test_a_writer_killed_at_any_time_leaves_sound_checkpoints(tmp_path: Path, temp: Path, times: int) -> None:
     (tmp_path / "run").mkdir()
     look(times, tmp_path / "run", temp)

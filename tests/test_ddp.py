@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from training import compose, train
 from skinmtl import checkpoints, config, losses, ranks
 from skinmtl.data.datamodule import Loader, collate
 from skinmtl.data.samplers import InOrder, Place
-from skinmtl.errors import ConfigError, Interrupted, ResourceError
+from skinmtl.errors import ConfigError, Diverged, Interrupted, ResourceError
 from skinmtl.losses import BCE, CrossEntropy, Dice, DiceBCE
 from skinmtl.module import MultiTaskModule
 from skinmtl.optim import Constant
@@ -258,17 +258,22 @@ def test_both_processes_agree_and_score_what_one_would(sweep: Path) -> None:
     assert best["val/cls/accuracy"] == pytest.approx(right.mean(), abs=1e-6)
 
 
-def test_the_photographs_of_a_step_are_those_that_one_process_would_draw(sweep: Path) -> None:
-    run = Run(sweep / "0")
-    first, second = (found["rows"] for found in recorded(run.path))
+def drawn_alone(run: Run, epoch: int) -> tuple[list[int], pd.Series[str]]:
+    """The rows of an epoch as one process would draw them, and the image ids of all rows."""
     cfg = run.config()
     parts = {"augment": config.build(cfg.augment), "sampler": config.build(cfg.sampler), "seed": cfg.seed}
     places = {"split": str(run.split_file), "cache": "off", "batch_size": 8}
     data = config.build({**cfg.data, **places}, **parts)
     data.setup()
+    rows = data.rows("train")
+    return rows[data.sampler.order(*data._labels(rows), cfg.seed, epoch)].tolist(), data.table["image_id"]
+
+
+def test_the_photographs_of_a_step_are_those_that_one_process_would_draw(sweep: Path) -> None:
+    run = Run(sweep / "0")
+    first, second = (found["rows"] for found in recorded(run.path))
     for epoch in range(2):
-        rows = data.rows("train")
-        alone = rows[data.sampler.order(*data._labels(rows), cfg.seed, epoch)].tolist()
+        alone, _ = drawn_alone(run, epoch)
         steps = zip(first[epoch], second[epoch], strict=True)
         shared = [row for step in steps for turn in zip(*step, strict=True) for row in turn]
         assert shared == alone[: 3 * 8]
@@ -293,20 +298,36 @@ def test_a_stopped_run_goes_on_to_the_same_bits_with_as_many_processes_only(
     assert state(Run(tmp_path / "a")) == state(Run(sweep / "0")) != state(Run(sweep / "1"))
 
 
-FAULTS = [pytest.param(end, marks=pytest.mark.faults) for end in ("0:4:kill", "1:1:SIGUSR1", "0:5:SIGINT", "0:3:kill")]
+def of_two(ends: Sequence[str], name: str, quick: Sequence[str]) -> list[Any]:
+    """Cases counted under a name, most of them long."""
+    counted = pytest.mark.fault(name)
+    return [pytest.param(end, marks=counted if end in quick else [counted, pytest.mark.long]) for end in ends]
 
 
-@pytest.mark.parametrize("end", ["1:2:kill", "0:4:SIGTERM", *FAULTS])
+KILLS = [f"train:{rank}:{step}:kill" for rank in (0, 1) for step in range(1, 6)]
+WHERE = ("setup:0:0", "train:0:4", "validation:1:1", "save:0:3")
+SIGNALS = [f"{where}:{name}" for where in WHERE for name in ("SIGTERM", "SIGINT", "SIGUSR1")]
+ENDS = of_two(KILLS, "kill -9 of one of two processes", ["train:1:2:kill"])
+ENDS += of_two(SIGNALS, "SIGTERM, SIGINT, SIGUSR1, two processes", ["train:0:4:SIGTERM"])
+
+
+@pytest.mark.parametrize("end", ENDS)
 def test_a_run_of_two_processes_that_is_killed_or_asked_to_stop_goes_on_to_the_same_bits(
-    sweep: Path, synthetic_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+    sweep: Path,
+    synthetic_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
+    end: str,
 ) -> None:
     monkeypatch.setenv("SKINMTL_ALLOW", "recording")
     monkeypatch.setenv("TEST_END", end)
     often = ["save_every=1e-9", *SMALL, "trainer.limit_val_batches=null", f"+callbacks.record.folder={tmp_path}"]
-    start = time.monotonic()
     with pytest.raises(Interrupted, match="resume="):
         train(tmp_path / "a", synthetic_root, often, "demo")
-    assert time.monotonic() - start < 60
+    seconds = time.monotonic() - float((tmp_path / "moment").read_text())
+    assert seconds < (60 if end.endswith("kill") else 30)
+    record_property("seconds to end", seconds)
     run = Run(tmp_path / "a")
     assert run.info()["exit_code"] == 75 and run.info()["status"] == "interrupted"
     monkeypatch.delenv("TEST_END")
@@ -317,11 +338,31 @@ def test_a_run_of_two_processes_that_is_killed_or_asked_to_stop_goes_on_to_the_s
     pd.testing.assert_frame_equal(rows, whole)
 
 
+@pytest.mark.fault("not finite from step 3 on")
+def test_what_is_not_finite_in_one_process_ends_both_and_is_named(
+    synthetic_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SKINMTL_ALLOW", "recording")
+    monkeypatch.setenv("TEST_END", "train:1:2:lose")
+    words = ["save_every=1e-9", *SMALL, "trainer.limit_train_batches=null", f"+callbacks.record.folder={tmp_path}"]
+    with pytest.raises(Diverged, match="3 steps in a row were skipped before") as caught:
+        train(tmp_path / "a", synthetic_root, words, "demo")
+    run = Run(tmp_path / "a")
+    assert run.info()["exit_code"] == 3 and caught.value.where == "epoch 1, step 6"
+    alone, ids = drawn_alone(run, epoch=0)
+    ids = ids.iloc[alone[5 * 8 : 6 * 8][1::2]]
+    assert f"of the photographs {', '.join(ids)};" in caught.value.what, "the second one's, and only those"
+    for path in (run.path / "checkpoints").glob("*.ckpt"):
+        tensors = checkpoints.load(path)["state_dict"]
+        assert all(torch.isfinite(value).all() for value in tensors.values() if value.is_floating_point())
+    assert (run.path / "checkpoints" / "last.ckpt").exists()
+
+
 def test_a_killed_process_without_a_checkpoint_ends_the_run_with_4(
     synthetic_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SKINMTL_ALLOW", "recording")
-    monkeypatch.setenv("TEST_END", "1:0:kill")
+    monkeypatch.setenv("TEST_END", "train:1:0:kill")
     with pytest.raises(ResourceError, match="killed by SIGKILL"):
         train(tmp_path / "a", synthetic_root, [*SMALL, f"+callbacks.record.folder={tmp_path}"], "demo")
     assert Run(tmp_path / "a").info()["exit_code"] == 4

@@ -279,9 +279,13 @@ def test_a_disk_and_a_missing_table_are_refused_before_any_work(
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), 4, "disk: No space left on device; fix: free space"),
-        (OSError(errno.EROFS, "Read-only", "a"), 2, "a: Read-only; fix: get leave to read or write it"),
-        (OSError(errno.EEXIST, "File exists", "a"), 2, "a: File exists; fix: name another place"),
+        (OSError(errno.ENOSPC, "No space left on device"), 4, "{here}: cannot be written (No space left on device): "),
+        (
+            OSError(errno.EROFS, "Read-only", "a"),
+            4,
+            "a: cannot be written (Read-only); fix: allow writing into {here}, or",
+        ),
+        (OSError(errno.EEXIST, "File exists", "a"), 2, "a: File exists; fix: check the path"),
         (OSError(errno.EHOSTUNREACH, "No route to host"), 4, "the system: No route to host; fix: see to the machine"),
         (OSError("odd"), 4, "the system: OSError: odd; fix: see to the machine"),
     ],
@@ -291,12 +295,12 @@ def test_what_the_system_refuses_is_said_in_its_own_words(
 ) -> None:
     monkeypatch.setattr(verify, "check", lambda _: (_ for _ in ()).throw(error))
     assert prepare(out, "--verify") == code
-    assert capsys.readouterr().err.startswith(f"skinmtl: error: {said}")
+    assert capsys.readouterr().err.startswith(f"skinmtl: error: {said.format(here=Path.cwd())}")
 
 
 def test_a_place_below_a_file_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prepare(root / "HAM10000_metadata.csv" / "out", "--from", root) == 2
-    assert "Not a directory; fix: name another place" in capsys.readouterr().err
+    assert "Not a directory; fix: check the path and its permissions, or name another" in capsys.readouterr().err
 
 
 def test_two_different_files_of_one_name_are_refused(root: Path, out: Path, tmp_path: Path) -> None:

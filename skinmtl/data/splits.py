@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import os
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from skinmtl.data import duplicates
 from skinmtl.data.duplicates import Pair
-from skinmtl.errors import ConfigError, Faults, InputError, SkinmtlError
+from skinmtl.errors import FORBIDDEN, FULL, ConfigError, Faults, InputError, SkinmtlError
 
 logger = logging.getLogger(__name__)
 
@@ -132,13 +131,14 @@ def save(split: pd.DataFrame, path: Path) -> None:
     """Write a table as CSV, whole or not at all.
 
     Raises:
-        ConfigError: the folder cannot be written to.
+        ConfigError: the folder is none.
+        OSError: its disk is full, or it may not be written to.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # another answer, which is the door's
+        if error.errno in (*FULL, *FORBIDDEN):  # another answer, which is the door's
             raise
         what = f"{path.parent}: cannot be written to ({error.strerror})"
         raise ConfigError("data.split_dir", what, "give a folder of your own") from error

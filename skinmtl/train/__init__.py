@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,10 +22,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from skinmtl import config, logs, processes, ranks
 from skinmtl.callbacks import Best, Clock
+from skinmtl.checkpoints import ELSEWHERE, newest
 from skinmtl.checkpoints import load as load_checkpoint
-from skinmtl.checkpoints import newest
 from skinmtl.data.datamodule import DataModule
-from skinmtl.errors import ConfigError, InputError, Interrupted, ResourceError, SkinmtlError, lacks_memory
+from skinmtl.errors import ConfigError, InputError, Interrupted, ResourceError, SkinmtlError, answer_to, lacks_memory
 from skinmtl.evaluate import evaluate
 from skinmtl.facts import stamps, without_folders_in
 from skinmtl.module import MultiTaskModule
@@ -104,12 +104,15 @@ def run(
                 return _run(nodes, here, start, stop)
             return _run_together(nodes, here, start, devices)
         except BaseException as raised:
-            error = _interrupted(here) if isinstance(raised, KeyboardInterrupt) else raised
-            _keep_ending(here, error, time.perf_counter() - began)
+            stopped = isinstance(raised, KeyboardInterrupt)
+            error = _interrupted(here) if stopped else answer_to(raised, here.path, ELSEWHERE) or raised
+            with suppress(OSError):  # a full disk takes this neither
+                _keep_ending(here, error, time.perf_counter() - began)
+            if stopped:
+                requeue(stop.number or next(iter(raised.args), None))
             if error is raised:
                 raise
-            requeue(stop.number or next(iter(raised.args), None))
-            raise error from None
+            raise error from (None if stopped else raised)
 
 
 def _keep_ending(here: Run, error: BaseException, seconds: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import subprocess
@@ -20,6 +21,9 @@ from skinmtl.data.datamodule import DataModule
 from skinmtl.facts import without_folders, without_folders_in
 from skinmtl.runs import Run
 
+log = logging.getLogger(__name__)
+
+SAME_BITS = ("versions", "capability", "threads")  # with seed, batch, processes and precision, which are checked
 PACKAGES = (
     "torch",
     "torchvision",
@@ -42,8 +46,20 @@ def origin(nodes: Mapping[str, Any], here: Run, world_size: int) -> dict[str, An
     now = _attempt(nodes, here.path, world_size)
     if not here.info_file.exists():
         return now
-    again = {key: now[key] for key in ("started", "command", "commit", "versions", "device", "threads")}
-    return {"status": "running", "exit_code": None, "resumed": [*here.info().get("resumed", []), again]}
+    before = here.info()
+    for key in SAME_BITS:
+        if (then := before.get(key)) not in (None, now[key]):
+            what = ", ".join(_changes(then, now[key]))
+            log.warning("%s: %s: the run goes on, but not to the same bits as an unbroken one", key, what)
+    again = {key: now[key] for key in ("started", "command", "commit", "device", *SAME_BITS)}
+    return {"status": "running", "exit_code": None, "resumed": [*before.get("resumed", []), again]}
+
+
+def _changes(then: object, now: object) -> list[str]:
+    """What was and what is, of a dict only what differs."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        return [f"{key} {then.get(key)}, now {now.get(key)}" for key in now if then.get(key) != now.get(key)]
+    return [f"{then}, now {now}"]
 
 
 def _attempt(nodes: Mapping[str, Any], folder: Path, world_size: int) -> dict[str, Any]:
