@@ -12,7 +12,7 @@ import yaml
 
 from skinmtl import figures
 from skinmtl.errors import InputError
-from skinmtl.facts import HEADLINES, dig, read_scores, stamps, without_folders, words
+from skinmtl.facts import HEADLINES, dig, read_scores, shareable, stamps, words
 from skinmtl.jobs import REPEATS, Job, by_setting, read_jobs, varied_keys
 from skinmtl.runs import write_text
 from skinmtl.scores import DRAWS
@@ -74,7 +74,7 @@ def _row(job: Job, study: str, varied: Sequence[str]) -> dict[str, Any]:
     row = {"study": study, "job": job.number, "experiment": job.info.get("name", job.overrides.get("experiment"))}
     row |= {"seed": job.seed, "fold": job.fold}
     rest = {key: value for key, value in job.overrides.items() if key not in (*REPEATS, "experiment")}
-    row |= {key: without_folders(value) for key, value in rest.items()}
+    row |= {key: shareable(key, value) for key, value in rest.items()}
     row |= {"status": job.status, "exit_code": job.ended.get("exit_code", job.info.get("exit_code"))}
     known = {name: score for task in dig(test, "scores", default={}).values() for name, score in task.items()}
     for name in SCORES:
@@ -304,7 +304,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _told(job: Job) -> str:
-    return " ".join(f"{key}={without_folders(value)}" for key, value in job.overrides.items()) or "no overrides"
+    return " ".join(f"{key}={shareable(key, value)}" for key, value in job.overrides.items()) or "no overrides"
 
 
 def _exit(job: Job) -> object:
@@ -340,7 +340,7 @@ def _frozen(jobs: Sequence[Job], folder: Path, study: str) -> dict[str, Any]:
         "jobs": [
             {
                 "job": job.number,
-                "overrides": {key: without_folders(value) for key, value in job.overrides.items()},
+                "overrides": {key: shareable(key, value) for key, value in job.overrides.items()},
                 "status": job.status,
             }
             for job in jobs

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from skinmtl import ranks
-from skinmtl.errors import ConfigError, Diverged
+from skinmtl.errors import ConfigError, Diverged, InputError
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +40,15 @@ class MetricsFile(Logger):
         self.rows = 0
         self._columns: list[str] = []
         if path is not None and path.exists():
-            with path.open(newline="") as file:
-                lines = csv.reader(file)
-                self._columns = next(lines, [])
-                self.rows = sum(1 for _ in lines)
+            try:
+                with path.open(newline="", encoding="utf-8") as file:
+                    lines = csv.reader(file)
+                    self._columns = next(lines, [])
+                    self.rows = sum(1 for _ in lines)
+            except (ValueError, csv.Error):
+                self._columns = ["?"]
+            if self._columns[:2] not in ([], ["step", "time"]):
+                raise InputError(str(path), "not the metrics of a run", "restore it, or delete it: no score needs it")
 
     @property
     def name(self) -> str:
@@ -245,15 +250,15 @@ class Finite(Callback):
         self._say(trainer, norm)
 
     def _keep(self, module: pl.LightningModule) -> None:
-        """Remember the running statistics, which a forward pass changes."""
-        now = [buffer for buffer in module.network.buffers() if buffer.is_floating_point()]  # type: ignore[union-attr]
+        """Remember running statistics and kept weights of losses, which a forward pass changes."""
+        now = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
         if len(now) != len(self._before):
             self._before = [buffer.clone() for buffer in now]
         elif now:
             torch._foreach_copy_(self._before, now)
 
     def _put_back(self, module: pl.LightningModule) -> None:
-        now = [buffer for buffer in module.network.buffers() if buffer.is_floating_point()]  # type: ignore[union-attr]
+        now = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
         for buffer, before in zip(now, self._before, strict=True):
             buffer.copy_(before)
 
@@ -347,7 +352,10 @@ class Best(ModelCheckpoint):
     """
 
     SCORE = "val/score"
-    TRAINING = ("optimizer_states", "lr_schedulers", "callbacks", "loops", "current_model_state", "averaging_state")
+    TRAINING = (
+        *("optimizer_states", "lr_schedulers", "callbacks", "loops", "counts"),
+        *("current_model_state", "averaging_state"),
+    )
 
     def __init__(self, folder: Path, keep: Literal["best", "last"] = "best") -> None:
         self._latest: float | None = None

@@ -36,7 +36,7 @@ RECORD = "sha256.json"  # name and sha256 of every checkpoint in its folder
 FORMAT = 1  # one more when a reader of today would misread what is written
 NEEDED = ("state_dict", "skinmtl")
 # Where nothing may be infinite. Elsewhere something may: the best score of a callback or schedule that has seen none.
-FINITE = ("state_dict", "optimizer_states", "current_model_state", "averaging_state")
+FINITE = ("state_dict", "optimizer_states", "current_model_state", "averaging_state", "counts")
 PLAIN = (Tensor, nn.Parameter, str, int, float, bool, NoneType)
 ELSEWHERE = "write elsewhere with hydra.run.dir=<folder>"
 OTHER = "use another checkpoint of this run, or train again"
@@ -83,13 +83,15 @@ def newest(folder: Path) -> Path:
     """`last.ckpt` where it is sound, else the save before it, with a warning that says why.
 
     Raises:
-        InputError: neither can be used; both faults are named.
+        InputError: neither can be used; both faults are named. Or the record of hashes cannot be read.
     """
     faults = []
     for name in (LAST, PREVIOUS):
         try:
             load(folder / name)
         except InputError as error:
+            if Path(error.where).name == RECORD:
+                raise
             faults.append(error)
             continue
         if faults:
@@ -348,7 +350,7 @@ def _record(folder: Path) -> dict[str, str] | None:
         return None
     except ValueError:
         known = None
-    if not isinstance(known, dict):
+    if not isinstance(known, dict) or not all(isinstance(sha, str) for sha in known.values()):
         raise InputError(str(path), "not a record of hashes", "delete it: checkpoints beside it then load unchecked")
     return known
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 NOT_RECORDED = "not recorded"
+PATH = "[path]"
+SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)
+PLACES = {"root", "masks", "lesions", "split", "cache_dir", "split_dir", "resume", "init_from"}  # keys that name paths
+FILE = re.compile(r"\.(csv|tsv|json|ya?ml|npy|npz|pt|pth|ckpt|safetensors|zip|tar|gz|jpe?g|png)$", re.IGNORECASE)
 HEADLINES = {
     "mean_image_dice": "Dice, mean over images",
     "balanced_accuracy": "Balanced accuracy",
@@ -65,16 +69,37 @@ def flat(tree: Mapping[Any, Any], above: str = "") -> dict[str, object]:
     return leaves
 
 
-def without_folders(value: object) -> str:
-    """A value as text; of an absolute path only the end, for a folder's name could name a person or a place."""
+def shareable(key: str, value: object) -> object:
+    """A value of the config as strangers may see it: no path, for a name in it could be a person's; no secret."""
+    last = key.rpartition(".")[2]
+    if SECRET.search(last) and value is not None:
+        return "..."
+    if isinstance(value, list | tuple):
+        return [shareable(key, part) for part in value]
+    if not isinstance(value, str):
+        return value
+    return PATH if last in PLACES and value not in ("auto", "null") else without_path(value)
+
+
+def without_path(value: object) -> str:
+    """A value as text; `[path]` for a path."""
     text = str(value)
-    return f".../{Path(text).name}" if text.startswith(("/", "~")) else text
+    return PATH if is_path(text) else text
 
 
-def without_folders_in(command: str) -> str:
-    """A command whose absolute paths have lost all but their ends."""
-    quoted = re.sub(r"""(['"])[/~][^'"]*/([^'"/]+)/?\1""", r"\1.../\2\1", command)
-    return re.sub(r"""(?<![\w./])[/~][^\s'",=]*/([^\s'",=/]+)/?""", r".../\1", quoted)
+def is_path(text: str) -> bool:
+    """Whether a word of a config or of a command names a file or a folder; 1/2 does not."""
+    named = re.search(r"[^\W\d_]", text) is not None
+    return text.startswith(("/", "~", "./", "../")) or FILE.search(text) is not None or ("/" in text and named)
+
+
+def without_paths_in(text: str, known: Iterable[str] = ()) -> str:
+    """A command, or what a run ended with, whose paths are `[path]`; `known` are relative ones to be looked for."""
+    for path in sorted(known, key=len, reverse=True):
+        text = re.sub(rf"""(?<![\w./]){re.escape(path)}[^\s'",;:)]*""", PATH, text)
+    text = re.sub(r"""(['"])([^'"]*/[^'"]*)\1""", lambda found: found[1] + without_path(found[2]) + found[1], text)
+    text = re.sub(r"""([\w.]+)=([^\s'",=;]+)""", lambda found: f"{found[1]}={shareable(found[1], found[2])}", text)
+    return re.sub(r"""(?<![\w./])[/~][^\s'",=;:)]*""", PATH, text)
 
 
 def stamps(info: Mapping[str, Any]) -> str:

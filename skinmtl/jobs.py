@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from skinmtl.facts import dig, without_folders
+from skinmtl.facts import dig, shareable
 from skinmtl.runs import Run
 
 REPEATS = ("seed", "data.fold")  # what repeats a setting and does not make another one
@@ -86,6 +86,6 @@ def by_setting(jobs: Sequence[Job], keys: Sequence[str]) -> list[tuple[str, list
 
 def _setting(job: Job, keys: Sequence[str]) -> str:
     """Such as "weighting.seg=4", or the experiment's name where nothing else varies."""
-    given = [(key, without_folders(job.overrides[key])) for key in keys if key in job.overrides]
+    given = [(key, str(shareable(key, job.overrides[key]))) for key in keys if key in job.overrides]
     names = [value if key == "experiment" else f"{key}={value}" for key, value in given]
     return ", ".join(names) or str(job.info.get("name") or "as configured")

@@ -107,7 +107,8 @@ class MultiTaskModule(pl.LightningModule):
         if stage == "train":
             self.step_is_finite = finite
             self._terms, self._losses = list(terms.values()), (values[1:], counts[1:])  # for the backward pass
-            self.means["weights"].update(self._weights(), counts[0])  # type: ignore[operator]
+            if finite:
+                self.means["weights"].update(self._weights(), counts[0])  # type: ignore[operator]
             self._log_step(values)
         return loss
 

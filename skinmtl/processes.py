@@ -60,6 +60,7 @@ class Stop:
     def __init__(self) -> None:
         self.number: int | None = None  # of the first signal
         self.looked_for = False
+        self._heard: set[int] = set()
 
     @property
     def asked(self) -> bool:
@@ -68,7 +69,8 @@ class Stop:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """What a signal does."""
-        again = number == self.number
+        again = number in self._heard
+        self._heard.add(number)
         self.number = self.number or number
         if again or not self.looked_for:
             raise KeyboardInterrupt

@@ -21,8 +21,8 @@ from skinmtl.facts import (
     read_scores,
     said,
     score_words,
-    without_folders,
-    without_folders_in,
+    shareable,
+    without_paths_in,
     words,
 )
 from skinmtl.runs import Run, write_text
@@ -87,14 +87,16 @@ MASKS = (
 )
 
 
-def write_run_report(folder: Path) -> Path:
+def write_run_report(folder: Path, ending: Mapping[str, Any] | None = None) -> Path:
     """Write report.html into a run's folder and give its path; what the folder lacks is "not recorded".
+
+    `ending` is what run.json will say once the page is there.
 
     Raises:
         InputError: the folder is no run.
     """
     run = Run.open(folder)
-    info = run.info()
+    info = run.info() | dict(ending or {})
     scores = read_scores(run.path)
     table = run.predictions() if run.predictions_file.is_file() else pd.DataFrame()
     title = f"{info.get('name', NOT_RECORDED)} · {info.get('run_id', run.path.name)}"
@@ -308,7 +310,7 @@ def _also(facts: Mapping[str, Any]) -> str:
 def _training(info: Mapping[str, Any]) -> str:
     rate, seconds = info.get("images_per_second"), info.get("seconds") or {}
     rows = [
-        ("command", without_folders_in(said(info.get("command")))),
+        ("command", without_paths_in(said(info.get("command")))),
         ("commit", said(info.get("commit"))),
         ("tasks", said(info.get("tasks"))),
         ("seed", said(info.get("seed"))),
@@ -337,7 +339,7 @@ def _batch(info: Mapping[str, Any]) -> str:
 
 def _config(run: Run) -> str:
     try:
-        rows = [(key, without_folders(value)) for key, value in flat(run.config()).items()]
+        rows = [(key, str(shareable(key, value))) for key, value in flat(run.config()).items()]
     except InputError:
         rows = [("config", NOT_RECORDED)]
     return page.section("Configuration", page.facts(rows))

@@ -29,6 +29,7 @@ class Resumable(Callback):
         self._path, self._seconds, self._stop, self._metrics = path, minutes * 60, stop, metrics
         self._saved, self._saving = time.monotonic(), False
         self._rows: int | None = None
+        self._early = False  # whether the last epoch was the last by early stopping
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stop.hear()  # Lightning has taken SIGTERM
@@ -38,6 +39,7 @@ class Resumable(Callback):
             # Lightning counts the batch that was about to begin twice.
             total = trainer.fit_loop.epoch_loop.batch_progress.total
             total.ready = total.started = total.completed  # type: ignore[attr-defined]
+        trainer.should_stop = self._early
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -67,7 +69,7 @@ class Resumable(Callback):
         self._stop.looked_for = False
 
     def _save(self, trainer: pl.Trainer) -> None:
-        self._saving = True
+        self._saving, self._early = True, trainer.should_stop
         try:
             trainer.save_checkpoint(self._path)
         finally:
@@ -82,7 +84,7 @@ class Resumable(Callback):
             checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self._metrics.rows}
+        return {"rows": self._metrics.rows, "early": self._early}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._rows = state_dict["rows"]
+        self._rows, self._early = state_dict["rows"], state_dict["early"]

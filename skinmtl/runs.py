@@ -15,8 +15,10 @@ from typing import Any
 
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from skinmtl.errors import InputError
+from skinmtl.errors import InputError, first_line
 
 
 def write_text(path: Path, text: str) -> None:
@@ -128,6 +130,10 @@ class Run:
             info: dict[str, Any] = json.loads(self.info_file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(str(self.info_file), f"not JSON ({error})", "restore it or train again") from None
+        if not isinstance(info, dict):
+            raise InputError(
+                str(self.info_file), f"holds a {type(info).__name__}, no facts", "restore it or train again"
+            )
         return info
 
     def update(self, facts: Mapping[str, Any]) -> None:
@@ -140,7 +146,11 @@ class Run:
         path = self.path / ".hydra" / "config.yaml"
         if not path.is_file():
             raise InputError(str(path), "no such file", "restore the run folder's .hydra")
-        config = OmegaConf.load(path)
+        try:
+            config = OmegaConf.load(path)
+            OmegaConf.resolve(config)
+        except (YAMLError, OmegaConfBaseException, ValueError) as error:
+            raise InputError(str(path), first_line(error), "restore the run folder's .hydra") from None
         if not isinstance(config, DictConfig):
             raise InputError(str(path), "not a mapping", "restore the run folder's .hydra")
         return config

@@ -24,13 +24,12 @@ from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from skinmtl.errors import first_line
-from skinmtl.facts import flat, without_folders
+from skinmtl.facts import flat, shareable
 from skinmtl.runs import Run
 
 log = logging.getLogger(__name__)
 
 UNIQUE = re.compile(r"\d_[0-9a-f]{4}$")  # how a run id ends
-SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)
 PATIENCE = 8  # seconds that a server has to answer, and then to open the run, before the run goes on offline
 OFFLINE = "this run is kept offline; upload it later with `wandb sync`"
 UPLOAD = 60  # seconds that the end of a run waits for a server that has gone; W&B itself would wait for ever
@@ -80,7 +79,7 @@ class WandB(Logger):
 
     @rank_zero_only  # of several processes the first one speaks
     def start(self, config: Mapping[str, Any], stamps: str = "") -> None:
-        """Open the run with a config: words under keys like `token` are struck out, folders are cut to their names.
+        """Open the run with a config: words under keys like `token` are struck out, and so are paths.
 
         `stamps` are words that its scores have to be shown with, such as LEAKY: they become tags.
         """
@@ -93,7 +92,7 @@ class WandB(Logger):
         except ImportError:
             log.warning("wandb is not installed: metrics.csv has everything; pip install wandb adds the dashboard")
             return
-        clean = {key: _clean(key, value) for key, value in flat(config).items()}
+        clean = {key: shareable(key, value) for key, value in flat(config).items()}
         if self._online():
             try:
                 self._run = self._init(wandb, "online", clean)
@@ -183,14 +182,6 @@ class WandB(Logger):
             log.warning("W&B failed (%s): the run goes on without it", first_line(error))
             self._run = None
             return None
-
-
-def _clean(key: str, value: object) -> object:
-    if SECRET.search(key):
-        return "..."
-    if isinstance(value, list):
-        return [_clean(key, part) for part in value]
-    return without_folders(value) if isinstance(value, str) else value
 
 
 def _server() -> str:

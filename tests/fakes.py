@@ -96,7 +96,7 @@ def write_run(folder: Path, seed: int = 0, fold: int = 0, skill: float = 1.0, **
         "started": "2026-01-02T03:04:05+00:00",
         "seconds": {"total": 912.4, "fit": 801.5, "evaluate": 108.0},
         "commit": "0123456789ab",
-        "command": "python train.py experiment=resnet18_unet data.root=.../ham10000",
+        "command": "python train.py experiment=resnet18_unet data.root=[path]",
         "versions": {"python": "3.11.2", "torch": "2.9.0", "numpy": "2.4.6"},
         "threads": 1,
         "cores": 2,

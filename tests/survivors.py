@@ -68,7 +68,7 @@ def command(folder: Path, root: Path, words: Sequence[str]) -> int:
     from skinmtl import door
 
     skinmtl.train.evaluate = lambda run: None  # type: ignore[assignment]
-    skinmtl.train.write_run_report = lambda path: path  # type: ignore[assignment]
+    skinmtl.train.write_run_report = lambda path, ending: path  # type: ignore[assignment]
     places = [f"data.root={root}", "data.synthetic=null", f"hydra.run.dir={folder}"]
     places += [f"data.{key}={folder.parent / key}" for key in ("cache_dir", "split_dir")]
     GlobalHydra.instance().clear()

@@ -307,9 +307,11 @@ def test_what_is_of_something_else_is_told_apart(
     assert refusal(tmp_path / "alone.ckpt") == "not a checkpoint of skinmtl (it holds a list)"
     torch.save(state(1) | {"kind": torch.float32}, tmp_path / "alone.ckpt")
     assert refusal(tmp_path / "alone.ckpt") == "holds more than tensors and plain types (kind is a dtype)"
-    (tmp_path / RECORD).write_text("[")
-    with pytest.raises(InputError, match=rf"{RECORD}: not a record of hashes; fix: delete it"):
-        load(tmp_path / "alone.ckpt")
+    for content in ("[", '{"last.ckpt": ["a"]}'):
+        (tmp_path / RECORD).write_text(content)
+        for look in (lambda: load(tmp_path / "alone.ckpt"), lambda: newest(tmp_path)):
+            with pytest.raises(InputError, match=rf"{RECORD}: not a record of hashes; fix: delete it"):
+                look()
 
 
 def test_a_caller_may_need_more_keys(tmp_path: Path) -> None:

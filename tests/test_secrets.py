@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from training import train
 
+from skinmtl.facts import without_paths_in
 from skinmtl.runs import Run
 
 CANARY = "CANARY-b3f1"
@@ -20,7 +21,7 @@ CANARY = "CANARY-b3f1"
 @pytest.fixture
 def private(synthetic_root: Path, tmp_path: Path) -> Path:
     """The drawn photographs in a patient's folder, a name in each photograph's EXIF and in a column of the table."""
-    root = tmp_path / f"patient-{CANARY}" / "ham10000"
+    root = tmp_path / f"patient-{CANARY}"
     shutil.copytree(synthetic_root, root)
     (root / "synthetic.json").unlink(missing_ok=True)
     for path in root.glob("HAM10000_images_part_*/*.jpg"):
@@ -62,6 +63,7 @@ def test_what_a_run_leaves_to_be_shared_names_nobody(
     finally:
         netrc.unlink()
     # The config is this machine's own: it says where the photographs are, and a run is evaluated again by it.
+    assert Run(run.path).info()["command"].startswith("python train.py")
     assert holding(run.path) == [".hydra/config.yaml"]
     assert CANARY not in Run(run.path).info()["command"]
     # Negative control: there is something to be found, and it is looked for in archives, too.
@@ -69,6 +71,23 @@ def test_what_a_run_leaves_to_be_shared_names_nobody(
     with zipfile.ZipFile(tmp_path / "run" / "packed.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("inner", CANARY)
     assert "packed.zip" in holding(run.path)
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ("data.root=/a/CANARY data.size=[96,128] loss/seg=dice", "data.root=[path] data.size=[96,128] loss/seg=dice"),
+        ("data.root=CANARY weighting.seg=1/2", "data.root=[path] weighting.seg=1/2"),
+        ("model.weights=CANARY.pth model.encoder=tu-resnet18", "model.weights=[path] model.encoder=tu-resnet18"),
+        ("data.masks='/a b/CANARY/c' resume=auto", "data.masks='[path]' resume=auto"),
+        ("+logger.api_key=CANARY data.split=null", "+logger.api_key=... data.split=null"),
+        ("~/CANARY/x.csv: no such file (in /b/CANARY)", "[path]: no such file (in [path])"),
+        ("CANARY/b/x.csv: no such file; fix: data.root", "[path]: no such file; fix: data.root"),
+        ("val/score: 'a' or 'b'", "val/score: 'a' or 'b'"),
+    ],
+)
+def test_commands_and_errors_lose_paths_and_secrets_and_nothing_else(told: str, shown: str) -> None:
+    assert without_paths_in(told, ["CANARY/b"]) == shown
 
 
 def _masks(root: Path) -> Path:

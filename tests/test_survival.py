@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import resource
@@ -18,7 +19,7 @@ import pandas as pd
 import pytest
 import torch
 from nobody import become_nobody
-from survivors import OFTEN, QUICK, after, ask, at, command, forked, kill, left, mark, nothing
+from survivors import OFTEN, QUICK, Moment, after, ask, at, command, forked, kill, left, mark, nothing
 
 from skinmtl import checkpoints
 from skinmtl.runs import Run
@@ -245,6 +246,57 @@ def test_who_is_asked_to_stop_at_any_moment_ends_with_75(
     same(Run(folder if begun else tmp_path / "again"), expected)
 
 
+def everybody(number: signal.Signals) -> Moment:
+    """Ask this process and those that it has started, as a terminal does, or SLURM."""
+    name = number.name.removeprefix("SIG")
+
+    def act() -> None:
+        mark()
+        # By another process: a worker tells its own run's word from others'.
+        subprocess.run(["kill", "-s", name, "--", f"-{os.getpgid(0)}"], start_new_session=True, check=True)
+
+    return act
+
+
+@ASKED_TO_STOP
+@pytest.mark.parametrize(
+    "name",
+    [
+        signal.SIGINT,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.long),
+        pytest.param(signal.SIGUSR1, marks=pytest.mark.long),
+    ],
+)
+def test_workers_that_are_asked_to_stop_too_leave_it_to_their_run(
+    synthetic_root: Path, tmp_path: Path, whole: Whole, name: signal.Signals
+) -> None:
+    now = [*QUICK, "data.workers=2"]
+
+    def together() -> None:
+        os.setsid()
+        at("training_step", 15, everybody(name))()
+
+    assert forked(tmp_path / "run", synthetic_root, now, together) == 75
+    again = [*now, f"resume={tmp_path / 'run'}"]
+    assert forked(tmp_path / "again", synthetic_root, again, counted(tmp_path / "steps")) == 0
+    same(Run(tmp_path / "run"), whole())
+    assert steps_of(tmp_path) == 15
+
+
+@pytest.mark.parametrize("act", [ask(), pytest.param(kill, marks=pytest.mark.long)], ids=["SIGTERM", "kill"])
+def test_a_run_that_had_stopped_early_trains_no_further(synthetic_root: Path, tmp_path: Path, act: Moment) -> None:
+    early = [f"callbacks.early_stopping.{word}" for word in ("monitor=val/cls/balanced_accuracy", "patience=1")]
+    now = [*(word for word in QUICK if "early_stopping" not in word), *early]
+    assert forked(tmp_path / "whole", synthetic_root, now, nothing) == 0
+    unbroken = left(Run(tmp_path / "whole"))
+    assert unbroken[2]["epoch"].max() == 1, "it stops early"
+    assert forked(tmp_path / "run", synthetic_root, now, at("on_train_end", 1, act)) in (75, 128 + signal.SIGKILL)
+    again = [*now, f"resume={tmp_path / 'run'}"]
+    assert forked(tmp_path / "again", synthetic_root, again, counted(tmp_path / "steps")) == 0
+    same(Run(tmp_path / "run"), unbroken)
+    assert steps_of(tmp_path) == 0
+
+
 def test_the_second_ctrl_c_stops_at_once(synthetic_root: Path, tmp_path: Path) -> None:
     def twice() -> None:
         os.kill(os.getpid(), signal.SIGINT)
@@ -306,15 +358,17 @@ def poisoned(first: int, last: int) -> Callable[[], None]:
 
 
 @NAN
+@pytest.mark.parametrize("words", [[EMA], ["weighting=geometric"]])  # which keeps what the losses made of the weights
 def test_three_steps_in_a_row_are_skipped_and_leave_no_trace(
-    synthetic_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    synthetic_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], words: list[str]
 ) -> None:
-    assert forked(tmp_path / "run", synthetic_root, [*QUICK, OFTEN, EMA], poisoned(3, 5)) == 0
+    assert forked(tmp_path / "run", synthetic_root, [*QUICK, OFTEN, *words], poisoned(3, 5)) == 0
     said = capfd.readouterr().err
     assert said.count("the step is skipped") == 3 and "SYN_" in said and "epoch 1, step 3" in said
     tensors = checkpoints.load(Run(tmp_path / "run").checkpoint("last"))
     assert all(torch.isfinite(value).all() for value in tensors["state_dict"].values() if value.is_floating_point())
     rows = pd.read_csv(tmp_path / "run" / "metrics.csv")
+    assert len(rows["weight/seg"].dropna()) == 3
     assert rows["train/loss"].dropna().map(lambda value: value == value).all() and len(rows["train/loss"].dropna()) == 3
 
 
@@ -359,22 +413,36 @@ def workers_that(act: Callable[[], None], hangs: float = 300.0) -> Callable[[], 
     def prepare() -> None:
         from skinmtl.data import datamodule
 
-        inner, calls, parent = datamodule.Samples.__getitem__, [0], os.getpid()
+        inner, calls, parent = datamodule.Samples._one, [0], os.getpid()
 
-        def reading(self: datamodule.Samples, place: datamodule.Place) -> object:
+        def reading(self: datamodule.Samples, row: int, key: tuple[int, ...]) -> datamodule.Sample:
             calls[0] += 1
             if calls[0] == 10 and os.getpid() != parent:
                 act()
-            return inner(self, place)
+            return inner(self, row, key)
 
-        datamodule.Samples.__getitem__ = reading  # type: ignore[method-assign,assignment]
+        datamodule.Samples._one = reading  # type: ignore[method-assign,assignment]
         datamodule.HANGS = hangs
 
     return prepare
 
 
+def small_memory() -> None:
+    """Leave 32 kB of memory that processes share; as seen from here alone."""
+    ctypes.CDLL(None).unshare(0x00020000)  # CLONE_NEWNS
+    for words in (["--make-rprivate", "/"], ["-t", "tmpfs", "-o", "size=32k", "tmpfs", "/dev/shm"]):
+        subprocess.run(["mount", *words], check=True)
+
+
+def fails() -> None:
+    raise ValueError("what a transform says")
+
+
 def out_of_memory() -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+MOUNTS = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
 
 
 @WORKERS
@@ -383,6 +451,8 @@ def out_of_memory() -> None:
     [
         (workers_that(kill), "data.workers: DataLoader worker (pid"),
         (workers_that(lambda: time.sleep(600), hangs=3.0), "data.workers: DataLoader timed out after 3"),
+        (workers_that(fails), ".jpg: a worker failed at it (ValueError: what a transform says); fix: look at that"),
+        pytest.param(small_memory, "free are 0.0 of 0.0 MB in /dev/shm", marks=[pytest.mark.long, MOUNTS]),
         (at("training_step", 3, out_of_memory), "memory: not enough for 4 photographs of 32 x 32 a step"),
     ],
 )
@@ -392,7 +462,7 @@ def test_what_runs_out_dies_or_hangs_ends_the_run_with_4_and_says_what_to_change
     start = time.monotonic()
     assert forked(tmp_path / "run", synthetic_root, [*QUICK, "data.workers=1"], prepare) == 4
     assert time.monotonic() - start < 60
-    assert says in capfd.readouterr().err
+    assert says in (said := capfd.readouterr().err) and "Traceback" not in said
     assert Run(tmp_path / "run").info()["exit_code"] == 4
 
 
@@ -519,6 +589,35 @@ def test_five_seeds_are_ten_different_pairs_and_one_seed_is_one(synthetic_root: 
         assert forked(tmp_path / str(number), synthetic_root, [*QUICK, f"seed={seed}"], nothing) == 0
         hashes.append(left(Run(tmp_path / str(number)))[0])
     assert len(set(hashes[:5])) == 5 and hashes[5] == hashes[0]
+
+
+DAMAGE = {
+    "run.json": ("[]", "run.json: holds a list"),
+    ".hydra/config.yaml": ("a: ${b", "config.yaml: "),
+    "metrics.csv": ("a,b\n", "metrics.csv: not the metrics of a run"),
+    "checkpoints/sha256.json": ("{}", "changed since it was written"),
+}
+
+
+def test_a_damaged_folder_is_named_and_no_neighbour_minds_it(
+    synthetic_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    runs = tmp_path / "runs"
+    assert forked(runs / "a", synthetic_root, QUICK, at("training_step", 15, ask())) == 75
+    for name, (content, says) in DAMAGE.items():
+        whole = (runs / "a" / name).read_text()
+        (runs / "a" / name).write_text(content)
+        capfd.readouterr()
+        assert forked(tmp_path / "again", synthetic_root, [*QUICK, f"resume={runs / 'a'}"], nothing) == 2
+        said = capfd.readouterr().err
+        assert says in said and said.count("skinmtl: error: ") == 1 and "Traceback" not in said, name
+        if name != "metrics.csv":
+            fresh = runs / f"b{name.replace('/', '')}"
+            code = forked(fresh, synthetic_root, [*QUICK, "resume=auto"], at("configure_optimizers", 1, ask()))
+            assert code == (2 if "sha256" in name else 75) and fresh.exists() == (code == 75)
+        (runs / "a" / name).write_text(whole)
+        shutil.rmtree(runs / f"b{name.replace('/', '')}", ignore_errors=True)
+    assert forked(tmp_path / "last", synthetic_root, [*QUICK, f"resume={runs / 'a'}"], nothing) == 0
 
 
 # --- going on with something else -----------------------------------------------------------------------------------

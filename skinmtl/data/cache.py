@@ -67,6 +67,10 @@ class Photographs:
     def __len__(self) -> int:
         return len(self._images)
 
+    def name(self, row: int) -> str:
+        """The photograph's file."""
+        return self._images[row]
+
     def has_mask(self, row: int) -> bool:
         """Whether the photograph has a mask; where not, `read` gives zeros for it."""
         return bool(self._has_mask[row])

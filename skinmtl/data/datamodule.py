@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
+import os
 import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ import pytorch_lightning as pl
 import torch
 from annotated_types import Ge, Interval
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from skinmtl import ranks
 from skinmtl.data import cache, duplicates, sources, splits
@@ -34,7 +36,7 @@ from skinmtl.data.samplers import EpochSampler, InOrder, Place, Portion, Shuffle
 from skinmtl.data.splits import Stage
 from skinmtl.data.synthetic import Synthetic
 from skinmtl.data.transforms import Transform, none
-from skinmtl.errors import ConfigError, SkinmtlError
+from skinmtl.errors import ConfigError, ResourceError, SkinmtlError, first_line
 from skinmtl.types import Batch, Sample
 
 logger = logging.getLogger(__name__)
@@ -80,6 +82,11 @@ class Samples(Dataset[Sample | SkinmtlError]):
             return own if self._mix is None else self._mixed(own, self._mix, epoch, position)
         except SkinmtlError as error:
             return error
+        except Exception as error:
+            if get_worker_info() is None:
+                raise
+            fix = "look at that photograph and at augment; data.workers=0 shows where it came from"
+            return ResourceError(self._photographs.name(row), f"a worker failed at it ({first_line(error)})", fix)
 
     def _one(self, row: int, key: tuple[int, ...]) -> Sample:
         image, mask = self._photographs.read(row)
@@ -422,6 +429,23 @@ def _one_thread(_: int) -> None:
     torch.set_num_threads(1)
     _keep_memory_small()
     _end_with_parent()
+    _leave_signals_to_parent()
+
+
+def _leave_signals_to_parent() -> None:
+    """Work on when a terminal, or SLURM, asks every process to stop: the training process says when that is."""
+    for name in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(name, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)  # as DataLoader ends a worker that hangs
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _end_with_parent() -> None:

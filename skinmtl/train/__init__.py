@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -27,7 +28,7 @@ from skinmtl.checkpoints import load as load_checkpoint
 from skinmtl.data.datamodule import DataModule
 from skinmtl.errors import ConfigError, InputError, Interrupted, ResourceError, SkinmtlError, answer_to, lacks_memory
 from skinmtl.evaluate import evaluate
-from skinmtl.facts import stamps, without_folders_in
+from skinmtl.facts import flat, is_path, stamps, without_paths_in
 from skinmtl.module import MultiTaskModule
 from skinmtl.processes import Stop, keep_memory
 from skinmtl.report import write_run_report
@@ -107,7 +108,7 @@ def run(
             stopped = isinstance(raised, KeyboardInterrupt)
             error = _interrupted(here) if stopped else answer_to(raised, here.path, ELSEWHERE) or raised
             with suppress(OSError):  # a full disk takes this neither
-                _keep_ending(here, error, time.perf_counter() - began)
+                _keep_ending(here, nodes, error, time.perf_counter() - began)
             if stopped:
                 requeue(stop.number or next(iter(raised.args), None))
             if error is raised:
@@ -115,11 +116,12 @@ def run(
             raise error from (None if stopped else raised)
 
 
-def _keep_ending(here: Run, error: BaseException, seconds: float) -> None:
+def _keep_ending(here: Run, nodes: Mapping[str, Any], error: BaseException, seconds: float) -> None:
     """Write into run.json how a run ended that did not finish."""
     code = _exit_code(error)
+    paths = [value for value in flat(plain(nodes)).values() if isinstance(value, str) and is_path(value)]
     status = "interrupted" if code == 75 else "failed"
-    facts = {"status": status, "exit_code": code, "error": without_folders_in(str(error))}
+    facts = {"status": status, "exit_code": code, "error": without_paths_in(str(error), paths)}
     here.update(facts | {"seconds": seconds_with_former(here, fit=seconds)})
 
 
@@ -197,7 +199,7 @@ def _train(nodes: Mapping[str, Any], here: Run, start: Start, stop: Stop, board:
         board.start(plain(nodes), stamps(here.info()))
     fit_start = time.perf_counter()
     if not start.trained:
-        _fit(trainer, module, data, start.checkpoint)
+        _fit(trainer, module, data, start.checkpoint, stop)
         if keep.score is None:
             raise ConfigError("trainer", "no epoch ended with a validation, so nothing was kept", "train for longer")
     fitted = time.perf_counter()
@@ -212,8 +214,9 @@ def _train(nodes: Mapping[str, Any], here: Run, start: Start, stop: Stop, board:
     with logs.only(logging.WARNING, "skinmtl.data"):  # it has said what it has to
         evaluate(here)
     seconds = seconds_with_former(here, fit=fitted - fit_start, evaluate=time.perf_counter() - fitted)
-    here.update({"status": "finished", "exit_code": 0, "error": None, "seconds": seconds})
-    page = write_run_report(here.path)
+    ending = {"status": "finished", "exit_code": 0, "error": None, "seconds": seconds}
+    page = write_run_report(here.path, ending)
+    here.update(ending)  # last, for a run that is finished has its page
     if board is not None:
         board.log_run(here)
         board.finish(0)
@@ -221,35 +224,60 @@ def _train(nodes: Mapping[str, Any], here: Run, start: Start, stop: Stop, board:
     return float(here.info()["score"])
 
 
-def _fit(trainer: pl.Trainer, module: MultiTaskModule, data: DataModule, checkpoint: Path | None) -> None:
+def _fit(trainer: pl.Trainer, module: MultiTaskModule, data: DataModule, checkpoint: Path | None, stop: Stop) -> None:
     try:
         trainer.fit(module, data, ckpt_path=checkpoint)
     except SystemExit:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from None
-    except MisconfigurationException as error:
-        raise ConfigError("trainer", " ".join(str(error).split()), "see conf/trainer") from error
-    except ValueError as error:
-        if "Expected more than 1 value per channel" not in str(error):
-            raise
+    except Exception as raised:
+        error: BaseException = raised
+        if "iter(combined_loader)" in str(raised) and raised.__context__ is not None:
+            error = raised.__context__  # Lightning's way out fails in its turn where loading never began
+        if stop.asked and _is_of_workers(error):  # one that was just being started was asked, too
+            raise KeyboardInterrupt from None
+        raise _failure(error, data) or error from raised
+
+
+def _failure(error: BaseException, data: DataModule) -> SkinmtlError | None:
+    """The answer that a failed training stands for; None where it speaks for itself."""
+    said = " ".join(str(error).split())
+    if isinstance(error, MisconfigurationException):
+        return ConfigError("trainer", said, "see conf/trainer")
+    if lacks_memory(error):
+        return _out_of_memory(said, data)
+    if _is_of_workers(error):
+        fix = "take fewer data.workers, or data.workers=0; then go on with resume="
+        return ResourceError("data.workers", said[:200] + _shared_memory(), fix)
+    if "Expected more than 1 value per channel" in said:
         what = "batch normalisation needs more than one value a channel"
-        raise ConfigError("data.batch_size", what, "use larger batches, or larger images") from error
-    except RuntimeError as error:
-        if lacks_memory(error):
-            raise _out_of_memory(error, data) from error
-        if "DataLoader worker" in str(error) or "DataLoader timed out" in str(error):
-            what = " ".join(str(error).split())[:200]
-            fix = "out of memory, or of /dev/shm? take fewer data.workers, or data.workers=0; then go on with resume="
-            raise ResourceError("data.workers", what, fix) from error
-        if "find_unused_parameters" not in str(error):
-            raise
+        return ConfigError("data.batch_size", what, "use larger batches, or larger images")
+    if "find_unused_parameters" in said:
         what = "some of its weights take no part in the loss, and other processes wait for their gradients"
-        raise ConfigError("model", what, "trainer.strategy=ddp_find_unused_parameters_true") from error
+        return ConfigError("model", what, "trainer.strategy=ddp_find_unused_parameters_true")
+    return None
 
 
-def _out_of_memory(error: RuntimeError, data: DataModule) -> ResourceError:
+def _is_of_workers(error: BaseException) -> bool:
+    """Whether loader workers died, hung, or could not be started."""
+    known = ("DataLoader worker", "DataLoader timed out", "unable to allocate shared memory")
+    started = error.__traceback__ is not None and "SemLock" in "".join(traceback.format_tb(error.__traceback__))
+    return any(words in str(error) for words in known) or (isinstance(error, OSError) and started)
+
+
+def _shared_memory() -> str:
+    """How much is left of what workers send batches through, and of memory; nothing where nobody says."""
+    try:
+        shared, pages = shutil.disk_usage("/dev/shm"), os.sysconf("SC_AVPHYS_PAGES")
+    except (OSError, ValueError):
+        return ""
+    free = pages * os.sysconf("SC_PAGE_SIZE")
+    words = f"{shared.free / 1e6:.1f} of {shared.total / 1e6:.1f} MB in /dev/shm, {free / 1e9:.1f} GB of memory"
+    return f"; free are {words}"
+
+
+def _out_of_memory(said: str, data: DataModule) -> ResourceError:
     height, width = data.size
-    said = " ".join(str(error).split())[:160]
-    what = f"not enough for {data.batch_size} photographs of {height} x {width} a step ({said})"
+    what = f"not enough for {data.batch_size} photographs of {height} x {width} a step ({said[:160]})"
     fix = "lower data.batch_size, with +trainer.accumulate_grad_batches= for as large a step, or data.size"
     return ResourceError("memory", what, fix)
 

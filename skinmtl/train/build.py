@@ -18,7 +18,7 @@ from skinmtl.checkpoints import SafeCheckpointIO
 from skinmtl.data.datamodule import DataModule
 from skinmtl.data.splits import STAGES
 from skinmtl.errors import ConfigError, InputError
-from skinmtl.facts import flat
+from skinmtl.facts import flat, shareable
 from skinmtl.module import MultiTaskModule
 from skinmtl.optim import with_rates
 from skinmtl.processes import Stop
@@ -26,7 +26,7 @@ from skinmtl.resumable import Resumable
 from skinmtl.runs import Run
 from skinmtl.tasks import TASKS
 from skinmtl.tracking import WandB
-from skinmtl.train.record import plain, shareable
+from skinmtl.train.record import plain
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def build_module(nodes: Mapping[str, Any], data: DataModule) -> MultiTaskModule:
             "split_hash": data.split_hash,
             "data_hash": data.data_hash,
             "fold": data.fold,
-            "config": {key: shareable(value) for key, value in flat(plain(nodes)).items()},
+            "config": {key: shareable(key, value) for key, value in flat(plain(nodes)).items()},
         },
     )
 

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from skinmtl import processes
 from skinmtl.data.datamodule import DataModule
-from skinmtl.facts import without_folders, without_folders_in
+from skinmtl.facts import without_paths_in
 from skinmtl.runs import Run
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def _attempt(nodes: Mapping[str, Any], folder: Path, world_size: int) -> dict[st
         "status": "running",
         "exit_code": None,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": without_folders_in(" ".join(["python train.py", *sys.argv[1:]])),
+        "command": without_paths_in(" ".join(["python train.py", *sys.argv[1:]])),
         "commit": _commit(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
@@ -135,11 +135,6 @@ def plain(nodes: Mapping[str, Any]) -> dict[str, Any]:
         key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         for key, value in nodes.items()
     }
-
-
-def shareable(value: object) -> object:
-    """A value of the config without the folders of whoever trained: checkpoints are passed on."""
-    return without_folders(value) if isinstance(value, str) else value
 
 
 def _commit() -> str | None:

@@ -13,8 +13,6 @@ from typing import Any
 
 import pandas as pd
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from skinmtl import ranks
 from skinmtl.checkpoints import LAST, PREVIOUS, newest
@@ -33,6 +31,7 @@ log = logging.getLogger(__name__)
 ALLOW = "allow_change=true"
 # What a run may go on with another value of: the same bits come of it.
 FREE = {"resume", "init_from", "allow_change", "save_every", "data.workers", "data.cache", "data.cache_dir"}
+FREE |= {"data.split_dir"}  # the split is compared itself
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def home(fresh: Run, resume: str | None, config: Mapping[str, Any], world_size: 
         if different := _differences(run, config):
             what = f"{run.path.name} was started with other values: {', '.join(different)}"
             raise ConfigError("resume", what, f"give the same overrides, or go on all the same with {ALLOW}")
-    if run.info()["status"] == "finished":
+    if run.info().get("status") == "finished":
         raise ConfigError("resume", f"{run.path.name} is finished", "start from its weights with init_from=")
     return run
 
@@ -126,9 +125,9 @@ def _check_world_size(run: Run, now: int) -> None:
 def _goes_on(run: Run, config: Mapping[str, Any]) -> bool:
     """Whether a run stopped on the way with this very config, and no process is at it."""
     try:
-        stopped = run.info()["status"] != "finished" and not run.is_held()
+        stopped = run.info().get("status") != "finished" and not run.is_held()
         return stopped and _differences(run, config) == []
-    except (SkinmtlError, KeyError, YAMLError, OmegaConfBaseException):  # a neighbour that cannot be read
+    except (SkinmtlError, OSError):  # a neighbour that cannot be read
         return False
 
 
