@@ -246,6 +246,7 @@ def falls_back(folder: Path, caplog: pytest.LogCaptureFixture) -> bool:
     ]
 
 
+@pytest.mark.fault("a checkpoint cut, changed, foreign or of a later version", tries=5)
 def test_what_was_cut_or_replaced_is_told_apart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     last = saved(tmp_path) / LAST
     whole = last.read_bytes()
@@ -262,6 +263,7 @@ def test_what_was_cut_or_replaced_is_told_apart(tmp_path: Path, caplog: pytest.L
             assert falls_back(folder, caplog)
 
 
+@pytest.mark.fault("a checkpoint cut, changed, foreign or of a later version", tries=50)
 def test_every_flipped_bit_is_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     last = saved(tmp_path, size=20_000) / LAST
     whole, luck = last.read_bytes(), random.Random(0)
@@ -281,6 +283,7 @@ def test_every_flipped_bit_is_found(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert silent > 0  # negative control: a reader without hashes takes some of them
 
 
+@pytest.mark.fault("a checkpoint cut, changed, foreign or of a later version", tries=2)
 def test_what_is_of_something_else_is_told_apart(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -390,6 +393,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], Callable[[object, Path], obje
 }
 
 
+@pytest.mark.fault("a checkpoint that would run code")
 @pytest.mark.parametrize("name", HOSTILE)
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, name: str) -> None:
     make, write, refused = HOSTILE[name]
@@ -410,6 +414,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, name: str) -> None:
 
 
 @FORK
+@pytest.mark.fault("a checkpoint that would run code")
 def test_no_environment_variable_has_code_run(tmp_path: Path) -> None:
     canary, path = tmp_path / "canary", tmp_path / LAST
     torch.save(state(1) | {"callbacks": Call(os.system, f"touch {canary}")}, path)
@@ -486,7 +491,13 @@ def temp(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 
 @FORK
-@pytest.mark.parametrize("times", [10, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "times",
+    [
+        pytest.param(10, marks=pytest.mark.fault("kill -9 while saving", tries=10)),
+        pytest.param(100, marks=[pytest.mark.fault("kill -9 while saving", tries=100), pytest.mark.long]),
+    ],
+)
 def test_a_writer_killed_at_any_time_leaves_sound_checkpoints(tmp_path: Path, temp: Path, times: int) -> None:
     (tmp_path / "run").mkdir()
     look(times, tmp_path / "run", temp)

@@ -305,6 +305,7 @@ def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return sung
 
 
+@pytest.mark.fault("a config that names code to run")
 @pytest.mark.parametrize("target", EVIL)
 def test_an_evil_target_is_refused_before_it_is_imported_wherever_it_stands(target: str, canary: Path) -> None:
     node = {"_target_": target, "_args_": [f"touch {canary}"]}

@@ -51,6 +51,7 @@ def holding(folder: Path) -> list[str]:
     return found
 
 
+@pytest.mark.fault("a canary in environment, netrc, EXIF, folder name, table")
 def test_what_a_run_leaves_to_be_shared_names_nobody(
     private: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -233,6 +233,7 @@ def test_a_loss_a_weighting_and_a_gradient_method_from_outside_train_as_they_say
     assert encoder(run) != encoder(trained("both", "loss/cls=hinge"))
 
 
+@pytest.mark.fault("two processes, one run folder", tries=2)
 def test_a_run_in_other_hands_is_left_alone(synthetic_root: Path, tmp_path: Path) -> None:
     long = [*TINY, "trainer.max_epochs=2", "resume=auto"]
     stopped = tmp_path / "a"
