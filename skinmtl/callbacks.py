@@ -215,7 +215,7 @@ class Finite(Callback):
 
     def __init__(self, most: int = 3) -> None:
         self.most, self.skipped = most, 0
-        self._finite = True
+        self._finite = torch.tensor(True)  # the losses of the batches whose gradients are added up
         self._rows: list[Tensor] = []  # of the table, of each batch whose gradients are added up
         self._sound: list[Tensor] = []  # whether its loss is finite in this process
         self._before: list[Tensor] = []
@@ -224,12 +224,12 @@ class Finite(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:
-            self._finite, self._rows, self._sound = True, [], []
+            self._finite, self._rows, self._sound = torch.tensor(True), [], []
             self._keep(pl_module)
         self._rows.append(batch["index"])
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._finite &= pl_module.step_is_finite  # type: ignore[assignment,operator]
+        self._finite = self._finite.to(pl_module.device) & pl_module.step_is_finite  # type: ignore[operator]
         self._sound.append(pl_module.own_loss_is_finite)  # type: ignore[arg-type]
 
     def on_before_optimizer_step(
@@ -239,7 +239,7 @@ class Finite(Callback):
         norm = nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
         pl_module.gradient_norm = norm
         finite, scaled = self._finite, trainer.scaler is not None
-        (lost,) = ranks.any_of([not (finite if scaled else finite and bool(torch.isfinite(norm)))])
+        (lost,) = ranks.any_of([not (finite if scaled else finite & torch.isfinite(norm))])
         if not lost:
             self.skipped = 0
             return

@@ -19,10 +19,10 @@ class Means(Metric):
         self.add_state("total", torch.zeros(values, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("images", torch.zeros(values, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, values: Tensor, images: Tensor) -> None:
-        """Count the (V,) values of a batch, means over (V,) images each."""
-        self.total += values.double() * images
-        self.images += images
+    def update(self, values: Tensor, images: Tensor, sound: Tensor) -> None:
+        """Count the (V,) values of a batch, means over (V,) images each, where () `sound`; else one batch were all."""
+        self.total += torch.where(sound, values.double() * images, 0.0)
+        self.images += images * sound
 
     def compute(self) -> Tensor:
         """(V,) means; zero where no image has been counted."""

@@ -72,8 +72,8 @@ class MultiTaskModule(pl.LightningModule):
         self._facts = dict(facts)
         self._by_score: Any = None
         self._counts: list[dict[str, dict[str, Tensor]]] | None = None
-        self.step_is_finite = True  # whether the last batch's losses were, those of all processes
-        self.own_loss_is_finite = torch.tensor(True)  # whether this one's were; asking a GPU would make it wait
+        # Whether the last batch's losses were finite, in all processes and in this one. Asking would make a GPU wait.
+        self.step_is_finite = self.own_loss_is_finite = torch.tensor(True)
         self.gradient_norm: Tensor | None = None  # before clipping, where a callback has looked at it
 
     def forward(self, image: Tensor) -> Logits:
@@ -101,14 +101,12 @@ class MultiTaskModule(pl.LightningModule):
             self.own_loss_is_finite = torch.isfinite(values).all()
             # Of the losses of several processes the mean is that of all their photographs; one by itself says nothing.
             values, counts = ranks.mean(torch.cat([values, counts])).chunk(2)
-        finite = bool(torch.isfinite(values).all())
-        if finite:  # else one batch would be all that an epoch's means show
-            self.means[f"{stage}_means"].update(values, counts)  # type: ignore[operator]
+        finite = torch.isfinite(values).all()
+        self.means[f"{stage}_means"].update(values, counts, finite)  # type: ignore[operator]
         if stage == "train":
             self.step_is_finite = finite
             self._terms, self._losses = list(terms.values()), (values[1:], counts[1:])  # for the backward pass
-            if finite:
-                self.means["weights"].update(self._weights(), counts[0])  # type: ignore[operator]
+            self.means["weights"].update(self._weights(), counts[0], finite)  # type: ignore[operator]
             self._log_step(values)
         return loss
 

@@ -1,16 +1,18 @@
-"""Freeze: what is held stays as it is to the bit, and what is let go learns."""
+"""What is held still stays as it is to the bit, and what is let go learns; which steps count as lost."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 
-from skinmtl.callbacks import Freeze
+from skinmtl.callbacks import Finite, Freeze
 from skinmtl.encoders import ConvPool
+from skinmtl.errors import Diverged
 from skinmtl.network import MultiTaskNet
 
 
@@ -89,3 +91,41 @@ def test_what_does_not_learn_anyway_is_not_let_go() -> None:
     own = "layers.0.0.weight"
     states = epochs(Freeze(encoder_epochs=1), 2, own=(own,))
     assert moved(states[1], states[2]) == all_names(states[0]) - {f"encoder.{own}"}
+
+
+def stepped(finite: Finite, scaler: object, *, loss: bool, gradient: float) -> Tensor | None:
+    """The gradient that an optimiser would find after a batch whose loss is finite, or not."""
+    table = pd.DataFrame({"image_id": ["ISIC_0", "ISIC_1", "ISIC_2"]})
+    trainer: Any = SimpleNamespace(accumulate_grad_batches=1, scaler=scaler, current_epoch=0, global_step=6)
+    trainer.datamodule = SimpleNamespace(table=table)
+    weight = torch.nn.Parameter(torch.ones(2))
+    weight.grad = torch.full((2,), gradient)
+    module: Any = SimpleNamespace(buffers=lambda: iter(()), parameters=lambda: [weight], device="cpu")
+    module.step_is_finite = module.own_loss_is_finite = torch.tensor(loss)
+    finite.on_train_batch_start(trainer, module, {"index": torch.tensor([0, 2])}, 0)
+    finite.on_after_backward(trainer, module)
+    finite.on_before_optimizer_step(trainer, module, None)  # type: ignore[arg-type]
+    return weight.grad
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_what_float16s_scaler_skips_by_itself_does_not_count(value: float) -> None:
+    finite = Finite()
+    for _ in range(9):
+        left = stepped(finite, object(), loss=True, gradient=value)
+        assert left is not None and not left.isfinite().any(), "the scaler has to see it"
+    assert finite.skipped == 0
+    for _ in range(3):  # negative control: of a loss that is not finite it knows no better either
+        stepped(finite, object(), loss=False, gradient=value)
+    with pytest.raises(Diverged, match="ISIC_0, ISIC_2; 3 steps in a row"):
+        stepped(finite, object(), loss=False, gradient=value)
+
+
+def test_a_gradient_alone_that_is_not_finite_counts_without_a_scaler_and_a_good_step_forgives() -> None:
+    finite = Finite()
+    for _ in range(5):
+        for skipped in (1, 2, 3):
+            assert stepped(finite, None, loss=True, gradient=float("inf")) is None
+            assert finite.skipped == skipped
+        assert stepped(finite, None, loss=True, gradient=1.0) is not None
+        assert finite.skipped == 0
