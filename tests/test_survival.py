@@ -574,7 +574,7 @@ def test_two_thousand_steps_and_fifty_epochs_leave_no_memory_handle_or_child_beh
     assert info["step"].max() >= 2000 - 1
     seen = pd.read_csv(tmp_path / "seen.csv", names=["kB", "handles"])
     assert len(seen) == 50
-    record_property("memory, times that of the fifth epoch", seen["kB"].iloc[-1] / seen["kB"].iloc[4])
+    record_property("memory, times that of the fifth epoch", float(seen["kB"].iloc[-1] / seen["kB"].iloc[4]))
     assert seen["kB"].iloc[-1] <= 1.05 * seen["kB"].iloc[4]
     assert seen["handles"].iloc[-1] <= seen["handles"].iloc[4]
     handles, children = map(int, (tmp_path / "after").read_text().split())
@@ -582,13 +582,13 @@ def test_two_thousand_steps_and_fifty_epochs_leave_no_memory_handle_or_child_beh
 
 
 @pytest.mark.long
-@pytest.mark.fault("five seeds differ in all ten pairs, one seed twice does not", tries=11)
+@pytest.mark.fault("one seed twice and with two workers, the same bits; five seeds, ten different pairs", tries=12)
 def test_five_seeds_are_ten_different_pairs_and_one_seed_is_one(synthetic_root: Path, tmp_path: Path) -> None:
     hashes = []
-    for number, seed in enumerate((0, 1, 2, 3, 4, 0)):
-        assert forked(tmp_path / str(number), synthetic_root, [*QUICK, f"seed={seed}"], nothing) == 0
+    for number, words in enumerate([[f"seed={seed}"] for seed in (0, 1, 2, 3, 4, 0)] + [["data.workers=2"]]):
+        assert forked(tmp_path / str(number), synthetic_root, [*QUICK, *words], nothing) == 0
         hashes.append(left(Run(tmp_path / str(number)))[0])
-    assert len(set(hashes[:5])) == 5 and hashes[5] == hashes[0]
+    assert len(set(hashes[:5])) == 5 and hashes[5] == hashes[6] == hashes[0]
 
 
 DAMAGE = {

@@ -29,7 +29,7 @@ def records(folder: Path) -> Iterator[Record]:
             place += BLOCK - place % BLOCK
             continue
         size, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
-        if kind == 0:
+        if kind == 0 or place + 7 + size > len(data):  # not written yet
             break
         whole += data[place + 7 : place + 7 + size]
         place += 7 + size
