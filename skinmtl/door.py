@@ -11,7 +11,8 @@ import secrets
 import shutil
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from yaml.parser import ParserError
 from yaml.scanner import ScannerError
 
 from skinmtl.errors import ConfigError, Interrupted, SkinmtlError, answer_to
-from skinmtl.processes import stoppable
+from skinmtl.processes import Stop, stoppable
 
 # Hydra's own, but for --experimental-rerun.
 OPTIONS = {
@@ -88,12 +89,15 @@ def main(conf: Path, argv: Sequence[str]) -> int:
     failed: list[BaseException] = []
     sweeps: set[Path] = set()
 
+    stop = Stop()
+
     def task(cfg: DictConfig) -> float:
         running = HydraConfig.get()
         if running.mode == RunMode.MULTIRUN:
             sweeps.add(Path(running.sweep.dir))
         try:
-            return _job(cfg, Path(argv[0]).resolve())
+            with _at_once(stop, Path(running.runtime.output_dir)):
+                return _job(cfg, Path(argv[0]).resolve())
         except (Exception, KeyboardInterrupt) as error:
             failed.append(error)
             # Hydra's own sweeper would only say once more that a job has failed; another has to know which.
@@ -103,7 +107,8 @@ def main(conf: Path, argv: Sequence[str]) -> int:
             return math.nan
 
     try:
-        with stoppable():
+        with stoppable(stop):
+            stop.looked_for = True  # Hydra makes a folder, of which only the job knows
             _check_options(argv)
             hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(task)()
     except SystemExit as error:
@@ -115,6 +120,24 @@ def main(conf: Path, argv: Sequence[str]) -> int:
             failed.append(_refusal(error, conf) if isinstance(error, Exception) else error)
     _print_tables(sweeps)
     return _answer(failed)
+
+
+@contextmanager
+def _at_once(stop: Stop, folder: Path) -> Iterator[None]:
+    """Stop a job when it is asked for, which before was Hydra's part; leave no folder where nothing was begun."""
+    stop.looked_for = False
+    try:
+        if stop.asked:
+            raise KeyboardInterrupt
+        yield
+    except BaseException as error:
+        if folder.is_dir() and [path.name for path in folder.iterdir()] == [".hydra"]:
+            shutil.rmtree(folder)
+        if stop.asked and not isinstance(error, SkinmtlError):  # compiled code answers Ctrl-C in ways of its own
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        stop.looked_for = True
 
 
 def _check_options(argv: Sequence[str]) -> None:
@@ -143,15 +166,10 @@ def _job(cfg: DictConfig, script: Path) -> float:
     from skinmtl import config
     from skinmtl.train import calm, run
 
-    folder = Path(running.runtime.output_dir)
-    try:
-        with calm():
-            config.check(cfg, run)
-    except (SkinmtlError, KeyboardInterrupt):
-        if [path.name for path in folder.iterdir()] == [".hydra"]:  # Hydra's own, made before it asks
-            shutil.rmtree(folder)
-        raise
+    with calm():
+        config.check(cfg, run)
     OmegaConf.resolve(cfg)
+    folder = Path(running.runtime.output_dir)
     if not (folder / "run.json").exists():  # else the run says what may be done with its folder
         (folder / ".hydra").mkdir(parents=True, exist_ok=True)
         OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")

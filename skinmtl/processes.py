@@ -82,9 +82,9 @@ class Stop:
 
 
 @contextmanager
-def stoppable() -> Iterator[Stop]:
+def stoppable(stop: Stop | None = None) -> Iterator[Stop]:
     """Hear every way to be asked to stop; the handlers before are back afterwards."""
-    stop = Stop()
+    stop = stop or Stop()
     before = {name: signal.getsignal(name) for name in STOPS}
     stop.hear()
     try:

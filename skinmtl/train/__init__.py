@@ -105,8 +105,10 @@ def run(
                 return _run(nodes, here, start, stop)
             return _run_together(nodes, here, start, devices)
         except BaseException as raised:
-            stopped = isinstance(raised, KeyboardInterrupt)
-            error = _interrupted(here) if stopped else answer_to(raised, here.path, ELSEWHERE) or raised
+            answer = answer_to(raised, here.path, ELSEWHERE)
+            # Asked to stop, compiled code answers in ways of its own.
+            stopped = isinstance(raised, KeyboardInterrupt) or (stop.asked and answer is None)
+            error = _interrupted(here) if stopped else answer or raised
             with suppress(OSError):  # a full disk takes this neither
                 _keep_ending(here, nodes, error, time.perf_counter() - began)
             if stopped:
