@@ -7,7 +7,7 @@ import logging
 import secrets
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -401,16 +401,19 @@ class Best(ModelCheckpoint):
             checkpoint.pop(key, None)
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"latest": self._latest}
+        # Checkpoints are passed on, and a folder may be moved: names alone.
+        state = super().state_dict()
+        return state | self._placed(state, lambda path: Path(path).name) | {"dirpath": "", "latest": self._latest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._latest = state_dict["latest"]
-        # Of a run whose folder was moved Lightning forgets which checkpoint was best, and takes the next for better.
-        before, now = str(state_dict["dirpath"]), str(self.dirpath)
+        # Of other folders than its own Lightning forgets which checkpoint was best, and takes the next for better.
+        here = self._placed(state_dict, lambda path: str(Path(str(self.dirpath)) / Path(path).name))
+        super().load_state_dict(state_dict | here | {"dirpath": str(self.dirpath)})
 
-        def moved(path: str) -> str:
-            return now + path[len(before) :] if path.startswith(before) else path
-
-        paths = {key: moved(state_dict[key]) for key in ("best_model_path", "last_model_path", "kth_best_model_path")}
-        best = {moved(path): score for path, score in state_dict["best_k_models"].items()}
-        super().load_state_dict(state_dict | paths | {"dirpath": now, "best_k_models": best})
+    @staticmethod
+    def _placed(state: Mapping[str, Any], place: Callable[[str], str]) -> dict[str, Any]:
+        """What of a state is paths, each in its place; no path stays none."""
+        keys = ("best_model_path", "last_model_path", "kth_best_model_path")
+        paths = {key: place(state[key]) if state[key] else "" for key in keys}
+        return paths | {"best_k_models": {place(path): score for path, score in state["best_k_models"].items()}}

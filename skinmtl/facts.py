@@ -13,6 +13,7 @@ PATH = "[path]"
 SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)
 PLACES = {"root", "masks", "lesions", "split", "cache_dir", "split_dir", "resume", "init_from"}  # keys that name paths
 FILE = re.compile(r"\.(csv|tsv|json|ya?ml|npy|npz|pt|pth|ckpt|safetensors|zip|tar|gz|jpe?g|png)$", re.IGNORECASE)
+SCORE = re.compile(r"(train|val|step|weight|gradients)/\w+(/\w+)?")  # columns of metrics.csv
 HEADLINES = {
     "mean_image_dice": "Dice, mean over images",
     "balanced_accuracy": "Balanced accuracy",
@@ -89,6 +90,8 @@ def without_path(value: object) -> str:
 
 def is_path(text: str) -> bool:
     """Whether a word of a config or of a command names a file or a folder; 1/2 does not."""
+    if SCORE.fullmatch(text):
+        return False
     named = re.search(r"[^\W\d_]", text) is not None
     return text.startswith(("/", "~", "./", "../")) or FILE.search(text) is not None or ("/" in text and named)
 

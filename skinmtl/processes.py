@@ -74,6 +74,8 @@ class Stop:
         self.number = self.number or number
         if again or not self.looked_for:
             raise KeyboardInterrupt
+        if number == signal.SIGINT and sys.stderr.isatty():
+            os.write(2, b"skinmtl: stopping as soon as all is saved; once more stops at once\n")
 
     def hear(self) -> None:
         """Take the signals from whoever has them now."""

@@ -327,6 +327,7 @@ def _training(info: Mapping[str, Any]) -> str:
         ("evaluated by", "the mean over four mirror images" if info.get("test_time_flips") else "one look at each"),
         ("threads of cores", f"{said(info.get('threads'))} of {said(info.get('cores'))}"),
         ("exit code", said(info.get("exit_code"))),
+        ("times that it went on after a stop", str(len(info.get("resumed") or []))),
     ]
     versions = [(name, said(value)) for name, value in (info.get("versions") or {"versions": None}).items()]
     return page.section("Training", page.facts(rows)) + "\n" + page.section("Versions", page.facts(versions))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from skinmtl import ranks
 from skinmtl.callbacks import MetricsFile
 from skinmtl.processes import Stop
 
+log = logging.getLogger(__name__)
+
 
 class Resumable(Callback):
-    """`last.ckpt`: saved where an epoch begins, every `minutes`, when the run is asked to stop, and at the end.
+    """`last.ckpt`: saved where an epoch but the first begins, every `minutes`, when asked to stop, and at the end.
 
     It is saved between two optimiser steps, as the next one begins: within a group of batches whose gradients are added
     up these would be lost, and where a validation is due Lightning would leave it out. A validation that is asked to
@@ -39,6 +42,9 @@ class Resumable(Callback):
             # Lightning counts the batch that was about to begin twice.
             total = trainer.fit_loop.epoch_loop.batch_progress.total
             total.ready = total.started = total.completed  # type: ignore[attr-defined]
+            if trainer.is_global_zero:
+                place = trainer.current_epoch + 1, trainer.max_epochs, trainer.global_step
+                log.info("going on in epoch %d of %d, after step %d of the run", *place)
         trainer.should_stop = self._early
 
     def on_train_batch_start(

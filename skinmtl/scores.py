@@ -96,7 +96,9 @@ def boundary(predicted: NDArray[np.uint8], target: NDArray[np.uint8]) -> tuple[f
     box = np.s_[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     edges = [_edge(mask[box]) for mask in (a, b)]
     apart = [cv2.distanceTransform(1 - edge, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) for edge in edges]
-    distances = np.concatenate([apart[1][edges[0] > 0], apart[0][edges[1] > 0]])
+    distances = np.concatenate([apart[1][edges[0] > 0], apart[0][edges[1] > 0]]).astype(np.float64)
+    # OpenCV's last bits follow where the picture lies in memory; squares of distances between pixels are whole numbers.
+    distances = np.sqrt(np.rint(np.square(distances)))
     return float(np.percentile(distances, 95)), float(distances.mean())
 
 

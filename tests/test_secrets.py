@@ -60,7 +60,7 @@ def test_what_a_run_leaves_to_be_shared_names_nobody(
     netrc = Path(os.environ["HOME"]) / ".netrc"
     netrc.write_text(f"machine example.org login me password {CANARY}\n")
     try:
-        run = train(tmp_path / "run", private, [f"data.masks={_masks(private)}"])
+        run = train(tmp_path / f"by-{CANARY}" / "run", private, [f"data.masks={_masks(private)}"])
     finally:
         netrc.unlink()
     # The config is this machine's own: it says where the photographs are, and a run is evaluated again by it.
@@ -69,7 +69,7 @@ def test_what_a_run_leaves_to_be_shared_names_nobody(
     assert CANARY not in Run(run.path).info()["command"]
     # Negative control: there is something to be found, and it is looked for in archives, too.
     assert len(holding(private)) > 60
-    with zipfile.ZipFile(tmp_path / "run" / "packed.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(run.path / "packed.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("inner", CANARY)
     assert "packed.zip" in holding(run.path)
 
@@ -84,6 +84,7 @@ def test_what_a_run_leaves_to_be_shared_names_nobody(
         ("+logger.api_key=CANARY data.split=null", "+logger.api_key=... data.split=null"),
         ("~/CANARY/x.csv: no such file (in /b/CANARY)", "[path]: no such file (in [path])"),
         ("CANARY/b/x.csv: no such file; fix: data.root", "[path]: no such file; fix: data.root"),
+        ("monitor=val/cls/balanced_accuracy", "monitor=val/cls/balanced_accuracy"),
         ("val/score: 'a' or 'b'", "val/score: 'a' or 'b'"),
     ],
 )

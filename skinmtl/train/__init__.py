@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from skinmtl import config, logs, processes, ranks
 from skinmtl.callbacks import Best, Clock
-from skinmtl.checkpoints import ELSEWHERE, newest
+from skinmtl.checkpoints import ELSEWHERE, LAST, newest
 from skinmtl.checkpoints import load as load_checkpoint
 from skinmtl.data.datamodule import DataModule
 from skinmtl.errors import ConfigError, InputError, Interrupted, ResourceError, SkinmtlError, answer_to, lacks_memory
@@ -123,7 +123,11 @@ def _keep_ending(here: Run, nodes: Mapping[str, Any], error: BaseException, seco
     code = _exit_code(error)
     paths = [value for value in flat(plain(nodes)).values() if isinstance(value, str) and is_path(value)]
     status = "interrupted" if code == 75 else "failed"
-    facts = {"status": status, "exit_code": code, "error": without_paths_in(str(error), paths)}
+    facts = {
+        "status": status,
+        "exit_code": code,
+        "error": without_paths_in(str(error).replace(f"{here.path}/", ""), paths),
+    }
     here.update(facts | {"seconds": seconds_with_former(here, fit=seconds)})
 
 
@@ -285,7 +289,9 @@ def _out_of_memory(said: str, data: DataModule) -> ResourceError:
 
 
 def _interrupted(here: Run, what: str = "stopped from outside") -> Interrupted:
-    fix = f"the same command with resume={os.path.relpath(here.path)} goes on where it stood"
+    saved = (here.path / "checkpoints" / LAST).exists()
+    fix = f"the same command with resume={os.path.relpath(here.path)} "
+    fix += "goes on from the last save" if saved else "begins again, for nothing was saved yet"
     return Interrupted(here.path.name, what, fix)
 
 

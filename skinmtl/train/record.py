@@ -52,7 +52,7 @@ def origin(nodes: Mapping[str, Any], here: Run, world_size: int) -> dict[str, An
             what = ", ".join(_changes(then, now[key]))
             log.warning("%s: %s: the run goes on, but not to the same bits as an unbroken one", key, what)
     again = {key: now[key] for key in ("started", "command", "commit", "device", *SAME_BITS)}
-    return {"status": "running", "exit_code": None, "resumed": [*before.get("resumed", []), again]}
+    return {"status": "running", "exit_code": None, "error": None, "resumed": [*before.get("resumed", []), again]}
 
 
 def _changes(then: object, now: object) -> list[str]:

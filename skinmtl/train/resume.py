@@ -83,7 +83,9 @@ def home(fresh: Run, resume: str | None, config: Mapping[str, Any], world_size: 
         mine = (run for run in able if requeued is None or run.info().get("slurm_job") == requeued)
         if (found := next(mine, None)) is not None:
             _check_world_size(found, world_size)
+            log.info("going on with %s", os.path.relpath(found.path))
             return found
+        log.info("there is no unfinished run with this config: a new one begins")
     if resume in (None, "auto"):
         if fresh.info_file.exists():
             what = f"{os.path.relpath(fresh.path)} holds a run already"

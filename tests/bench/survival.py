@@ -1,12 +1,13 @@
-"""What it costs that a run can be stopped at any moment: a step with all of it, beside a plain ModelCheckpoint.
+"""What it costs that a run can be stopped at any moment: an epoch with all of it, beside a plain ModelCheckpoint.
 
-All of it: checkpoints hashed, flushed and read back, two generations, a save at each epoch's start and by the clock,
-gradients and losses looked at in every step, signals asked for. Both train the network of `experiment=resnet18_unet`
-through Lightning on batches held in memory and save each epoch, in alternation, each time turned about. Seconds are of
-the whole fit, saves and all, by its steps. Beside them stands what was spent in the callbacks themselves, of which a
-noisy machine makes less: the gradients' norm is counted there, though the clipping needs it on either side.
+All of it: checkpoints hashed, flushed and read back, two generations, a save at each epoch's start, gradients and
+losses looked at in every step, signals asked for. Both train the network of `experiment=resnet18_unet` through
+Lightning on batches held in memory, one short epoch a turn. Each turn with all of it stands between two without, for a
+machine's speed may drift by more than it costs. From each come the median step and the seconds in the saves of an
+epoch (best and last); the ratio is that of an epoch of `--epoch` steps, such as all of HAM10000 in batches of 16.
 
-    python tests/bench/survival.py --rounds 5
+    python tests/bench/survival.py --rounds 9
+    python tests/bench/survival.py --root <HAM10000> --size 128 --rounds 5
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -35,102 +36,90 @@ from skinmtl.train import calm
 from skinmtl.train.build import build_data, build_module
 from skinmtl.types import Batch
 
-
-class Spent:
-    """Seconds within the hooks of callbacks."""
-
-    def __init__(self, callbacks: list[pl.Callback]) -> None:
-        self.seconds, self._inside = 0.0, False
-        for callback in callbacks:
-            for name in dir(callback):
-                if name.startswith("on_"):
-                    setattr(callback, name, self._timed(getattr(callback, name)))
-
-    def _timed(self, hook: Callable[..., None]) -> Callable[..., None]:
-        def timed(*args: object, **kwargs: object) -> None:
-            if self._inside:  # a save asks the callbacks, too
-                return hook(*args, **kwargs)
-            self._inside, start = True, time.perf_counter()
-            try:
-                return hook(*args, **kwargs)
-            finally:
-                self._inside = False
-                self.seconds += time.perf_counter() - start
-
-        return timed
+WARM = 5  # steps that are not timed
 
 
-class Timed(pl.Callback):
-    """Seconds from the first step to the end of training, saves and all."""
+class Turn(NamedTuple):
+    """Seconds of a median step, and of an epoch's saves."""
 
-    seconds = 0.0
+    step: float
+    saves: float
 
-    def on_train_batch_start(self, trainer: pl.Trainer, *args: object) -> None:
-        """Begin after the first few steps, for kernels are chosen there."""
-        if trainer.global_step == 5:
-            self._start, self._steps = time.perf_counter(), trainer.global_step
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """End when all is saved."""
-        self.seconds = (time.perf_counter() - self._start) / (trainer.global_step - self._steps)
+    def epoch(self, steps: int) -> float:
+        """Seconds of an epoch of so many steps."""
+        return steps * self.step + self.saves
 
 
-def step(
-    ours: bool, args: argparse.Namespace, data: DataModule, batches: list[Batch], folder: Path
-) -> tuple[float, float]:
-    """Seconds of a step, saves and all; those spent in callbacks among them."""
-    timed, metrics = Timed(), MetricsFile(folder / "metrics.csv")
+class Steps(pl.Callback):
+    """When each step ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_train_batch_end(self, *args: object) -> None:
+        """Look at the clock."""
+        self.ends.append(time.perf_counter())
+
+
+def turn(ours: bool, args: argparse.Namespace, data: DataModule, batches: list[Batch], folder: Path) -> Turn:
+    """One epoch with its saves."""
+    folder.mkdir()
+    steps, metrics, saves = Steps(), MetricsFile(folder / "metrics.csv"), [0.0]
     cfg = node("fixed", args, folder)
+    last = folder / "checkpoints" / "last.ckpt"
     with calm(), stoppable() as stop:
-        last = folder / "checkpoints" / "last.ckpt"
-        callbacks = (
-            [Finite(), Best(last.parent, "last"), Resumable(last, 10, stop, metrics)]
-            if ours
-            else [ModelCheckpoint(dirpath=last.parent, save_last=True)]
-        )
-        spent = Spent(callbacks)
+        plain = ModelCheckpoint(dirpath=last.parent, save_last=True)
+        mine = [Finite(), Best(last.parent, "last"), Resumable(last, 10, stop, metrics)]
         trainer = pl.Trainer(
-            accelerator="auto", devices=1, max_epochs=args.epochs, limit_val_batches=0,
-            precision=config.resolve_precision("auto", "auto"),
-            gradient_clip_val=cfg.trainer.gradient_clip_val, logger=metrics,
-            callbacks=[timed, *callbacks], plugins=[SafeCheckpointIO()] if ours else [], enable_progress_bar=False,
-            enable_model_summary=False, use_distributed_sampler=False,
+            accelerator="auto", devices=1, max_epochs=1, limit_val_batches=0, logger=metrics,
+            precision=config.resolve_precision("auto", "auto"), gradient_clip_val=cfg.trainer.gradient_clip_val,
+            callbacks=[steps, *(mine if ours else [plain])], plugins=[SafeCheckpointIO()] if ours else [],
+            enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
         )  # fmt: skip
+        save = trainer.save_checkpoint
+
+        def timed(path: Path, weights_only: bool = False) -> None:
+            start = time.perf_counter()
+            save(path, weights_only)
+            saves[0] += time.perf_counter() - start
+
+        trainer.save_checkpoint = timed  # type: ignore[method-assign,assignment]
         trainer.fit(build_module(cfg, data), Held(batches, args.steps))
-    return timed.seconds, spent.seconds / (args.epochs * args.steps)
+    ends = steps.ends[WARM:]
+    return Turn(statistics.median(b - a for a, b in zip(ends, ends[1:], strict=False)), saves[0])
 
 
 def main() -> None:
-    """Alternate, print each round and the median of the ratios."""
+    """Alternate, print each round and the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=200, help="of an epoch")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=45, help="of a turn")
+    parser.add_argument("--epoch", type=int, default=438, help="steps of the epoch that the ratio is of")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     keep_memory()
-    ratios, shares = [], []
+    rows = []
     with tempfile.TemporaryDirectory() as name:
         data = build_data(node("fixed", args, Path(name)))
         batches = list(islice(data.train_dataloader(), 8))
+        before = turn(False, args, data, batches, Path(name) / "first")
         for number in range(args.rounds):
-            taken = {}
-            for ours in (True, False) if number % 2 else (False, True):
-                folder = Path(name) / f"{number}{ours}"
-                folder.mkdir()
-                taken[ours] = step(ours, args, data, batches, folder)
-            (whole, own), (plain, theirs) = taken[True], taken[False]
-            ratios.append(whole / plain)
-            shares.append((plain - theirs + own) / plain)
-            words = f"{whole:.4f} s a step, plain {plain:.4f} s, ratio {ratios[-1]:.3f}"
-            words += f"; in callbacks {1000 * own:.1f} ms, plain {1000 * theirs:.1f} ms, ratio by them {shares[-1]:.3f}"
-            print(f"round {number + 1}: {words}", flush=True)
-    medians = f"{statistics.median(ratios):.3f}, by callbacks {statistics.median(shares):.3f}"
-    print(f"median ratio {medians}, of {args.rounds} rounds, {args.threads} threads")
+            mine, after = (turn(ours, args, data, batches, Path(name) / f"{number}{ours}") for ours in (True, False))
+            plain = Turn((before.step + after.step) / 2, (before.saves + after.saves) / 2)
+            ratios = mine.step / plain.step, mine.epoch(args.epoch) / plain.epoch(args.epoch)
+            rows.append((*ratios, mine.saves, plain.saves))
+            before = after
+            print(f"round {number + 1}: {_words(*rows[-1])}; a step takes {mine.step:.4f} s", flush=True)
+    medians = [statistics.median(column) for column in zip(*rows, strict=True)]
+    print(f"medians: {_words(*medians)}; {args.rounds} rounds, {args.threads} threads, {args.epoch} steps an epoch")
+
+
+def _words(step: float, epoch: float, saves: float, plain: float) -> str:
+    return f"step {step:.3f} and epoch {epoch:.3f} of plain; saves of an epoch {saves:.2f} s, plain {plain:.2f} s"
 
 
 if __name__ == "__main__":
