@@ -1,4 +1,4 @@
-"""What nobody meant to share is in nothing that is shared: environment, netrc, folder names, EXIF, CSV columns."""
+"""What nobody meant to share is in nothing that is shared: environment, netrc, file and folder names, EXIF, CSV columns."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def private(synthetic_root: Path, tmp_path: Path) -> Path:
             exif = photograph.getexif()
             exif[0x010E] = f"{CANARY} 1970-01-01"  # ImageDescription
             photograph.save(path, quality=95, exif=exif)
+    shutil.copy(path, path.with_name(f"{CANARY}.jpg"))  # which the table does not know
     table = pd.read_csv(root / "HAM10000_metadata.csv")
     table.assign(patient=CANARY).to_csv(root / "HAM10000_metadata.csv", index=False)
     return root
