@@ -1,4 +1,4 @@
-"""What nobody meant to share is in nothing that is shared: environment, netrc, file and folder names, EXIF, CSV columns."""
+"""What nobody meant to share is in nothing that is shared: environment, netrc, names of files, EXIF, CSV columns."""
 
 from __future__ import annotations
 
