@@ -358,6 +358,7 @@ def test_what_is_not_finite_in_one_process_ends_both_and_is_named(
     assert (run.path / "checkpoints" / "last.ckpt").exists()
 
 
+@pytest.mark.long
 def test_a_killed_process_without_a_checkpoint_ends_the_run_with_4(
     synthetic_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

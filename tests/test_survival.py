@@ -88,7 +88,8 @@ WORKERS = pytest.mark.fault("a worker killed, hanging or raising; out of memory"
     [
         pytest.param("training_step", 5, [], 26, marks=pytest.mark.long),
         ("training_step", 10, [EMA], 21),  # the last batch of an epoch
-        ("on_train_batch_end", 16, [TWO], 16),  # within a group whose gradients are added up: it is trained again
+        # Within a group whose gradients are added up: it is trained again.
+        pytest.param("on_train_batch_end", 16, [TWO], 16, marks=pytest.mark.long),
         pytest.param("validation_step", 2, [TWO, EMA], 22, marks=pytest.mark.long),
         pytest.param("on_train_epoch_end", 2, [], 11, marks=pytest.mark.long),
         pytest.param("on_train_epoch_end", 3, [], 1, marks=pytest.mark.long),
@@ -450,7 +451,11 @@ MOUNTS = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
     ("prepare", "says"),
     [
         (workers_that(kill), "data.workers: DataLoader worker (pid"),
-        (workers_that(lambda: time.sleep(600), hangs=3.0), "data.workers: DataLoader timed out after 3"),
+        pytest.param(
+            workers_that(lambda: time.sleep(600), hangs=3.0),
+            "data.workers: DataLoader timed out after 3",
+            marks=pytest.mark.long,
+        ),
         (workers_that(fails), ".jpg: a worker failed at it (ValueError: what a transform says); fix: look at that"),
         pytest.param(small_memory, "free are 0.0 of 0.0 MB in /dev/shm", marks=[pytest.mark.long, MOUNTS]),
         (at("training_step", 3, out_of_memory), "memory: not enough for 4 photographs of 32 x 32 a step"),
