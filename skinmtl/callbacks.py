@@ -347,8 +347,7 @@ class Best(ModelCheckpoint):
     """`best.ckpt` in `folder`, which is evaluated and used: that of the best validation.
 
     With `keep` last it is that of the latest epoch: several runs are then compared at one number of steps, and
-    validation chooses nothing. It holds weights and facts alone, a third of the bytes of `last.ckpt`: a run goes on
-    from that one.
+    validation chooses nothing. It holds weights and facts alone: a run goes on from `last.ckpt`.
     """
 
     SCORE = "val/score"

@@ -79,10 +79,10 @@ def shareable(key: str, value: object) -> object:
         return [shareable(key, part) for part in value]
     if not isinstance(value, str):
         return value
-    return PATH if last in PLACES and value not in ("auto", "null") else without_path(value)
+    return PATH if last in PLACES and value not in ("auto", "null") else _without_path(value)
 
 
-def without_path(value: object) -> str:
+def _without_path(value: object) -> str:
     """A value as text; `[path]` for a path."""
     text = str(value)
     return PATH if is_path(text) else text
@@ -97,10 +97,10 @@ def is_path(text: str) -> bool:
 
 
 def without_paths_in(text: str, known: Iterable[str] = ()) -> str:
-    """A command, or what a run ended with, whose paths are `[path]`; `known` are relative ones to be looked for."""
+    """A command, or what a run ended with, whose paths are `[path]`; `known` are further words that are to go."""
     for path in sorted(known, key=len, reverse=True):
-        text = re.sub(rf"""(?<![\w./]){re.escape(path)}[^\s'",;:)]*""", PATH, text)
-    text = re.sub(r"""(['"])([^'"]*/[^'"]*)\1""", lambda found: found[1] + without_path(found[2]) + found[1], text)
+        text = re.sub(rf"""(?<![\w./]){re.escape(path)}(/[^\s'",;:)]*)?(?![\w/]|\.\w)""", PATH, text)
+    text = re.sub(r"""(['"])([^'"]*/[^'"]*)\1""", lambda found: found[1] + _without_path(found[2]) + found[1], text)
     text = re.sub(r"""([\w.]+)=([^\s'",=;]+)""", lambda found: f"{found[1]}={shareable(found[1], found[2])}", text)
     return re.sub(r"""(?<![\w./])[/~][^\s'",=;:)]*""", PATH, text)
 

@@ -85,12 +85,13 @@ def test_what_a_run_leaves_to_be_shared_names_nobody(
         ("+logger.api_key=CANARY data.split=null", "+logger.api_key=... data.split=null"),
         ("~/CANARY/x.csv: no such file (in /b/CANARY)", "[path]: no such file (in [path])"),
         ("CANARY/b/x.csv: no such file; fix: data.root", "[path]: no such file; fix: data.root"),
+        ("data/x.csv: none of it (see data.) data.root", "[path]: none of it (see [path].) data.root"),
         ("monitor=val/cls/balanced_accuracy", "monitor=val/cls/balanced_accuracy"),
         ("val/score: 'a' or 'b'", "val/score: 'a' or 'b'"),
     ],
 )
 def test_commands_and_errors_lose_paths_and_secrets_and_nothing_else(told: str, shown: str) -> None:
-    assert without_paths_in(told, ["CANARY/b"]) == shown
+    assert without_paths_in(told, ["CANARY/b", "data"]) == shown
 
 
 def _masks(root: Path) -> Path:

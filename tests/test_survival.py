@@ -436,7 +436,7 @@ def small_memory() -> None:
 
 
 def fails() -> None:
-    raise ValueError("what a transform says")
+    raise ValueError("not enough memory, a transform says")  # of its own, not of the machine
 
 
 def out_of_memory() -> None:
@@ -456,7 +456,7 @@ MOUNTS = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
             "data.workers: DataLoader timed out after 3",
             marks=pytest.mark.long,
         ),
-        (workers_that(fails), ".jpg: a worker failed at it (ValueError: what a transform says); fix: look at that"),
+        (workers_that(fails), ".jpg: a worker failed at it (ValueError: not enough memory, a transform says); fix:"),
         pytest.param(small_memory, "free are 0.0 of 0.0 MB in /dev/shm", marks=[pytest.mark.long, MOUNTS]),
         (at("training_step", 3, out_of_memory), "memory: not enough for 4 photographs of 32 x 32 a step"),
     ],

@@ -28,7 +28,7 @@ from skinmtl.checkpoints import load as load_checkpoint
 from skinmtl.data.datamodule import DataModule
 from skinmtl.errors import ConfigError, InputError, Interrupted, ResourceError, SkinmtlError, answer_to, lacks_memory
 from skinmtl.evaluate import evaluate
-from skinmtl.facts import flat, is_path, stamps, without_paths_in
+from skinmtl.facts import flat, shareable, stamps, without_paths_in
 from skinmtl.module import MultiTaskModule
 from skinmtl.processes import Stop, keep_memory
 from skinmtl.report import write_run_report
@@ -121,12 +121,13 @@ def run(
 def _keep_ending(here: Run, nodes: Mapping[str, Any], error: BaseException, seconds: float) -> None:
     """Write into run.json how a run ended that did not finish."""
     code = _exit_code(error)
-    paths = [value for value in flat(plain(nodes)).values() if isinstance(value, str) and is_path(value)]
+    told = flat(plain(nodes)).items()
+    private = [value for key, value in told if isinstance(value, str) and shareable(key, value) != value]
     status = "interrupted" if code == 75 else "failed"
     facts = {
         "status": status,
         "exit_code": code,
-        "error": without_paths_in(str(error).replace(f"{here.path}/", ""), paths),
+        "error": without_paths_in(str(error).replace(f"{here.path}/", ""), private),
     }
     here.update(facts | {"seconds": seconds_with_former(here, fit=seconds)})
 
@@ -241,11 +242,16 @@ def _fit(trainer: pl.Trainer, module: MultiTaskModule, data: DataModule, checkpo
             error = raised.__context__  # Lightning's way out fails in its turn where loading never began
         if stop.asked and _is_of_workers(error):  # one that was just being started was asked, too
             raise KeyboardInterrupt from None
-        raise _failure(error, data) or error from raised
+        answer = _failure(error, data)
+        if answer is None and error is raised:
+            raise
+        raise answer or error from raised
 
 
 def _failure(error: BaseException, data: DataModule) -> SkinmtlError | None:
     """The answer that a failed training stands for; None where it speaks for itself."""
+    if isinstance(error, SkinmtlError):
+        return None
     said = " ".join(str(error).split())
     if isinstance(error, MisconfigurationException):
         return ConfigError("trainer", said, "see conf/trainer")
