@@ -97,7 +97,9 @@ def compare(
     rows: list[dict[str, Any]] = []
     for method, predictions in methods.items():
         test = predictions[predictions["split"] == "test"]
-        ahead = {} if network is None or predictions is network else scores.paired(network, predictions)
+        ahead = {}
+        if network is not None and predictions is not network and scores.tasks(network) & scores.tasks(predictions):
+            ahead = scores.paired(network, predictions)
         for task, values in scores.evaluate(test, classes, mask_classes.names)["parts"]["test"]["scores"].items():
             for score in (name for name in SHOWN if name in values):
                 row = {"method": method, "task": task, "score": score} | values[score]

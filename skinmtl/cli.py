@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import signal
@@ -216,30 +217,40 @@ def score(arguments: argparse.Namespace) -> int:
     """The scores of a finished table as JSON on standard output."""
     from skinmtl.scores import evaluate_file
 
-    print(json.dumps(evaluate_file(arguments.predictions), indent=1, allow_nan=False))
+    result = evaluate_file(arguments.predictions)
+    for note in result["notes"]:
+        print(f"skinmtl: {note}", file=sys.stderr)
+    print(json.dumps(result, indent=1, allow_nan=False))
     return 0
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    """Differences, first minus second, on the lesions that both tables have."""
+    """Differences, first minus second, on the photographs that both tables know; what was left out is said."""
     import pandas as pd
 
+    from skinmtl.facts import stamps
+    from skinmtl.predictions import is_leaky, marks
     from skinmtl.runs import write_text
-    from skinmtl.scores import is_leaky, paired, read_predictions
+    from skinmtl.scores import paired, read_predictions, uncompared
 
     first, second = (_table_file(path) for path in (arguments.first, arguments.second))
     tables = {file: read_predictions(file) for file in (first, second)}
     differences = paired(tables[first], tables[second])
     leaky = [str(file) for file, predictions in tables.items() if is_leaky(predictions)]
     warning = f"LEAKY: one lesion may have trained and been tested in {' and '.join(leaky)}" if leaky else None
-    title = f"{first} - {second}"
+    said = [marks(predictions) for predictions in tables.values()]
+    stamp = stamps({name: any(one[name] for one in said) for name in said[0]})
+    title = f"{first} - {second} {stamp}".rstrip()
     table = Table("score", "first", "second", "difference", "95% interval", title=title, caption=warning)
     for name, row in differences.items():
         cells = (row["first"], row["second"], row["difference"])
-        table.add_row(name, *(f"{value:+.4f}" for value in cells), f"{row['low']:+.4f} to {row['high']:+.4f}")
+        interval = "none" if math.isnan(row["low"]) else f"{row['low']:+.4f} to {row['high']:+.4f}"
+        table.add_row(name, *(f"{value:+.4f}" for value in cells), interval)
     Console().print(table)
+    for note in uncompared(tables[first], tables[second]):
+        print(note)
     if arguments.out is not None:
-        rows = pd.DataFrame.from_dict(differences, orient="index").round(6).assign(stamp="LEAKY" if leaky else "")
+        rows = pd.DataFrame.from_dict(differences, orient="index").round(6).assign(stamp=stamp)
         write_text(arguments.out, rows.to_csv(index_label="score"))
     return 0
 

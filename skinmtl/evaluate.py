@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,15 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from skinmtl import config, figures, scores
+from skinmtl import config, figures, predictions, scores
 from skinmtl.checkpoints import load as load_checkpoint
+from skinmtl.data import duplicates
 from skinmtl.data.datamodule import DataModule
 from skinmtl.data.images import fit_mask, read_image, read_mask
 from skinmtl.errors import InputError
 from skinmtl.facts import stamps
 from skinmtl.predict import Prediction, Predictor, load_run
-from skinmtl.runs import Run
+from skinmtl.runs import Run, write_text
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +47,12 @@ def evaluate(run: Run, data_root: Path | None = None, device: str = "auto") -> d
     predictor = load_run(run.path, device=device)
     table = predictions_table(predictor, data)
     split = {"hash": data.split_hash, "fold": data.fold}
+    table = table.assign(**{name: bool(run.info().get(name)) for name in ("synthetic", "shuffled")})
     result = scores.evaluate(table, data.dx_classes, data.mask_classes) | {"split": split}
+    for note in result["notes"]:
+        log.warning("%s", note)
     # Scored before the first write, so that a failure leaves the former table and scores as they were.
-    table.to_csv(temp := run.predictions_file.with_suffix(".tmp"), index=False)
-    temp.replace(run.predictions_file)
+    write_text(run.predictions_file, table.to_csv(index=False))
     run.write_scores(result)
     draw(run, table, predictor, data)
     return result
@@ -92,7 +96,16 @@ def predictions_table(predictor: Predictor, data: DataModule) -> pd.DataFrame:
         )
         measured = [_row(data, int(row), prediction) for row, prediction in zip(rows, predicted, strict=True)]
         parts.append(pd.DataFrame(measured).assign(split=part, fold=data.fold, leaky=data.leaky))
-    return pd.concat(parts, ignore_index=True)
+    table = pd.concat(parts, ignore_index=True).assign(table_version=predictions.VERSION)
+    table.insert(2, "group", table["image_id"].map(_groups(data)))
+    return table
+
+
+def _groups(data: DataModule) -> pd.Series:
+    """What an image is resampled with: its lesion, and those that the split's own groups join with it."""
+    together = data.split.groupby("group", sort=False)["image_id"]
+    pairs = duplicates.apart((pair for _, ids in together for pair in pairwise(ids)), data.table)
+    return duplicates.groups(data.table, pairs).set_axis(data.table["image_id"])
 
 
 def _row(data: DataModule, row: int, prediction: Prediction) -> dict[str, Any]:
@@ -113,8 +126,7 @@ def _overlap(data: DataModule, prediction: Prediction, target: NDArray[np.uint8]
     assert prediction.mask is not None and prediction.input_mask is not None
     own = scores.overlap(prediction.mask, target, data.mask_classes)
     small = scores.overlap(prediction.input_mask, fit_mask(target, data.size), data.mask_classes)
-    hd95, assd = scores.boundary(prediction.mask, target)
-    return own | {"hd95": hd95, "assd": assd, "dice_input": small["dice"]}
+    return own | scores.boundary(prediction.mask, target)._asdict() | {"dice_input": small["dice"]}
 
 
 def draw(run: Run, table: pd.DataFrame, predictor: Predictor, data: DataModule) -> None:

@@ -13,6 +13,7 @@ PATH = "[path]"
 SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)
 PLACES = {"root", "masks", "lesions", "split", "cache_dir", "split_dir", "resume", "init_from"}  # keys that name paths
 FILE = re.compile(r"\.(csv|tsv|json|ya?ml|npy|npz|pt|pth|ckpt|safetensors|zip|tar|gz|jpe?g|png)$", re.IGNORECASE)
+RENAMED = {"mean_image_hd95": "mean_image_hd95_pooled", "ece": "ece_rank_bins"}  # by version 2 of a predictions table
 SCORE = re.compile(r"(train|val|step|weight|gradients)/\w+(/\w+)?")  # columns of metrics.csv
 HEADLINES = {
     "mean_image_dice": "Dice, mean over images",
@@ -23,6 +24,7 @@ HEADLINES = {
 WORDS = {
     "mean_image_dice_input": "Dice at the network's size",
     "mean_image_hd95": "HD95, pixels of the photograph",
+    "mean_image_hd95_pooled": "HD95 of both directions pooled, as before version 2",
     "mean_image_assd": "ASSD, pixels of the photograph",
     "median_image_dice": "Dice, median",
     "p5_image_dice": "Dice, 5th percentile",
@@ -43,14 +45,22 @@ WORDS = {
     "mcc": "MCC",
     "nll": "Negative log likelihood",
     "ece": "Expected calibration error",
+    "ece_rank_bins": "Expected calibration error of bins of equal numbers, as before version 2",
     "malignant_auroc": "AUROC, malignant or precancerous against the rest",
 }
 
 
 def read_scores(folder: Path) -> dict[str, Any]:
-    """What scores.json in a run's folder holds; empty when there is none."""
+    """What scores.json in a run's folder holds; empty when there is none.
+
+    In one from before version 2 the scores whose definition has changed since go by the names that they have today.
+    """
     path = folder / "scores.json"
     scores: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if "version" not in scores:
+        for part in dig(scores, "parts", default={}).values():
+            for task, values in dig(part, "scores", default={}).items():
+                part["scores"][task] = {RENAMED.get(name, name): value for name, value in values.items()}
     return scores
 
 

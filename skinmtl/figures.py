@@ -196,7 +196,7 @@ def features_in_place(within: NDArray[np.int64], across: NDArray[np.int64], leas
 def reliability(target: NDArray[np.int64], probabilities: NDArray[np.float64], bins: int = 10) -> Figure:
     """How often the predicted class is right, against the probability it was given; below, how many images.
 
-    No calibration error is written here: scores have one, over bins of equal mass.
+    No calibration error is written here: scores have one, over 15 bins of equal width.
 
     Args:
         target: (N,) class index; -1 where missing, which is left out.

@@ -46,9 +46,10 @@ class Job:
 
 def read_jobs(folder: Path) -> list[Job]:
     """The jobs of a sweep in the order of their numbers, those that failed too."""
-    table = pd.read_csv(folder / "sweep.csv", dtype=str) if (folder / "sweep.csv").is_file() else pd.DataFrame()
+    file = folder / "sweep.csv"
+    table = pd.read_csv(file, dtype=str, keep_default_na=False) if file.is_file() else pd.DataFrame()
     rows = table.to_dict("records")
-    ended = {int(row["job"]): {str(k): v for k, v in row.items() if pd.notna(v)} for row in rows}
+    ended = {int(row["job"]): {str(k): v for k, v in row.items() if v} for row in rows}
     numbers = {int(path.name) for path in folder.iterdir() if path.is_dir() and path.name.isdigit()}
     jobs = []
     for number in sorted(numbers | ended.keys()):

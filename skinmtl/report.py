@@ -25,8 +25,9 @@ from skinmtl.facts import (
     without_paths_in,
     words,
 )
+from skinmtl.predictions import dx_classes, mask_classes
 from skinmtl.runs import Run, write_text
-from skinmtl.scores import DRAWS, Sample, dx_classes, mask_classes
+from skinmtl.scores import DRAWS, Sample
 
 __all__ = ["study_report", "write_run_report"]
 
@@ -68,8 +69,9 @@ HOW_TO_READ = (
     "one class gives 1 divided by the number of classes; accuracy would give that class's share.",
     "Dice and IoU are taken for each photograph at its own size, then averaged. An empty outline where there is a "
     "lesion counts 0, and its boundary distance is the photograph's diagonal.",
-    "HD95: 95% of the pixels of the two edges lie within this distance of the other edge. ASSD: their mean distance.",
-    "Expected calibration error: over 15 groups of equal size by the largest probability. Brier score: squared errors "
+    "HD95: 95% of the pixels of either edge lie within this distance of the other edge, the larger of the two "
+    "directions. ASSD: the mean distance of both edges' pixels.",
+    "Expected calibration error: over 15 bins of equal width of the largest probability. Brier score: squared errors "
     "summed over the classes, from 0 to 2.",
 )
 NOT_PROVIDED = (
@@ -141,7 +143,7 @@ def _stamps(info: Mapping[str, Any], scores: Mapping[str, Any]) -> Iterator[str]
         yield page.stamp(
             "SYNTHETIC", "The photographs are made up. These scores say nothing about patients.", made=True
         )
-    if info.get("leaky") or scores.get("stamp") == "LEAKY":
+    if info.get("leaky") or "LEAKY" in str(scores.get("stamp")):
         text = "The data name no lesions: photographs of one lesion may stand in training and test. "
         yield page.stamp("LEAKY", text + "These scores are too good, their intervals too narrow: compare with nothing.")
     if info.get("shuffled"):

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from skinmtl import predictions
 from skinmtl.errors import InputError, first_line
 
 
@@ -159,7 +160,7 @@ class Run:
         """The predictions table, one row per image of validation and test."""
         if not self.predictions_file.is_file():
             raise InputError(str(self.predictions_file), "no such file", f"run `skinmtl evaluate {self.path}`")
-        return pd.read_csv(self.predictions_file, dtype={"image_id": "str", "lesion_id": "str"})
+        return predictions.read(self.predictions_file)
 
     def write_scores(self, scores: Mapping[str, Any]) -> None:
         """Write scores.json; not a number is refused."""

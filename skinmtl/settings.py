@@ -14,7 +14,8 @@ import pandas as pd
 
 from skinmtl.facts import HEADLINES, dig
 from skinmtl.jobs import Job
-from skinmtl.scores import DRAWS, Floats, Sample, dx_classes, mask_classes
+from skinmtl.predictions import dx_classes, mask_classes
+from skinmtl.scores import DRAWS, Floats, Sample
 
 SCORES = (*HEADLINES, "accuracy", "macro_f1", "mcc")  # more is better in each
 UNTOLD = "cannot tell"
@@ -185,7 +186,7 @@ def _scored(seed: object, fold: object, table: pd.DataFrame) -> Replicate:
     scores = {name: score for task in tasks.values() for name, score in task.items()}
     told = {"seg": tuple(mask_classes(table)), "cls": tuple(dx_classes(table))}
     classes = {name: told[task] for task, names in tasks.items() for name in names}
-    values = {name: float(scores[name](sample.once)[0]) for name in SCORES if name in scores}
+    values = sample.once({name: scores[name] for name in SCORES if name in scores})
     values = {name: value for name, value in values.items() if np.isfinite(value)}
-    draws = {name: sample.drawn(scores[name]) for name in values}
+    draws = sample.drawn({name: scores[name] for name in values})
     return Replicate(seed, fold, tuple(table["image_id"]), sample.lesions, classes, values, draws)

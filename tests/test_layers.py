@@ -16,9 +16,9 @@ PACKAGE = Path(__file__).parents[1] / "skinmtl"
 # From the ground up. `__init__` is the face of the house and may show what it likes; nobody looks in through it.
 FLOORS = """
     types errors ranks rarity logs
-    losses.terms encoders decoders heads weights
+    losses.terms encoders decoders heads weights predictions facts
     losses.seg losses.cls
-    data network losses.__init__ weighting gradients metrics scores optim figures facts page constructors
+    data network losses.__init__ weighting gradients metrics scores optim figures page constructors
     tasks runs config checkpoints processes
     module jobs
     predict callbacks tracking
@@ -63,6 +63,7 @@ TORCHLESS = (
     "config",
     "data.sources",
     "data.splits",
+    "predictions",
     "scores",
     "figures",
     "runs",

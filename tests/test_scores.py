@@ -137,7 +137,12 @@ def test_resampling_photographs_instead_of_lesions_would_be_too_narrow() -> None
 def test_paired_differences_are_zero_for_one_table_and_found_for_another() -> None:
     of = table()
     same = scores.paired(of, of)
-    assert all(row["difference"] == row["low"] == row["high"] == 0 for row in same.values())
+    for name, row in same.items():
+        assert row["difference"] == 0
+        if name in ("ece", "ece_rank_bins"):
+            assert np.isnan(row["low"]) and np.isnan(row["high"]), "a calibration error has no interval"
+        else:
+            assert row["low"] == row["high"] == 0, name
     better = scores.paired(of.assign(dice=of["dice"] + 0.1), of)["mean_image_dice"]
     assert better["low"] == pytest.approx(0.1) and better["high"] == pytest.approx(0.1)
     with pytest.raises(InputError, match="one table only"):
@@ -151,9 +156,12 @@ def test_boundary_distances_equal_scipys(seed: int) -> None:
     edges = [mask & ~ndimage.binary_erosion(mask) for mask in (a, b)]
     apart = [ndimage.distance_transform_edt(~edge) for edge in edges]
     both = np.concatenate([apart[1][edges[0]], apart[0][edges[1]]])
-    hd95, assd = scores.boundary(a.astype(np.uint8), b.astype(np.uint8))
-    assert hd95 == pytest.approx(np.percentile(both, 95), abs=1e-12)
-    assert assd == pytest.approx(both.mean(), abs=1e-3)
+    found = scores.boundary(a.astype(np.uint8), b.astype(np.uint8))
+    directed = [np.percentile(apart[1 - i][edges[i]], 95) for i in (0, 1)]
+    assert found.hd95 == pytest.approx(max(directed), abs=1e-12)
+    assert found.hd95_pooled == pytest.approx(np.percentile(both, 95), abs=1e-12)
+    assert found.hd95_pooled <= found.hd95
+    assert found.assd == pytest.approx(both.mean(), abs=1e-3)
 
 
 def test_empty_masks_have_stated_values() -> None:
@@ -161,7 +169,7 @@ def test_empty_masks_have_stated_values() -> None:
     for pair, overlap, far in (((empty, empty), 1.0, 0.0), ((empty, full), 0.0, 50.0), ((full, full), 1.0, 0.0)):
         counts = scores.mask_counts(*pair)
         assert scores.dice(counts) == scores.iou(counts) == overlap
-        assert scores.boundary(*pair) == (far, far)
+        assert scores.boundary(*pair) == (far, far, far)
 
 
 def test_a_table_that_means_nothing_is_refused() -> None:
@@ -222,7 +230,7 @@ def test_one_lesion_has_a_value_and_no_interval() -> None:
     assert "too few lesions" in score["reason"]
 
 
-def test_calibration_error_is_that_of_fifteen_groups_of_equal_size_among_known_targets() -> None:
+def test_the_older_calibration_error_is_that_of_fifteen_groups_of_equal_size_among_known_targets() -> None:
     of = table(150)
     unknown = pd.concat([of, table(40, seed=1).assign(dx=None, image_id=[f"u{i}" for i in range(40)])])
     p = of[[f"prob_{name}" for name in CLASSES]].to_numpy()
@@ -230,8 +238,8 @@ def test_calibration_error_is_that_of_fifteen_groups_of_equal_size_among_known_t
     right = p.argmax(1) == of["dx"].map(CLASSES.index).to_numpy()
     groups = np.split(order, 15)
     reference = np.mean([abs(right[rows].mean() - p.max(1)[rows].mean()) for rows in groups])
-    assert values(of, "cls")["ece"] == pytest.approx(reference)
-    assert values(unknown.reset_index(drop=True), "cls")["ece"] == pytest.approx(reference)
+    assert values(of, "cls")["ece_rank_bins"] == pytest.approx(reference)
+    assert values(unknown.reset_index(drop=True), "cls")["ece_rank_bins"] == pytest.approx(reference)
 
 
 @pytest.mark.parametrize(
@@ -271,10 +279,19 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says_and_one_over_pho
 
 
 def test_draws_in_portions_are_the_draws_at_once() -> None:
-    sample = scores.Sample.of(table(), CLASSES, 450, 0)
+    of = table()
+    sample = scores.Sample.of(of, CLASSES, 450, 0)
+    units = pd.factorize(of["lesion_id"])[0]
+    count = units.max() + 1
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=450)
     for task in sample.scores(("skin", "lesion")).values():
-        for name, score in task.items():
-            np.testing.assert_allclose(sample.drawn(score), score(sample.weights), rtol=1e-9, err_msg=name)
+        found = sample.drawn(task)
+        for draw in (0, 199, 200, 449):
+            rows = np.repeat(np.arange(len(of)), drawn[draw][units])
+            again = scores.Sample.of(of.iloc[rows].reset_index(drop=True), CLASSES, 0, 0)
+            value = again.once(again.scores(("skin", "lesion"))["cls" if "accuracy" in task else "seg"])
+            for name in set(task) - {"ece_rank_bins"}:  # whose bins are drawn on the sample
+                assert found[name][draw] == pytest.approx(value[name], rel=1e-9), name
 
 
 # --- several mask classes ---------------------------------------------------------------------------------------------
