@@ -260,13 +260,17 @@ def leak_gap(jobs: Sequence[Job]) -> list[str]:
         by_photograph, by_lesion = (
             [job for job in alike if job.overrides.get(SPLIT_BY, "lesion") == by] for by in ("photograph", "lesion")
         )
+        if lacking := [by for by, those in (("photograph", by_photograph), ("lesion", by_lesion)) if not those]:
+            lines.append(f"{name}: nothing to compare, for no run split by {lacking[0]} has finished.")
+            continue
         if any(job.info.get("leaky") for job in by_lesion):
             lines.append(f"{name}: nothing to compare, for the split by lesion leaks, too: there are no lesion ids.")
             continue
         leaky, honest = all_reached([(name, by_photograph), (name, by_lesion)])
         found = {score: difference(leaky, honest, score) for score in HEADLINES}
         gaps = [f"{words(score)} {gap}" for score, gap in found.items() if gap is not None]
-        lines.append(f"{name}: split by photograph minus split by lesion, 95% interval: {', '.join(gaps)}.")
+        said = f"95% interval: {', '.join(gaps)}" if gaps else "no score that both have with an interval"
+        lines.append(f"{name}: split by photograph minus split by lesion, {said}.")
         learned = [_training_accuracy(job) for job in alike]
         short = min(learned) <= LEARNED
         lines.append(

@@ -199,12 +199,12 @@ def check(table: pd.DataFrame, where: str = "predictions") -> None:
     """
     classes, masks = dx_classes(table), mask_classes(table)
     needed = ["image_id", "lesion_id", "split", *(["dx"] if classes else [])]
-    needed += ["iou"] if "dice" in table else ["dice"] if masks else []
-    needed += [f"{count}_{name}" for name in masks[1:] for count in COUNTS]
-    needed += pixel_columns(masks) if len(masks) > 2 else []
+    if "dice" in table:
+        needed += ["iou", *(f"{count}_{name}" for name in masks[1:] for count in COUNTS)]
+        needed += pixel_columns(masks) if len(masks) > 2 else []
     missing = [name for name in needed if name not in table]
-    if not missing and "dice" not in table and not classes:
-        missing = ["dice and iou, or prob_<class>"]
+    if "dice" not in [*table, *missing] and not classes:
+        missing.append("dice and iou, or prob_<class>")
     if missing:
         alone = len(table.columns) == 1
         fix = "separate columns by commas" if alone else "add them"
@@ -341,6 +341,8 @@ def left_out(table: pd.DataFrame, part: str) -> list[str]:
     for name, words in columns.items():
         if blank := int(table[name].isna().sum()):
             said.append(f"{blank} of {len(table)} photographs have {words}, and count in no score of it")
+    if mask_classes(table) and "dice" not in table:
+        said.append("pixels are counted and there is no dice: masks are not scored")
     if dx_classes(table) and table["dx"].nunique() == 1:
         only = table["dx"].dropna().iloc[0]
         said.append(f"{only} is the only diagnosis: how well diagnoses are told apart is undefined")

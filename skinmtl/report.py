@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -165,11 +165,19 @@ def _scores(info: Mapping[str, Any], scores: Mapping[str, Any]) -> Iterator[str]
         if not names:
             continue
         rows = [(words(name), [score_words(tasks[part].get(name)) for part in tasks]) for name in names]
-        reasons = [v["reason"] for values in tasks.values() for v in values.values() if v.get("reason")]
-        below = page.paragraph("Undefined: " + "; ".join(dict.fromkeys(reasons)) + ".", soft=True) if reasons else ""
+        below = _reasons(list(tasks.values()))
         head = ["score", *(_part_name(part, content) for part, content in parts.items())]
         masks = page.paragraph(MASKS, soft=True) if task == "seg" and not info.get("synthetic") else ""
         yield page.section(title, page.table(head, rows), below, masks)
+
+
+def _reasons(tasks: Sequence[Mapping[str, Any]]) -> str:
+    """Why scores are undefined, and why others have no interval."""
+    reasons = [(name, v) for values in tasks for name, v in values.items() if v.get("reason")]
+    undefined = dict.fromkeys(v["reason"] for _, v in reasons if v.get("value") is None)
+    bare = dict.fromkeys(f"{words(name)}: {v['reason']}" for name, v in reasons if v.get("value") is not None)
+    said = [*(["Undefined: " + "; ".join(undefined)] if undefined else []), *bare]
+    return page.paragraph(". ".join(said) + ".", soft=True) if said else ""
 
 
 def _classes(info: Mapping[str, Any], scores: Mapping[str, Any]) -> str:

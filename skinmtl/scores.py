@@ -778,9 +778,9 @@ def _average_precision(s: Floats) -> Floats:
 
 def _equal_widths(confidence: Floats) -> NDArray[np.int64]:
     """The bin of each confidence among ECE_BINS of equal width, lower edges in; 1 itself is one more."""
-    # In single precision and from both ends, as torch.linspace has it, so that what lies on an edge falls as there.
-    step, place = np.float32(1) / np.float32(ECE_BINS), np.arange(ECE_BINS + 1, dtype=np.float32)
-    edges = np.where(place < (ECE_BINS + 1) // 2, step * place, np.float32(1) - step * (ECE_BINS - place))
+    # With the step of torch.linspace and from both ends, as it does, so that what lies on an edge falls as there.
+    step, place = float(np.float32(1) / np.float32(ECE_BINS)), np.arange(ECE_BINS + 1)
+    edges = np.where(place < (ECE_BINS + 1) // 2, step * place, 1 - step * (ECE_BINS - place))
     return np.searchsorted(edges.astype(np.float32), confidence.astype(np.float32), side="right") - 1
 
 

@@ -70,8 +70,7 @@ class Setting:
         """95% over lesions of the mean over replicates; not a number where their test parts overlap in part."""
         if not self.n or self._parts() is None:
             return float("nan"), float("nan")
-        low, high = np.nanpercentile(np.mean([each.draws[score] for each in self.replicates], axis=0), [2.5, 97.5])
-        return float(low), float(high)
+        return _percentiles(np.mean([each.draws[score] for each in self.replicates], axis=0))
 
     def _parts(self) -> list[Replicate] | None:
         """A replicate for each test part, None unless the parts have no photograph in common."""
@@ -146,7 +145,7 @@ def _whole(tables: Sequence[tuple[Job, pd.DataFrame]]) -> bool:
 
 
 def difference(one: Setting, other: Setting, score: str) -> Difference | None:
-    """`one` minus `other`; None where either lacks the score, they tell other classes apart, or none is resampled."""
+    """`one` minus `other`; None where either lacks the score, they tell other classes apart, or no draw has both."""
     theirs = {each.key: each for each in other.replicates}
     both = [
         (mine, theirs[mine.key])
@@ -169,9 +168,17 @@ def difference(one: Setting, other: Setting, score: str) -> Difference | None:
     return _with_interval(float(one.values(score).mean() - other.values(score).mean()), draws, ())
 
 
-def _with_interval(value: float, draws: Floats, pairs: tuple[float, ...]) -> Difference:
+def _with_interval(value: float, draws: Floats, pairs: tuple[float, ...]) -> Difference | None:
+    low, high = _percentiles(draws)
+    return Difference(value, low, high, pairs) if np.isfinite(low) else None
+
+
+def _percentiles(draws: Floats) -> tuple[float, float]:
+    """The 2.5th and 97.5th of the draws that are numbers; not a number where none is."""
+    if not np.isfinite(draws).any():
+        return float("nan"), float("nan")
     low, high = np.nanpercentile(draws, [2.5, 97.5])
-    return Difference(value, float(low), float(high), pairs)
+    return float(low), float(high)
 
 
 def _test(job: Job) -> pd.DataFrame:

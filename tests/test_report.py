@@ -403,6 +403,30 @@ def test_leak_gap_compares_nothing_where_the_split_by_lesion_leaks_too(tmp_path:
     assert "nothing to compare" in line and "there are no lesion ids" in line
 
 
+def test_leak_gap_prints_no_interval_where_one_side_has_no_finished_run(tmp_path: Path) -> None:
+    sweep = write_leaking(tmp_path / "sweep", 0.96)
+    (sweep / "1" / "predictions.csv").unlink()
+    (line, _) = leak_gap(read_jobs(sweep))
+    assert "no score that both have" in line and "interval: ." not in line
+    again = write_leaking(tmp_path / "again", 0.96)
+    info = again / "1" / "run.json"
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"status": "failed"}))
+    assert leak_gap(read_jobs(again)) == [] or "no run split by" in leak_gap(read_jobs(again))[0]
+
+
+def test_scores_from_before_the_standard_definitions_go_by_the_older_names(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    stored = stored_scores(run)
+    now = read(run).text
+    assert "HD95, pixels of the photograph" in now and "Expected calibration error" in now
+    del stored["version"]
+    (run / "scores.json").write_text(json.dumps(stored))
+    text = read(run).text
+    assert "HD95 of both directions pooled, as before version 2" in text
+    assert "HD95, pixels of the photograph" not in text
+    assert "Expected calibration error of bins of equal numbers, as before version 2" in text
+
+
 def test_other_sweeps_say_nothing_about_leaking(tmp_path: Path) -> None:
     sweep = write_leaking(tmp_path / "sweep", 0.96, key="augment")
     assert "training accuracy" not in (study_report(sweep, tmp_path / "out") / "README.md").read_text()

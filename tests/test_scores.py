@@ -12,6 +12,7 @@ import pytest
 import torch
 from scipy import ndimage
 from sklearn import metrics as sk
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from skinmtl import scores
 from skinmtl.errors import Faults, InputError
@@ -442,3 +443,154 @@ def test_a_class_that_is_never_guessed_has_no_precision_and_counts_zero_in_the_m
     assert part["classes"]["bcc"]["f1"]["value"] == 0
     reference = sk.precision_score(of["dx"], guess, average="macro", zero_division=0)
     assert part["scores"]["cls"]["macro_precision"]["value"] == pytest.approx(reference)
+
+
+# --- definitions ------------------------------------------------------------------------------------------------------
+
+
+def test_hd95_is_the_larger_of_the_two_directions() -> None:
+    # Of the target's edge far from the prediction there is a twentieth part or more only in one direction.
+    predicted, target = (np.zeros((60, 200), np.uint8) for _ in range(2))
+    predicted[20:40, 20:40] = target[20:40, 20:40] = 1
+    target[30, 40:90] = 1  # a hair: 50 of the target's edge pixels are 1 to 50 away, none of the prediction's
+    edge = 4 * 19  # the square's own; where the hair begins the target has no edge
+    away = np.concatenate([np.zeros(edge - 1), np.arange(1, 51)])
+    found = scores.boundary(predicted, target)
+    assert found.hd95 == pytest.approx(np.percentile(away, 95)) and found.hd95 > 40
+    assert found.hd95_pooled == pytest.approx(np.percentile([*away, *np.zeros(edge - 1), 1], 95))
+    assert found.hd95_pooled < found.hd95 - 3
+    assert scores.boundary(target, predicted) == found
+
+
+def calibrated(ties: bool, seed: int = 0) -> pd.DataFrame:
+    of = table(600, seed=seed, lesions=600)
+    if not ties:
+        return of
+    best = of[[f"prob_{name}" for name in CLASSES]].to_numpy().argmax(1)
+    p = np.where(np.eye(4)[best] > 0, 0.7, 0.1)
+    return of.assign(**{f"prob_{name}": p[:, i] for i, name in enumerate(CLASSES)})
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_calibration_error_is_torchmetrics_whatever_the_order_of_the_rows(seed: int, ties: bool) -> None:
+    of = calibrated(ties, seed)
+    p = torch.tensor(of[[f"prob_{name}" for name in CLASSES]].to_numpy())
+    y = torch.tensor(of["dx"].map(CLASSES.index).to_numpy())
+    reference = multiclass_calibration_error(p, y, 4, n_bins=15, norm="l1")
+    found = values(of, "cls")["ece"]
+    assert found == pytest.approx(float(reference), abs=1e-5)  # theirs is in single precision
+    turned = of.iloc[np.argsort(of["dx"])].reset_index(drop=True)
+    assert values(turned, "cls")["ece"] == pytest.approx(found, abs=1e-12)
+    if ties:
+        assert values(turned, "cls")["ece_rank_bins"] != pytest.approx(values(of, "cls")["ece_rank_bins"], abs=1e-3)
+
+
+def test_confidences_on_the_edge_of_a_bin_fall_where_they_do_in_torchmetrics() -> None:
+    edges = torch.linspace(0, 1, 16).numpy()
+    levels = np.concatenate([edges, np.nextafter(edges, np.float32(0)), np.nextafter(edges, np.float32(1))])
+    levels = levels[(levels >= 0.5) & (levels <= 1)].astype(np.float64)
+    right = np.arange(len(levels)) % 3 > 0
+    of = pd.DataFrame({"image_id": np.arange(len(levels)).astype(str), "lesion_id": None, "split": "test"})
+    of = of.assign(dx=np.where(right, "a", "b"), prob_a=levels, prob_b=1 - levels)
+    reference = multiclass_calibration_error(
+        torch.tensor(of[["prob_a", "prob_b"]].to_numpy()), torch.tensor(1 - right.astype(int)), 2, n_bins=15, norm="l1"
+    )
+    part = scores.evaluate(of, ("a", "b"), (), draws=2)["parts"]["test"]
+    assert part["scores"]["cls"]["ece"]["value"] == pytest.approx(float(reference), abs=1e-6)
+
+
+def test_a_calibration_error_has_no_interval_and_says_why() -> None:
+    """Why: of calibrated samples the percentiles never hold the truth, and most draws lie above the value."""
+    held, above = 0, 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        p = rng.uniform(0.5, 1, 200)
+        of = pd.DataFrame({"image_id": np.arange(200).astype(str), "lesion_id": None, "split": "test"})
+        of = of.assign(dx=np.where(rng.random(200) < p, "a", "b"), prob_a=p, prob_b=1 - p)
+        sample = scores.Sample.of(of, ("a", "b"), 200, 0)
+        ece = sample.scores(())["cls"]["ece"]
+        found = sample.value(ece)
+        assert (found["low"], found["high"]) == (None, None) and "resampling raises" in found["reason"]
+        drawn = sample.drawn({"ece": ece})["ece"]
+        held += np.percentile(drawn, 2.5) <= 0
+        above += np.median(drawn) > found["value"]
+    assert held == 0 and above >= 15
+    assert values(table(), "cls").keys() >= {"ece", "ece_rank_bins"}
+
+
+def test_a_single_diagnosis_tells_nothing_apart() -> None:
+    of = table(60).assign(dx="nv")
+    found = scores.evaluate(of, CLASSES, ("skin", "lesion"), draws=5)
+    cls = found["parts"]["test"]["scores"]["cls"]
+    for name in ("balanced_accuracy", "macro_f1", "macro_precision", "macro_average_precision", "mcc"):
+        assert cls[name]["value"] is None and "single diagnosis" in cls[name]["reason"], name
+    assert cls["accuracy"]["value"] is not None, "of four that could have been said"
+    assert any("nv is the only diagnosis" in note for note in found["notes"])
+    alone = of[["image_id", "lesion_id", "split", "dx"]].assign(prob_nv=1.0)
+    cls = scores.evaluate(alone, ("nv",), (), draws=5)["parts"]["test"]["scores"]["cls"]
+    assert {score["value"] for score in cls.values()} == {None}, "even the accuracy is 1 whatever was learned"
+
+
+# --- groups and pairs -------------------------------------------------------------------------------------------------
+
+
+def test_groups_of_the_split_are_resampled_whole() -> None:
+    of = table()
+    joined = of.assign(group=of["lesion_id"].replace({f"l{i}": f"l{i}+l{i + 1}" for i in range(0, 80, 2)}))
+    joined["group"] = joined["group"].replace({f"l{i + 1}": f"l{i}+l{i + 1}" for i in range(0, 80, 2)})
+    groups = scores.evaluate(joined, CLASSES, ("skin", "lesion"), draws=300)
+    renamed = scores.evaluate(of.assign(lesion_id=joined["group"]), CLASSES, ("skin", "lesion"), draws=300)
+    lesions = scores.evaluate(of, CLASSES, ("skin", "lesion"), draws=300)
+    assert "column group" in groups["interval"] and "column lesion_id" in lesions["interval"]
+    parts = [each["parts"]["test"] for each in (groups, renamed, lesions)]
+    assert parts[0]["scores"] == parts[1]["scores"] != parts[2]["scores"]
+    assert parts[0]["n_lesions"] == parts[2]["n_lesions"] == of["lesion_id"].nunique()
+    assert parts[0]["n_resampled"] == joined["group"].nunique() < of["lesion_id"].nunique()
+
+
+def test_photographs_are_resampled_where_no_row_names_a_lesion_and_that_is_said() -> None:
+    found = scores.evaluate(table().assign(lesion_id=None), CLASSES, ("skin", "lesion"), draws=5)
+    assert "photographs, for no row names a lesion" in found["interval"]
+    assert "no row names a lesion" in found["notes"][0]
+
+
+def test_a_table_differs_by_nothing_from_itself_with_its_worst_cells_blank() -> None:
+    of = table(400, lesions=300)
+    blank = of.copy()
+    worst = of["dice"].argsort()[:100]
+    measures = [name for name in of if name.endswith("_lesion") or name in ("dice", "iou", "hd95")]
+    blank.loc[worst, measures] = np.nan
+    blank.loc[of.index[:30], "dx"] = None
+    for pair in ((of, blank), (blank, of)):
+        for name, row in scores.paired(*pair).items():
+            assert row["difference"] == 0 and not row["low"] < 0 and not row["high"] > 0, name
+    said = scores.uncompared(of, blank)
+    assert "masks: 100 of 400 photographs left out, whose dice is missing (0 in the first table, 100 in the" in said[0]
+    assert "diagnoses: 30 of 400 photographs left out" in said[1]
+    assert scores.uncompared(of, of) == []
+    kept = of.drop(worst).reset_index(drop=True)
+    one, other = (scores.paired(of, each)["mean_image_dice"]["first"] for each in (blank, of))
+    assert one == pytest.approx(kept["dice"].mean()) and other == pytest.approx(of["dice"].mean())
+
+
+def test_pixels_of_another_size_of_photograph_are_not_compared() -> None:
+    of = table()
+    small = of.assign(**{f"{name}_lesion": of[f"{name}_lesion"] // 4 for name in ("tp", "fp", "fn", "tn")})
+    with pytest.raises(InputError, match=r"i0: \d+ pixels in one table, \d+ in the other \(\d+ photographs\)"):
+        scores.paired(of, small)
+
+
+def test_tables_of_other_tasks_are_not_compared() -> None:
+    of = table()
+    masks = of.loc[:, ~of.columns.str.startswith(("prob_", "dx"))]
+    diagnoses = of.drop(columns=[name for name in of if name.endswith("_lesion") or name in ("dice", "iou", "hd95")])
+    with pytest.raises(InputError, match="nothing to compare: the first table has masks, the second diagnoses"):
+        scores.paired(masks, diagnoses)
+    assert scores.uncompared(of, masks) == ["only the first table has diagnoses: they are not compared"]
+    assert "accuracy" not in scores.paired(of, masks) and "mean_image_dice" in scores.paired(of, masks)
+
+
+def test_a_hundred_thousand_photographs_fit_the_memory_of_a_laptop() -> None:
+    assert max(place.stop - place.start for place in scores._portions(2000, 100_000)) * 100_000 * 8 < 50e6
+    assert sum(place.stop - place.start for place in scores._portions(2000, 100_000)) == 2000

@@ -1,0 +1,199 @@
+"""A predictions table comes back as it was written, and one that cannot be so is refused with its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from fakes import predictions as table
+
+from skinmtl import cli, predictions, scores
+from skinmtl.errors import Faults, InputError
+from skinmtl.runs import Run
+
+NAMES = [
+    ("0", "1"),
+    ("True", "False"),
+    ("NA", "nan"),
+    ("None", "null"),
+    ("1.0", "01"),
+    ("1e3", "-inf"),
+    ('a, "b"', "c;d\t'"),
+    ("黑色素瘤", "névus"),
+    ("#N/A", "a_as_b"),
+]
+
+
+def named(names: tuple[str, str], count: int = 60) -> pd.DataFrame:
+    """A table whose diagnoses, ids, parts and further columns are all such names."""
+    rng = np.random.default_rng(0)
+    dx = rng.permutation(np.arange(count) % 2)
+    p = rng.uniform(0, 1, count)
+    return pd.DataFrame(
+        {
+            "image_id": [f"{names[i % 2]}{'' if i < 2 else i}" for i in range(count)],
+            "lesion_id": [names[i % 2] if i < 2 else f"L{i}" for i in range(count)],
+            "localization": [names[i % 2] for i in range(count)],
+            "dx": [names[i] for i in dx],
+            "predicted_dx": [names[int(x > 0.5)] for x in p],
+            f"prob_{names[0]}": 1 - p,
+            f"prob_{names[1]}": p,
+            "split": [names[i % 2] for i in range(count)],
+            "leaky": False,
+        }
+    )
+
+
+@pytest.mark.parametrize("names", NAMES)
+def test_names_come_back_as_they_were_written(names: tuple[str, str], tmp_path: Path) -> None:
+    written = named(names)
+    written.to_csv(tmp_path / "predictions.csv", index=False)
+    for read in (predictions.read(tmp_path / "predictions.csv"), Run(tmp_path).predictions()):
+        for column in written:
+            assert read[column].tolist() == written[column].tolist(), column
+    found = scores.evaluate_file(tmp_path / "predictions.csv")
+    assert found == scores.evaluate(written, names, ())
+    assert found["parts"][names[0]]["scores"]["cls"]["accuracy"]["value"] is not None
+
+
+def test_a_blank_cell_is_missing_and_nothing_else_is(tmp_path: Path) -> None:
+    written = table(images=30)
+    written["dx"] = ["NA", *written["dx"][1:]]
+    written["sex"] = [None, "unknown", *written["sex"][2:]]
+    written.to_csv(tmp_path / "t.csv", index=False)
+    read = predictions.read(tmp_path / "t.csv")
+    assert read["sex"].isna().tolist() == [True, *[False] * 29]
+    with pytest.raises(Faults, match="dx is NA, which has no column of probabilities"):
+        predictions.check(read)
+
+
+def test_measures_come_back_to_the_last_bit_and_counts_as_whole_numbers(tmp_path: Path) -> None:
+    written = table(images=60).assign(leaky=True)
+    written.loc[3, ["dice", "iou"]] = np.nan
+    written.to_csv(tmp_path / "t.csv", index=False)
+    read = predictions.read(tmp_path / "t.csv")
+    for column in written.select_dtypes("number"):
+        np.testing.assert_array_equal(read[column], written[column], err_msg=column)
+    assert read["tp_lesion"].dtype == read["height"].dtype == read["fold"].dtype == np.int64
+    assert read["leaky"].dtype == bool
+
+
+def test_masks_alone_are_scored_without_their_pixels(tmp_path: Path) -> None:
+    columns = ["image_id", "lesion_id", "split", "dice", "iou"]
+    written = table(images=60)
+    written[columns].to_csv(tmp_path / "t.csv", index=False)
+    found = scores.evaluate_file(tmp_path / "t.csv")["parts"]["test"]
+    whole = scores.evaluate(written, (), ("skin", "lesion"))["parts"]["test"]
+    assert list(found["scores"]) == ["seg"]
+    for name, score in found["scores"]["seg"].items():
+        assert score == whole["scores"]["seg"][name], name
+    assert "pooled_dice" not in found["scores"]["seg"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "empty"),
+        ("image_id,split\na,test\n".encode("utf-16"), "not UTF-8"),
+        (b"image_id,split\na,test\n", "columns missing: lesion_id, dice and iou, or prob_<class>"),
+        (b"image_id;lesion_id;split\n", "separate columns by commas"),
+        (b"image_id,image_id\na,b\n", "two columns are called image_id"),
+        (b"image_id,lesion_id,split,dice,iou\na,l,test,0.5,0.4\nb,m,te", "row 3 has 3 cells for 5 columns"),
+        (b"image_id,lesion_id,split,dice,iou\na,l,test,good,0.4\n", "dice is 'good' in row 2"),
+        (b"image_id,lesion_id,split,dice,iou,leaky\na,l,test,1,1,perhaps\n", "leaky is 'perhaps' in row 2"),
+        (b'image_id,lesion_id,split,dice,iou\n"a,l,test,1,1\n', "not a table"),
+    ],
+)
+def test_what_is_no_predictions_table_is_one_line(
+    content: bytes, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.csv").write_bytes(content)
+    assert cli.main(["score", str(tmp_path / "t.csv")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line and "t.csv" in line
+
+
+def changed(column: str, value: object) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    def change(of: pd.DataFrame) -> pd.DataFrame:
+        of = of.astype({column: object})
+        of.loc[[3, 7], column] = value
+        return of
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (changed("dice", 1.7), r"SYN_000003: dice is below 0 or above 1 \(2 rows\), also SYN_000007"),
+        (changed("dice", 56.0), "dice is below 0 or above 1"),
+        (changed("dice", -np.inf), "dice is below 0 or above 1"),
+        (changed("iou", 1.2), "iou is below 0 or above 1"),
+        (changed("dice_input", 2.0), "dice_input is below 0 or above 1"),
+        (changed("hd95", -1.0), "hd95 is below 0 or infinite"),
+        (changed("assd", np.inf), "assd is below 0 or infinite"),
+        (changed("tp_lesion", -3), "tp_lesion is no number of pixels"),
+        (changed("tn_lesion", 0.5), "tn_lesion is no number of pixels"),
+        (changed("fp_lesion", np.inf), "fp_lesion is no number of pixels"),
+        (changed("dice", 0.1), "iou is above dice"),
+        (changed("iou", 0.01), "iou is not that of the pixels beside it"),
+        (changed("tp_lesion", 1), "dice is not that of the pixels beside it"),
+        (changed("tn_lesion", 5), "its pixels do not add up to one size of photograph"),
+        (changed("split", "Test"), "split is spelt 'Test' and 'test'"),
+        (changed("split", None), "SYN_000003: no split"),
+        (changed("image_id", None), "row 5: no image_id"),
+        (lambda of: of.assign(group=of["image_id"]), "its lesion is in several groups"),
+        (lambda of: of.drop(columns="tn_lesion"), "columns missing: tn_lesion"),
+        (lambda of: of[["image_id", "lesion_id", "split", "tp_lesion"]], "columns missing: dice and iou"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_its_rows(
+    change: Callable[[pd.DataFrame], pd.DataFrame], words: str, tmp_path: Path
+) -> None:
+    predictions.check(table(images=60))
+    change(table(images=60)).to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(Faults, match=words):
+        scores.evaluate_file(tmp_path / "t.csv")
+
+
+def test_scores_rounded_to_two_places_are_not_contradicted_by_their_pixels() -> None:
+    predictions.check(table().round({"dice": 2, "iou": 2}))
+
+
+def test_what_was_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    of = table(images=60)
+    assert scores.evaluate(of, scores.dx_classes(of), ("skin", "lesion"), draws=5)["notes"] == []
+    of.loc[of["split"].eq("test"), "lesion_id"] = None
+    of.loc[[50, 51], "dx"] = None
+    of.loc[52, ["dice", "iou"]] = None
+    of.to_csv(tmp_path / "t.csv", index=False)
+    assert cli.main(["score", str(tmp_path / "t.csv")]) == 0
+    said = capsys.readouterr().err
+    assert "test: no row names a lesion: photographs are resampled" in said
+    assert "test: 2 of 40 photographs have no diagnosis" in said
+    assert "test: 1 of 40 photographs have no dice" in said
+
+
+def test_an_old_table_of_ours_has_its_pooled_distances_by_that_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = table(images=60).drop(columns="table_version")
+    old.to_csv(tmp_path / "predictions.csv", index=False)
+    read = Run(tmp_path).predictions()
+    assert read["hd95_pooled"].tolist() == old["hd95"].tolist() and "hd95" not in read
+    assert "read as hd95_pooled" in caplog.text
+    new = table(images=60).assign(hd95_pooled=old["hd95"] - 1)
+    found = scores.paired(new, read)
+    assert "mean_image_hd95" not in found, "never one definition minus the other"
+    assert found["mean_image_hd95_pooled"]["difference"] == pytest.approx(-1)
+    others = old.drop(columns="dice_input")  # nobody else has that column: theirs is what they say
+    others.to_csv(tmp_path / "theirs.csv", index=False)
+    assert "hd95" in predictions.read(tmp_path / "theirs.csv")
+
+
+def test_a_table_that_is_not_there_is_one_line() -> None:
+    with pytest.raises(InputError, match="no such file"):
+        predictions.read(Path("nowhere.csv"))
