@@ -246,7 +246,7 @@ def compare(arguments: argparse.Namespace) -> int:
         cells = (row["first"], row["second"], row["difference"])
         interval = "none" if math.isnan(row["low"]) else f"{row['low']:+.4f} to {row['high']:+.4f}"
         table.add_row(name, *(f"{value:+.4f}" for value in cells), interval)
-    Console().print(table)
+    _print(table)
     for note in uncompared(tables[first], tables[second]):
         print(note)
     if arguments.out is not None:
@@ -266,7 +266,7 @@ def baselines(arguments: argparse.Namespace) -> int:
     table = Table("method", "task", "score", "value", title=title)
     for row in compare_run(run, _data_root(arguments.data_root)).itertuples():
         table.add_row(str(row.method), str(row.task), str(row.score), f"{row.value:.3f}")
-    Console().print(table)
+    _print(table)
     return 0
 
 
@@ -307,11 +307,15 @@ def runs(arguments: argparse.Namespace) -> int:
         value = info.get("score")
         words = (str(info.get(key, "")) for key in ("name", "status", "seed"))
         table.add_row(os.path.relpath(run.path), *words, "" if value is None else f"{value:.4f}", stamps(info))
+    _print(table)
+    return 0
+
+
+def _print(table: Table) -> None:
+    """Print a table with nothing cut short, however narrow the terminal: folders are what other commands take."""
     console = Console()
-    # Folders are what the other commands take: nothing is cut short, however narrow the terminal.
     console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
     console.print(table)
-    return 0
 
 
 def _data_root(word: str | None) -> Path | None:

@@ -33,6 +33,19 @@ def test_three_named_groups_need_no_rest() -> None:
     assert of["dx"].cat.codes.tolist() == [2, 0]
 
 
+def test_a_number_is_no_name_and_in_quotes_it_is_one() -> None:
+    of = pd.DataFrame({"image_id": ["a", "b"], "dx": pd.Categorical(["0", "1"])})
+    assert grouped(of, {"well": ["0"], "sick": ["1"]})["dx"].tolist() == ["well", "sick"]
+    for groups, where in (
+        ({"well": [0], "sick": ["1"]}, "well: 0"),
+        ({"well": ["True"], "sick": [True]}, "sick: True"),
+    ):
+        with pytest.raises(Faults, match=f"data.diagnoses.{where} is no text.*put it in quotes"):
+            check_groups(groups)  # type: ignore[arg-type]
+    with pytest.raises(Faults, match="1 is no text, and groups have names"):
+        check_groups({1: ["a"], "b": "rest"})  # type: ignore[dict-item]
+
+
 @pytest.mark.parametrize(
     ("groups", "line"),
     [

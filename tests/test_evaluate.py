@@ -54,7 +54,8 @@ def test_comparing_says_what_a_table_is_stamped_with(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["compare", str(run.path), str(run.path), "--out", str(tmp_path / "out.csv")]) == 0
-    assert "SHUFFLED" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "SHUFFLED" in said and "mean_image_sensitivity" in said, "no name is cut short"
     written = pd.read_csv(tmp_path / "out.csv").set_index("score")
     assert set(written["stamp"]) == {"SHUFFLED"}
     assert written.loc["ece", ["low", "high"]].isna().all() and written.loc["mean_image_dice", "low"] == 0

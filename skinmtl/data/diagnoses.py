@@ -27,11 +27,17 @@ def check_groups(groups: Groups) -> None:
     homes: dict[str, str] = {}
     for name, members in groups.items():
         where = f"{KEY}.{name}"
+        if not isinstance(name, str):
+            faults.append(ConfigError(where, f"{name!r} is no text, and groups have names", f'call it "{name}"'))
         if members != REST and (isinstance(members, str) or not members):
             what = f"{members!r} is no list of diagnoses"
             faults.append(ConfigError(where, what, "give one, such as [mel, bcc], or the word rest"))
             continue
         for member in [REST] if members == REST else members:
+            if not isinstance(member, str):
+                what = f"{member!r} is no text, and diagnoses have names"
+                faults.append(ConfigError(where, what, f'put it in quotes, as it stands in the table: "{member}"'))
+                continue
             if member in homes:
                 what = f"{member} stands in {homes[member]} already" if homes[member] != name else f"{member} twice"
                 faults.append(ConfigError(where, what, "keep it in one group, once"))
