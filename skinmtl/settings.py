@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from skinmtl.errors import InputError
 from skinmtl.facts import HEADLINES, dig
 from skinmtl.jobs import Job
 from skinmtl.predictions import dx_classes, mask_classes
@@ -29,6 +30,7 @@ class Replicate:
     fold: object
     images: tuple[str, ...]
     lesions: int
+    units: tuple[int, ...]  # by photograph, what is resampled with it
     classes: dict[str, tuple[str, ...]]  # by score: what its task told apart
     values: dict[str, float]
     draws: dict[str, Floats]  # (DRAWS,) under resampled lesions, the same ones for every replicate of a fold
@@ -145,7 +147,11 @@ def _whole(tables: Sequence[tuple[Job, pd.DataFrame]]) -> bool:
 
 
 def difference(one: Setting, other: Setting, score: str) -> Difference | None:
-    """`one` minus `other`; None where either lacks the score, they tell other classes apart, or no draw has both."""
+    """`one` minus `other`; None where either lacks the score, they tell other classes apart, or no draw has both.
+
+    Raises:
+        InputError: a pair's draws are not of the same lesions, for one was evaluated before groups stood in its table.
+    """
     theirs = {each.key: each for each in other.replicates}
     both = [
         (mine, theirs[mine.key])
@@ -156,6 +162,9 @@ def difference(one: Setting, other: Setting, score: str) -> Difference | None:
         return None
     if one.replicates[0].classes[score] != other.replicates[0].classes[score]:
         return None
+    if any(mine.units != theirs.units for mine, theirs in both):
+        what = "the same photographs are resampled by groups in one and by lesions in the other"
+        raise InputError(f"{one.name} and {other.name}", what, "run `skinmtl evaluate` on the older runs")
     if both:
         pairs = tuple(a.values[score] - b.values[score] for a, b in both)
         draws = np.mean([a.draws[score] - b.draws[score] for a, b in both], axis=0)
@@ -196,4 +205,5 @@ def _scored(seed: object, fold: object, table: pd.DataFrame) -> Replicate:
     values = sample.once({name: scores[name] for name in SCORES if name in scores})
     values = {name: value for name, value in values.items() if np.isfinite(value)}
     draws = sample.drawn({name: scores[name] for name in values})
-    return Replicate(seed, fold, tuple(table["image_id"]), sample.lesions, classes, values, draws)
+    images, units = tuple(table["image_id"]), tuple(sample.unit_of.tolist())
+    return Replicate(seed, fold, images, sample.lesions, units, classes, values, draws)

@@ -13,6 +13,7 @@ from fakes import predictions, write_run
 from sklearn.metrics import balanced_accuracy_score
 
 from skinmtl.answer import sharing, study_report
+from skinmtl.errors import InputError
 from skinmtl.jobs import Job, read_jobs
 from skinmtl.runs import Run
 from skinmtl.settings import Difference, Setting, all_reached, difference
@@ -120,6 +121,17 @@ def test_test_parts_that_overlap_in_part_have_no_interval(tmp_path: Path) -> Non
     torn = reached("", two)
     assert torn.tested() is None and np.isnan(torn.interval("accuracy")).all()
     assert difference(torn, torn, "accuracy") is None
+
+
+def test_a_pair_that_is_not_resampled_alike_is_refused(tmp_path: Path) -> None:
+    old, new = (jobs(tmp_path / name, 1.0, [(0, 0)]) for name in ("old", "new"))
+    table = new[0].run.predictions()
+    table.assign(group=table["lesion_id"]).to_csv(new[0].run.predictions_file, index=False)
+    gap = difference(reached("old", old), reached("new", new), "accuracy")
+    assert gap is not None and gap.pairs == (0,), "the same lesions by another name"
+    table.assign(group="one").to_csv(new[0].run.predictions_file, index=False)
+    with pytest.raises(InputError, match="old and new: .* by groups in one and by lesions in the other"):
+        difference(reached("old", old), reached("new", new), "accuracy")
 
 
 def test_different_photographs_are_resampled_by_themselves(tmp_path: Path) -> None:
