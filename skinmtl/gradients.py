@@ -199,12 +199,12 @@ class TaskGradients:
         self._shared = shared
         self.held: set[nn.Parameter] = set()  # frozen for now, whether or not they are given gradients
         self._sums: list[list[Tensor | None]] = []  # by task, then by parameter
-        self._losses: list[tuple[Tensor, Tensor]] = []  # (T,) of each batch, and of how many labelled photographs
+        self._losses: list[tuple[Tensor, Tensor]] = []  # (T,) of each batch, and of how many labels, by their weights
 
     def __bool__(self) -> bool:
         return bool(self._sums)
 
-    def backward(self, loss: Tensor, terms: Sequence[Tensor], losses: Tensor, labelled: Tensor) -> None:
+    def backward(self, loss: Tensor, terms: Sequence[Tensor], losses: Tensor, mass: Tensor) -> None:
         """Backward passes through each term of `loss`: one through each head, one for each task through the rest.
 
         Whatever the loss was multiplied by since its terms were added up, for float16 or as one of several batches,
@@ -220,7 +220,7 @@ class TaskGradients:
             sums[task] = [parameter.grad for parameter in parameters]
         _put(parameters, [None] * len(parameters))
         self._sums = sums
-        self._losses.append((losses, labelled))
+        self._losses.append((losses, mass))
 
     def measure(self, loss: Tensor, terms: Sequence[Tensor]) -> None:
         """The same gradients on the shared parameters, leaving every `.grad` and the graph of `loss` as they are."""
@@ -259,9 +259,10 @@ class TaskGradients:
         return values
 
     def losses(self) -> Tensor:
-        """(T,) mean losses of the step's labelled photographs; 0 where a task has none."""
-        losses, labelled = (torch.stack(values) for values in zip(*self._losses, strict=True))
-        return (losses * labelled).sum(0) / labelled.sum(0).clamp(min=1)
+        """(T,) mean losses of the step's labelled photographs, by their weights; 0 where a task has none."""
+        losses, mass = (torch.stack(values) for values in zip(*self._losses, strict=True))
+        total = mass.sum(0)
+        return (losses * mass).sum(0) / torch.where(total > 0, total, 1.0)
 
     def combine(self, coefficients: Tensor) -> None:
         """Give the shared parameters the sum of their gradients times (T,) coefficients, which uses these up."""

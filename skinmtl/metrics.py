@@ -8,25 +8,29 @@ from torchmetrics import Metric
 
 
 class Means(Metric):
-    """Means of several values over batches, each batch counted by the images that a value is of."""
+    """Means of several values over batches, each batch counted by the images that a value is of, or their weights."""
 
     total: Tensor
-    images: Tensor
+    mass: Tensor
     full_state_update = False
 
     def __init__(self, values: int) -> None:
         super().__init__()
         self.add_state("total", torch.zeros(values, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("images", torch.zeros(values, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("mass", torch.zeros(values, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, values: Tensor, images: Tensor, sound: Tensor) -> None:
-        """Count the (V,) values of a batch, means over (V,) images each, where () `sound`; else one batch were all."""
-        self.total += torch.where(sound, values.double() * images, 0.0)
-        self.images += images * sound
+    def update(self, values: Tensor, mass: Tensor, sound: Tensor) -> None:
+        """Count the (V,) values of a batch by their (V,) `mass`, images or weights, where () `sound`.
+
+        What is not sound is left out: one batch would be all.
+        """
+        self.total += torch.where(sound, values.double() * mass, 0.0)
+        self.mass += mass * sound
 
     def compute(self) -> Tensor:
-        """(V,) means; zero where no image has been counted."""
-        return (self.total / torch.where(self.images > 0, self.images, 1.0)).float()
+        """(2, V) means, zero where nothing has been counted, and what they were counted by."""
+        means = self.total / torch.where(self.mass > 0, self.mass, 1.0)
+        return torch.stack([means, self.mass]).float()
 
 
 class ImageDice(Metric):

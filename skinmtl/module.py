@@ -59,14 +59,15 @@ class MultiTaskModule(pl.LightningModule):
         self.metrics = nn.ModuleDict(
             {f"{stage}_metrics": nn.ModuleDict({t.name: t.metric() for t in tasks}) for stage in ("train", "val")}
         )
-        self.means = nn.ModuleDict({f"{stage}_means": Means(1 + len(tasks)) for stage in ("train", "val")})
+        # Of training what each task adds to the loss, then its loss; of validation its loss.
+        self.means = nn.ModuleDict({"train_means": Means(2 * len(tasks)), "val_means": Means(len(tasks))})
         self.means["weights"] = Means(len(tasks))
         self.weighting = weighting
         self.gradients = gradients if gradients is not None and len(tasks) > 1 else Sum()
         # A network that trains one task, or the plain sum unwatched, may be of any make.
         self._by_task = TaskGradients(getattr(network, "encoder", network))
         self._terms: list[Tensor] = []
-        self._epoch_losses: dict[str, Tensor] = {}
+        self._epoch: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}  # losses, and which are of labels
         self._optimizer, self._schedule = optimizer, schedule
         self._seed, self._total_steps, self._steps_per_epoch = seed, total_steps, steps_per_epoch
         self._facts = dict(facts)
@@ -84,31 +85,41 @@ class MultiTaskModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         return self._step(batch, "train")
 
-    def validation_step(self, batch: Batch, batch_index: int) -> Tensor:
-        return self._step(batch, "val")
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        self._step(batch, "val")
 
     def _step(self, batch: Batch, stage: str) -> Tensor:
         logits = self(batch["image"])
         losses: dict[str, Tensor] = {name: task(logits[name], batch) for name, task in self.tasks.items()}
-        terms = self.gradients.weigh(self.weighting.terms(losses))
-        loss = torch.stack(list(terms.values())).sum()
+        mass = torch.stack([task.mass(batch) for task in self.tasks.values()])  # type: ignore[operator]
         for name, task in self.tasks.items():
             task.count(self.metrics[f"{stage}_metrics"][name], logits[name].detach(), batch)  # type: ignore[index,operator]
-        values = torch.stack([loss, *losses.values()]).detach()
-        labelled = [task.labelled(batch).sum() for task in self.tasks.values()]  # type: ignore[operator]
-        counts = torch.stack([torch.full_like(labelled[0], len(batch["index"])), *labelled])
+        values = torch.stack(list(losses.values())).detach()
         if stage == "train":
-            self.own_loss_is_finite = torch.isfinite(values).all()
-            # Of the losses of several processes the mean is that of all their photographs; one by itself says nothing.
-            values, counts = ranks.mean(torch.cat([values, counts])).chunk(2)
-        finite = torch.isfinite(values).all()
-        self.means[f"{stage}_means"].update(values, counts, finite)  # type: ignore[operator]
-        if stage == "train":
-            self.step_is_finite = finite
-            self._terms, self._losses = list(terms.values()), (values[1:], counts[1:])  # for the backward pass
-            self.means["weights"].update(self._weights(), counts[0], finite)  # type: ignore[operator]
-            self._log_step(values)
+            return self._weighed(losses, ranks.mean(mass), len(batch["index"]))
+        self.means["val_means"].update(values, mass, torch.isfinite(values).all())  # type: ignore[operator]
+        return values
+
+    def _weighed(self, losses: dict[str, Tensor], mass: Tensor, count: int) -> Tensor:
+        """The loss of a training step, from its tasks' losses and the mean (T,) mass of a process."""
+        self.weighting.see(self._by_name(mass > 0))
+        terms = self.gradients.weigh(self.weighting.terms(losses))
+        loss = torch.stack(list(terms.values())).sum()
+        values = torch.stack([loss, *terms.values(), *losses.values()]).detach()
+        self.own_loss_is_finite = torch.isfinite(values).all()
+        # Of the losses of several processes the mean is that of all their photographs; one by itself says nothing.
+        total, added, own = ranks.mean(values).split([1, len(mass), len(mass)])  # type: ignore[no-untyped-call]
+        self.step_is_finite = torch.isfinite(torch.cat([total, added, own])).all()
+        finite = self.step_is_finite
+        self.means["train_means"].update(torch.cat([added, own]), mass.repeat(2), finite)  # type: ignore[operator]
+        self._terms, self._losses = list(terms.values()), (own, mass)  # for the backward pass
+        self.means["weights"].update(self._weights(), torch.tensor(count), finite)  # type: ignore[operator]
+        self._log_step(torch.cat([total, own]))
         return loss
+
+    def _by_name(self, values: Tensor) -> dict[str, Tensor]:
+        """(T,) values by task name."""
+        return dict(zip(self.tasks, values.unbind(), strict=True))
 
     def _weights(self) -> Tensor:
         """(T,) what each task's loss is multiplied by now."""
@@ -122,19 +133,31 @@ class MultiTaskModule(pl.LightningModule):
         self.log_dict(steps, on_step=True, on_epoch=False)
 
     def _log_means(self, stage: str) -> None:
-        """Log an epoch's losses, each over the photographs of all processes that have its target."""
+        """Log an epoch's losses, each over the photographs of all processes that have its target, by their weights.
+
+        The loss of a validation is what the tasks' losses of the whole epoch make together; that of training is the sum
+        of what each has added to the steps' losses, in the mean.
+        """
         mean: Means = self.means[f"{stage}_means"]  # type: ignore[assignment]
-        means = dict(zip(self._loss_keys(stage), mean.compute(), strict=True))
+        (means, mass), tasks = mean.compute(), len(self.tasks)
         mean.reset()
-        self.log_dict(means, on_step=False, on_epoch=True, batch_size=1)
+        losses, seen = self._by_name(means[-tasks:]), self._by_name(mass[-tasks:] > 0)
         if stage == "train":
-            self._epoch_losses = {name: means[f"train/{name}/loss"] for name in self.tasks}
+            self._epoch = losses, seen
+            terms = means[:tasks]
+        else:
+            self.weighting.see(seen)
+            terms = torch.stack(list(self.gradients.weigh(self.weighting.terms(losses)).values()))
+        values = [terms.sum(), *losses.values()]
+        self.log_dict(
+            dict(zip(self._loss_keys(stage), values, strict=True)), on_step=False, on_epoch=True, batch_size=1
+        )
 
     def _log_weights(self) -> None:
         """Log what the losses of an epoch's steps were multiplied by, in the mean."""
         mean: Means = self.means["weights"]  # type: ignore[assignment]
         keys = [f"weight/{name}" for name in self.tasks]
-        means = mean.compute().reshape(-1)  # torchmetrics makes a scalar of one value
+        means, _ = mean.compute()
         self.log_dict(dict(zip(keys, means, strict=True)), on_step=False, on_epoch=True, batch_size=1)
         mean.reset()
 
@@ -166,7 +189,9 @@ class MultiTaskModule(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         self._log_scores("train")
-        self.weighting.end_epoch(self._epoch_losses)
+        losses, seen = self._epoch
+        self.weighting.see(seen)
+        self.weighting.end_epoch(losses)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """One backward pass, or one for each task where the method wants their gradients apart."""

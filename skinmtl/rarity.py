@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 def effective_number(n: NDArray[np.float64], beta: float) -> NDArray[np.float64]:
     """Weights (1 - beta) / (1 - beta^n), of the shape of n: of n photographs, as many count as still tell apart.
 
-    One for beta = 0 and near 1 / n for beta near one. Cui et al. 2019, arXiv:1901.05555.
+    One for beta = 0, and 1 / n for beta = 1, which is the limit. Cui et al. 2019, arXiv:1901.05555.
 
     Args:
         n: photographs of a diagnosis, above 0.
-        beta: in [0, 1).
+        beta: in [0, 1].
     """
-    return (1 - beta) / (1 - beta**n)
+    return 1 / n if beta == 1 else (1 - beta) / (1 - beta**n)

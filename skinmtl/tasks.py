@@ -34,6 +34,16 @@ class Task(nn.Module, ABC):
     def labelled(batch: Batch) -> Tensor:
         """Which samples have the target, (B,) bool."""
 
+    def mass(self, batch: Batch) -> Tensor:
+        """What the task's loss of a batch is divided by, a scalar: how many samples have the target, or their weights.
+
+        Means of batches, each times its mass, add up to that of an epoch. Weights are those that the loss gives by a
+        method `sample_weights`, (B,) for a batch; a loss without one counts each sample once.
+        """
+        has = self.labelled(batch)
+        weigh = getattr(self.loss, "sample_weights", None)
+        return has.float().sum() if weigh is None else torch.where(has, weigh(batch), 0.0).sum()
+
     @abstractmethod
     def metric(self) -> ImageDice | Confusion:
         """A fresh counter; its `compute()` gives the task's scores by name."""
@@ -92,6 +102,14 @@ class Diagnosis(Task):
         if "dx_other" not in batch:
             return own
         other = super().forward(logits, {**batch, "dx": batch["dx_other"]})
+        return batch["share"] * own + (1 - batch["share"]) * other
+
+    def mass(self, batch: Batch) -> Tensor:
+        """As of any task; where photographs were mixed, that of both diagnoses by their shares."""
+        own = super().mass(batch)
+        if "dx_other" not in batch:
+            return own
+        other = super().mass({**batch, "dx": batch["dx_other"]})
         return batch["share"] * own + (1 - batch["share"]) * other
 
     @staticmethod

@@ -22,9 +22,18 @@ class Weighting(nn.Module, ABC):
     validation takes the weights as they are. With one task there is nothing to learn, and a learned w is 1.
     """
 
+    _seen: Mapping[str, Tensor] | None = None
+
     def forward(self, losses: Mapping[str, Tensor]) -> Tensor:
         """Scalar, from scalar losses by task name."""
         return torch.stack(list(self.terms(losses).values())).sum()
+
+    def see(self, seen: Mapping[str, Tensor]) -> None:
+        """Before `terms` and `end_epoch`: which of their losses are of labelled photographs, () bool by task name.
+
+        While training of those of any process. A loss without a label is 0, and so may be another. Until told, all are.
+        """
+        self._seen = dict(seen)
 
     def terms(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What each task adds to the loss, scalars by task name; their sum has the gradient that trains."""
@@ -40,14 +49,6 @@ class Weighting(nn.Module, ABC):
 
     def end_epoch(self, losses: Mapping[str, Tensor]) -> None:
         """After an epoch and its validation: mean training losses over the labelled photographs of all processes."""
-
-
-def seen(losses: Tensor) -> Tensor:
-    """Which of the (T,) losses are of labelled photographs, here or while training in any process, (T,) bool.
-
-    A loss without one is exactly 0.
-    """
-    return (ranks.mean(losses) if torch.is_grad_enabled() else losses) != 0
 
 
 class Fixed(Weighting):
@@ -77,9 +78,9 @@ class Uncertainty(Weighting):
 
     def terms(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weighted losses, and what keeps the variances from growing."""
-        known = seen(torch.stack([losses[task].detach() for task in self._tasks]))
-        rows = zip(self._tasks, self.log_variance.unbind(), known, strict=True)
-        return {task: torch.exp(-s) * losses[task] + torch.where(has, s / 2, 0.0) for task, s, has in rows}
+        known = self._seen or dict.fromkeys(self._tasks, torch.tensor(True))
+        rows = zip(self._tasks, self.log_variance.unbind(), strict=True)
+        return {task: torch.exp(-s) * losses[task] + torch.where(known[task], s / 2, 0.0) for task, s in rows}
 
     def weights(self) -> Mapping[str, float | Tensor]:
         """exp(-s) of each task."""
@@ -100,8 +101,12 @@ class _Kept(Weighting):
         """The weights as they were last set."""
         return dict(zip(self._tasks, self.weight.unbind(), strict=True))
 
-    def _row(self, losses: Mapping[str, Tensor]) -> Tensor:
-        return torch.stack([losses[task].detach() for task in self._tasks])
+    def _rows(self, losses: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Losses and whether they are of labels, both (T,)."""
+        row = torch.stack([losses[task].detach() for task in self._tasks])
+        if self._seen is None:
+            return row, torch.ones_like(row, dtype=torch.bool)
+        return row, torch.stack([self._seen[task] for task in self._tasks])
 
 
 class DWA(_Kept):
@@ -109,7 +114,7 @@ class DWA(_Kept):
 
     w_i = T exp(r_i / t) / sum_k exp(r_k / t) for T tasks, r_i the mean loss of the last epoch over that of the one
     before, and t the `temperature`, at which large values even the weights out. All are 1 in the first two epochs.
-    Liu et al. 2019, arXiv:1803.10704.
+    r_i is 1 where the one before was 0, or none is known. Liu et al. 2019, arXiv:1803.10704.
     """
 
     before: Tensor
@@ -121,18 +126,19 @@ class DWA(_Kept):
 
     def end_epoch(self, losses: Mapping[str, Tensor]) -> None:
         """Take the next epoch's weights from the mean losses of this one."""
-        now = self._row(losses)
-        ratio = torch.where((self.before > 0) & (now > 0), now / self.before, 1.0)
+        now, known = self._rows(losses)
+        ratio = torch.where((self.before > 0) & known, now / self.before, 1.0)
         self.weight.copy_(len(now) * torch.softmax(ratio / self.temperature, 0))
-        self.before.copy_(torch.where(now > 0, now, self.before))
+        self.before.copy_(torch.where(known, now, self.before))
 
 
 class Geometric(_Kept):
     """The geometric mean of the losses, so that their scales do not matter: L = prod_i L_i^(1/T) for T tasks.
 
     Chennupati et al. 2019, arXiv:1904.08325. w_i = L / (T L_i) has the same value and the same gradient, and is what is
-    logged. A task without a labelled photograph, whose loss is 0, is left out of the mean. While training, the losses
-    are those of all processes; elsewhere each answers for its own. Needs losses that are not negative.
+    logged. A task without a labelled photograph is left out of the mean. While training, the losses are those of all
+    processes. Needs losses that are not negative; one that is 0 makes the mean 0 and all weights, too, so that the step
+    learns nothing: the hinge of `loss/seg=lovasz` gets there.
     """
 
     def __init__(self, *, tasks: Sequence[str]) -> None:
@@ -140,13 +146,13 @@ class Geometric(_Kept):
 
     def terms(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Shares of the geometric mean."""
-        row = self._row(losses)
+        row, known = self._rows(losses)
         training = torch.is_grad_enabled()
         row = ranks.mean(row) if training else row
-        known = row != 0
         log, count = row.log(), known.sum().clamp(min=1)
         # exp(mean - log L_i) and not a quotient: of one task it is exactly 1.
-        weight = torch.where(known, torch.exp(torch.where(known, log, 0.0).sum() / count - log) / count, 0.0)
+        weight = torch.exp(torch.where(known, log, 0.0).sum() / count - log) / count
+        weight = torch.where(known & (row != 0), weight, 0.0)
         if training:
             self.weight.copy_(weight)
         return {task: w * losses[task] for task, w in zip(self._tasks, weight.unbind(), strict=True)}

@@ -51,7 +51,7 @@ LABELS = {  # which of the eight photographs have a mask and which a diagnosis; 
 }
 SEG = {"bce": BCE(), "dice": Dice(), "dice_bce": DiceBCE()}
 CLS = {
-    f"{weights} {smoothing}": CrossEntropy(weights, smoothing, class_counts=COUNTS)  # type: ignore[arg-type]
+    f"{weights} {smoothing}": CrossEntropy(smoothing, class_counts=COUNTS, class_weights=weights)  # type: ignore[arg-type]
     for weights in ("none", "sqrt", "balanced")
     for smoothing in (0.0, 0.1)
 }
@@ -114,10 +114,10 @@ def own_mean(per_sample: Tensor, has: Tensor, weight: Tensor | None = None) -> T
     return torch.where(has, per_sample, 0.0).sum() / total.clamp(min=1e-6)
 
 
-def validated(n: int, batch_size: int, rank: int) -> tuple[dict[str, float], list[int]]:
+def validated(n: int, batch_size: int, rank: int, cls: str = "none 0.0") -> tuple[dict[str, float], list[int]]:
     module = MultiTaskModule(
         Tiny(),
-        [Segmentation(BCE(), ("skin", "lesion")), Diagnosis(CLS["none 0.0"], ("a", "b", "c"))],
+        [Segmentation(BCE(), ("skin", "lesion")), Diagnosis(CLS[cls], ("a", "b", "c"))],
         Fixed(),
         partial(torch.optim.SGD, lr=0.1),
         Constant(),
@@ -149,6 +149,7 @@ def look(folder: Path, meeting: Path, rank: int, world_size: int, device: str) -
     found["control"] = gradient(network, "bce", "none 0.0", batch_of("4 and 1", mine))
     losses.seg.mean_over_labelled = exact
     found["validated"] = {size: validated(*size, rank) for size in SIZES}
+    found["weighed"] = {size: validated(17, size, rank, "balanced 0.1")[0] for size in (1, 4, 16)}
     torch.save(found, folder / f"{rank}.pt")
     ranks.leave()
 
@@ -206,6 +207,24 @@ def test_validation_counts_every_photograph_once_whoever_has_it(two: list[Mappin
         assert sum(len(DistributedSampler(range(5), 2, rank, shuffle=False)) for rank in (0, 1)) == 6
         means = [np.mean(np.array(bce)[found["validated"][5, 4][1]]) for found in two]
         assert abs(np.mean(means) - np.mean(bce)) > 1e-4, "a mean of means would be seen"
+
+
+@pytest.mark.parametrize("size", [1, 4, 16])
+def test_a_validation_of_two_processes_under_class_weights_has_the_loss_of_one_batch(
+    two: list[Mapping[str, Any]], size: int
+) -> None:
+    drawn = Drawn()
+    batch = collate([drawn[(0, row, row)] for row in range(17)])
+    assert isinstance(batch, dict)
+    with torch.no_grad():
+        logits = Tiny().eval()(batch["image"])["cls"]
+    weight = CLS["balanced 0.1"].weight
+    expected = nn.functional.cross_entropy(logits, batch["dx"], weight, label_smoothing=0.1)
+    assert abs(expected - nn.functional.cross_entropy(logits, batch["dx"], label_smoothing=0.1)) > 0.01
+    for found in two:
+        assert found["weighed"][size]["val/cls/loss"] == pytest.approx(float(expected), rel=2e-6)
+        both = found["weighed"][size]["val/seg/loss"] + found["weighed"][size]["val/cls/loss"]
+        assert found["weighed"][size]["val/loss"] == pytest.approx(both, rel=1e-6)
 
 
 SMALL = ["trainer=ddp_cpu", "data.synthetic=null", "data.size=32", "data.batch_size=4", "data.workers=0"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import re
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ from training import CONF
 
 from skinmtl import config
 from skinmtl.constructors import ALLOW
-from skinmtl.errors import ConfigError
+from skinmtl.errors import ConfigError, InputError
 from skinmtl.losses import (
     BCE,
     LDAM,
@@ -59,11 +61,18 @@ KINDS = {
 }
 
 
+WEIGHTED = ("cls/cross_entropy", "cls/label_smoothing", "cls/focal")  # those that take class weights
+
+
 @functools.cache
 def loss_of(name: str) -> nn.Module:
-    """The loss that a YAML file describes, `seg/dice` say, as a run builds it."""
-    loss: nn.Module = config.build(OmegaConf.load(FILES[name]), class_counts=COUNTS)
+    """The loss that a YAML file describes, `seg/dice` say, as a run builds it; `cls/focal sqrt` with class weights."""
+    file, _, weights = name.partition(" ")
+    loss: nn.Module = config.build(OmegaConf.load(FILES[file]), class_counts=COUNTS, class_weights=weights or "none")
     return loss
+
+
+NAMES = [*FILES, *(f"{name} sqrt" for name in WEIGHTED)]
 
 
 @dataclass(frozen=True)
@@ -113,7 +122,7 @@ def batch(
 
 
 CASES = [
-    Case(name, channels, loss_of(name)) for name in FILES for channels in ((1, 3) if name.startswith("seg") else (4,))
+    Case(name, channels, loss_of(name)) for name in NAMES for channels in ((1, 3) if name.startswith("seg") else (4,))
 ]
 each_loss = pytest.mark.parametrize("case", CASES, ids=[f"{case.name} {case.channels}" for case in CASES])
 
@@ -232,12 +241,48 @@ def test_autocast_changes_nothing(case: Case) -> None:
     assert float(inside) == pytest.approx(float(case.loss(logits, of)), rel=1e-6)
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("cls")])
-def test_a_diagnosis_without_training_photographs_gives_a_finite_loss(name: str) -> None:
-    logits = torch.randn(2, 4).requires_grad_()
-    value = loss_of(name)(logits, batch([False] * 2, [3, 0]))
+of_diagnoses = pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("cls")])
+
+
+@of_diagnoses
+@pytest.mark.parametrize("dx", [[3, 0], [3, -1], [3, 3]])
+def test_a_diagnosis_without_training_photographs_gives_the_loss_of_a_rare_one(name: str, dx: list[int]) -> None:
+    logits = torch.randn(2, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    value = loss_of(name)(logits, batch([False] * 2, dx))
     value.backward()
-    assert torch.isfinite(value) and logits.grad is not None and torch.isfinite(logits.grad).all()
+    assert logits.grad is not None and torch.isfinite(logits.grad).all()
+    # The third has the fewest photographs of those that have any: with its logits, and labels, exchanged, the same.
+    rarest = loss_of(name)(logits[:, [0, 1, 3, 2]], batch([False] * 2, [2 if one == 3 else one for one in dx]))
+    assert value.item() == pytest.approx(rarest.item(), rel=1e-6) and 0.01 < value.item() < 10
+    right = loss_of(name)(10 * nn.functional.one_hot(torch.tensor(dx).clamp(min=0), 4).float(), batch([False] * 2, dx))
+    assert right < value, "a network that knows it all the same is better"
+
+
+@of_diagnoses
+@pytest.mark.parametrize("counts", [[0, 0, 0], []])
+def test_no_diagnosis_in_training_is_an_answer(name: str, counts: list[int]) -> None:
+    with pytest.raises(InputError, match="class_counts: no training photograph has a diagnosis; fix: give diagnoses"):
+        config.build(OmegaConf.load(FILES[name.split()[0]]), class_counts=counts)
+
+
+@of_diagnoses
+def test_what_weighs_nothing_has_a_loss_of_zero(name: str) -> None:
+    """A class weight of 0, as a loss of one's own may have it, is no division by what is next to nothing."""
+    loss, logits = copy.deepcopy(loss_of(name)), torch.randn(2, 4, requires_grad=True)
+    if hasattr(loss, "weight"):
+        loss.weight = loss.weight * torch.tensor([1, 1, 1, 0])
+        value = loss(logits, batch([False] * 2, [3, -1]))
+        value.backward()
+        assert value.item() == 0 and logits.grad is not None and (logits.grad == 0).all()
+
+
+@of_diagnoses
+def test_logits_at_the_end_of_their_range_give_no_nan(name: str) -> None:
+    largest = torch.finfo(torch.float16).max
+    logits = torch.tensor([[largest, -largest, 0, 0], [-largest, largest, 0, 0]], requires_grad=True)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        value = loss_of(name)(logits.to(dtype), batch([False] * 2, [0, 0]))
+        assert torch.isfinite(value) and value > 1000
 
 
 def test_the_checks_see_what_they_are_for() -> None:
@@ -362,22 +407,22 @@ def weighted(z: np.ndarray, dx: np.ndarray, weight: np.ndarray) -> float:
     return float(log_loss(dx, softmax(z, axis=1), labels=list(range(4)), sample_weight=weight[dx]))
 
 
-def cross_entropy(z: np.ndarray, dx: np.ndarray) -> float:
-    return weighted(z, dx, np.array([10, 40, 5, np.inf]) ** -0.5)
+SQRT = np.array([10, 40, 5, 5]) ** -0.5
 
 
-def label_smoothing(z: np.ndarray, dx: np.ndarray) -> float:
-    weight = torch.tensor([1.0, 1.0, 1.0, 0.0]).double()
-    return float(nn.CrossEntropyLoss(weight, label_smoothing=0.1)(torch.from_numpy(z), torch.from_numpy(dx)))
+def label_smoothing(z: np.ndarray, dx: np.ndarray, weight: np.ndarray | None = None) -> float:
+    other = nn.CrossEntropyLoss(None if weight is None else torch.from_numpy(weight), label_smoothing=0.1)
+    return float(other(torch.from_numpy(z), torch.from_numpy(dx)))
 
 
-def focal_of_diagnoses(z: np.ndarray, dx: np.ndarray) -> float:
+def focal_of_diagnoses(z: np.ndarray, dx: np.ndarray, weight: np.ndarray | None = None) -> float:
     own = softmax(z, axis=1)[np.arange(len(dx)), dx]
-    return float(np.mean([-((1 - p) ** 2) * np.log(p) for p in own]))
+    each = [-((1 - p) ** 2) * np.log(p) for p in own]
+    return float(np.average(each, weights=None if weight is None else weight[dx]))
 
 
 def class_balanced(z: np.ndarray, dx: np.ndarray) -> float:
-    return weighted(z, dx, np.array([1 / sum(0.999**k for k in range(n)) if n else 0 for n in COUNTS]))
+    return weighted(z, dx, np.array([1 / sum(0.999**k for k in range(n or 5)) for n in COUNTS]))
 
 
 def logit_adjusted(z: np.ndarray, dx: np.ndarray) -> float:
@@ -400,7 +445,10 @@ REFERENCES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "seg/focal_tversky": functools.partial(smp_tversky, power=0.75),
     "seg/lovasz": lovasz,
     "seg/boundary": boundary,
-    "cls/cross_entropy": cross_entropy,
+    "cls/cross_entropy": functools.partial(weighted, weight=np.ones(4)),
+    "cls/cross_entropy sqrt": functools.partial(weighted, weight=SQRT),
+    "cls/label_smoothing sqrt": functools.partial(label_smoothing, weight=SQRT),
+    "cls/focal sqrt": functools.partial(focal_of_diagnoses, weight=SQRT),
     "cls/label_smoothing": label_smoothing,
     "cls/focal": focal_of_diagnoses,
     "cls/class_balanced": class_balanced,
@@ -433,15 +481,17 @@ def test_equals_an_independent_reference(case: Case) -> None:
 def test_at_the_ends_of_their_arguments_losses_become_one_another(channels: int) -> None:
     of = batch([True] * 4, [0, 1, 2, 1], classes=max(2, channels))
     seg, cls = torch.randn(4, channels, 8, 8), torch.randn(4, 4)
-    plain, counts = CrossEntropy("none", class_counts=COUNTS)(cls, of), {"class_counts": COUNTS}
+    sqrt: dict[str, Any] = {"class_weights": "sqrt"}
+    plain, counts = CrossEntropy(class_counts=COUNTS)(cls, of), {"class_counts": COUNTS}
     pairs = [
         (Tversky(0.5, 0.5, smooth=1.0)(seg, of), Dice(smooth=2.0)(seg, of)),
         (FocalTversky(gamma=1.0)(seg, of), Tversky()(seg, of)),
         (Focal(0.0)(seg, of), BCE()(seg, of)),
         (FocalCrossEntropy(0.0, **counts)(cls, of), plain),
-        (FocalCrossEntropy(0.0, "sqrt", **counts)(cls, of), CrossEntropy("sqrt", **counts)(cls, of)),
+        (FocalCrossEntropy(0.0, **counts, **sqrt)(cls, of), CrossEntropy(**counts, **sqrt)(cls, of)),
         (ClassBalanced(0.0, **counts)(cls, of), plain),
-        (ClassBalanced(1 - 1e-9, **counts)(cls, of), CrossEntropy("balanced", **counts)(cls, of)),
+        (ClassBalanced(1 - 1e-9, **counts)(cls, of), CrossEntropy(**counts, class_weights="balanced")(cls, of)),
+        (ClassBalanced(1.0, **counts)(cls, of), CrossEntropy(**counts, class_weights="balanced")(cls, of)),
         (LogitAdjusted(class_counts=[7, 7, 7, 7])(cls, of), plain),
         (LDAM(margin=1e-9, **counts)(cls, of), plain),
         (LDAM(0.5, scale=3.0, **counts)(cls, of), LDAM(1.5, **counts)(3 * cls, of)),
@@ -522,7 +572,7 @@ def test_two_losses_equal_a_plain_loop(kind: str, weights: str, smoothing: float
     of = batch(has_mask, dx)
     seg = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1)).to(dtype)
     cls = torch.randn(4, 4, generator=torch.Generator().manual_seed(2)).to(dtype)
-    loss = CrossEntropy(weights, smoothing, class_counts=COUNTS)  # type: ignore[arg-type]
+    loss = CrossEntropy(smoothing, class_counts=COUNTS, class_weights=weights)  # type: ignore[arg-type]
     total = DiceBCE()(seg, of) + loss(cls, of)
 
     rows = [i for i in range(4) if has_mask[i]]
@@ -543,8 +593,8 @@ def _dice_bce(logits: Tensor, mask: Tensor) -> float:
 
 @pytest.mark.parametrize(("weights", "power"), [("none", 0), ("sqrt", -0.5), ("balanced", -1)])
 def test_class_weights_follow_the_counts(weights: str, power: float) -> None:
-    weight = CrossEntropy(weights, class_counts=COUNTS).weight.numpy()  # type: ignore[arg-type]
-    assert weight[3] == 0  # no photograph of it: nothing to weigh
+    weight = CrossEntropy(class_counts=COUNTS, class_weights=weights).weight.numpy()  # type: ignore[arg-type]
+    assert weight[3] == weight.max(), "without training photographs as the rarest that has some"
     np.testing.assert_allclose(weight[:3] / weight[0], (np.array(COUNTS[:3]) / COUNTS[0]) ** power, rtol=1e-6)
     assert (weight * COUNTS).sum() / sum(COUNTS) == pytest.approx(1)
 
@@ -581,7 +631,7 @@ def _gradients(rank: int, meet: Path, of: Batch, logits: Tensor, seg: Tensor, an
 
 def _backward(of: Batch, logits: Tensor, seg: Tensor) -> list[np.ndarray]:
     logits, seg = logits.clone().requires_grad_(), seg.clone().requires_grad_()
-    loss = DiceBCE()(seg, of) + CrossEntropy("sqrt", 0.1, class_counts=COUNTS)(logits, of)
+    loss = DiceBCE()(seg, of) + CrossEntropy(0.1, class_counts=COUNTS, class_weights="sqrt")(logits, of)
     loss.backward()
     assert logits.grad is not None and seg.grad is not None
     return [logits.grad.numpy(), seg.grad.numpy()]

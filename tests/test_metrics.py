@@ -80,12 +80,12 @@ def test_a_batch_without_targets_counts_nothing() -> None:
     assert {float(value) for value in (dice.compute() | confusion.compute()).values()} == {0.0}
 
 
-def test_means_are_over_the_images_that_a_value_is_of() -> None:
+def test_means_are_over_the_images_that_a_value_is_of_or_their_weights() -> None:
     means = Means(2)
     nan = float("nan")
-    for values, images in (([1.0, 0.0], [4, 0]), ([3.0, 5.0], [2, 1]), ([nan, 7.0], [9, 9]), ([0.0, 2.0], [0, 3])):
+    for values, images in (([1.0, 0.0], [4, 0]), ([3.0, 5.0], [2, 1]), ([nan, 7.0], [9, 9]), ([0.0, 2.0], [0, 0.5])):
         means.update(torch.tensor(values), torch.tensor(images), torch.tensor(values).isfinite().all())
-    np.testing.assert_allclose(means.compute(), [(4 + 6) / 6, (5 + 6) / 4])
+    np.testing.assert_allclose(means.compute(), [[(4 + 6) / 6, (5 + 1) / 1.5], [6, 1.5]])
     means.reset()
     means.update(torch.tensor([1.0, 0.0]), torch.tensor([4, 0]), torch.tensor(True))
-    assert means.compute().tolist() == [1, 0], "of none it is 0"
+    assert means.compute().tolist() == [[1, 0], [4, 0]], "of none it is 0"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,13 +13,17 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from fakes import metrics
+from omegaconf import OmegaConf
 from scipy.optimize import minimize
 from scipy.stats import gmean
 from torch import Tensor
-from twoheads import fit, module, parameters, photographs
+from training import CONF
+from twoheads import Batches, cut, fit, module, parameters, photographs
 
-from skinmtl import figures
+from skinmtl import config, figures
 from skinmtl.gradients import GradNorm
+from skinmtl.train import calm
+from skinmtl.types import Batch
 from skinmtl.weighting import DWA, Fixed, Geometric, Random, Uncertainty, Weighting
 
 TASKS = ("seg", "cls")
@@ -84,10 +90,17 @@ def test_geometric_is_scipys_mean_and_autograds_gradient() -> None:
     assert shares[0] == pytest.approx(shares[1]), "scales do not matter"
 
 
+def seen(seg: bool, cls: bool) -> dict[str, Tensor]:
+    return {"seg": torch.tensor(seg), "cls": torch.tensor(cls)}
+
+
 def test_geometric_leaves_out_a_task_without_labels_and_lets_a_negative_loss_be_seen() -> None:
     weighting = Geometric(tasks=TASKS)
+    weighting.see(seen(False, True))
     assert gradient(weighting, losses(0.0, 5.0)) == [0.0, 1.0]
+    weighting.see(seen(False, False))
     assert gradient(weighting, losses(0.0, 0.0)) == [0.0, 0.0]
+    weighting.see(seen(True, True))
     assert not torch.isfinite(weighting(losses(-0.1, 5.0)))
 
 
@@ -204,6 +217,7 @@ def test_weights_are_drawn_where_they_vary() -> None:
 
 def test_a_step_without_labels_of_a_task_moves_nothing_of_its_variance() -> None:
     weighting = Uncertainty(tasks=TASKS)
+    weighting.see(seen(False, True))
     weighting({"seg": torch.tensor(0.0), "cls": torch.tensor(1.5)}).backward()
     assert weighting.log_variance.grad is not None
     assert weighting.log_variance.grad.tolist() == [0, 0.5 - 1.5]
@@ -212,11 +226,118 @@ def test_a_step_without_labels_of_a_task_moves_nothing_of_its_variance() -> None
 def test_an_epoch_without_labels_of_a_task_is_no_progress() -> None:
     weighting = DWA(tasks=TASKS)
     for seg, cls in ((0.8, 1.0), (0.0, 1.0), (0.4, 1.0)):
+        weighting.see(seen(seg > 0, True))
         weighting.end_epoch({"seg": torch.tensor(seg), "cls": torch.tensor(cls)})
         if seg == 0:
             assert weighting.weight.tolist() == [1, 1]
     expected = 2 * torch.softmax(torch.tensor([0.4 / 0.8, 1.0]) / 2, 0)
     torch.testing.assert_close(weighting.weight, expected)
+
+
+def test_a_loss_of_zero_that_has_labels_is_a_loss() -> None:
+    geometric, uncertainty, dwa = Geometric(tasks=TASKS), Uncertainty(tasks=TASKS), DWA(tasks=TASKS)
+    for near in (0.0, 1e-12):
+        of = losses(near, 5.0)
+        assert geometric(of).item() == pytest.approx(gmean([near, 5.0]), abs=1e-9)
+        assert gradient(geometric, of)[1] == pytest.approx(0, abs=1e-6), "as near zero, so at zero"
+        uncertainty.zero_grad()
+        uncertainty(of).backward()
+        assert uncertainty.log_variance.grad is not None
+        np.testing.assert_allclose(uncertainty.log_variance.grad, [0.5 - near, 0.5 - 5.0], rtol=1e-6)
+    assert gradient(geometric, losses(0.0, 5.0)) == [0, 0]
+    for seg in (0.8, 0.0, 0.4):
+        dwa.end_epoch(losses(seg, 1.0))
+        ratio = {0.8: 1.0, 0.0: 0.0, 0.4: 1.0}[seg]  # after none and after 0 nothing can be said
+        expected = 2 * torch.softmax(torch.tensor([ratio, 1.0]) / 2, 0)
+        torch.testing.assert_close(dwa.weight, expected)
+
+
+@pytest.mark.parametrize("masks", [(1,), (1, 0), (0,)])
+def test_a_run_tells_its_weighting_which_tasks_have_labels(masks: tuple[int, ...]) -> None:
+    uncertainty = Uncertainty(tasks=TASKS)
+    one = module(uncertainty, optimizer=partial(torch.optim.SGD, lr=0.1))
+    one.tasks["seg"].loss.forward = lambda logits, batch: 0.0 * logits.sum()  # type: ignore[union-attr]
+    fit(one, [photographs(6, masks=masks)])
+    assert uncertainty.log_variance[0].item() == pytest.approx(-0.05 if any(masks) else 0.0)
+
+
+class Validated(Batches):
+    """The same photographs in batches of some size."""
+
+    def __init__(self, whole: Batch, size: int) -> None:
+        count = len(whole["index"])
+        super().__init__([cut(whole, start, min(start + size, count)) for start in range(0, count, size)])
+
+
+FILES = {task: [f.stem for f in sorted((CONF / "loss" / task).glob("*.yaml")) if f.stem != "none"] for task in TASKS}
+PAIRS = list(itertools.zip_longest(*FILES.values(), fillvalue="cross_entropy"))
+COUNTS = [50.0, 6.0, 0.0]  # training photographs: of the last diagnosis there are none
+PARTLY = {"masks": (1, 1, 0), "diagnoses": (1, 0, 1, 1)}
+
+
+def with_losses(seg: str, cls: str, weighting: Weighting | None = None, **made: Any) -> pl.LightningModule:  # noqa: ANN401
+    """The two heads under losses as a run builds them, with class weights where the loss takes some."""
+    one = module(weighting, **made)
+    for task, name in (("seg", seg), ("cls", cls)):
+        node = OmegaConf.load(CONF / "loss" / task / f"{name}.yaml")
+        one.tasks[task].loss = config.build(node, class_counts=COUNTS, class_weights="balanced")  # type: ignore[index,union-attr]
+    return one
+
+
+def validation(one: pl.LightningModule, whole: Batch, size: int) -> dict[str, float]:
+    quiet: dict[str, Any] = {f"enable_{name}": False for name in ("checkpointing", "progress_bar", "model_summary")}
+    with calm():
+        trainer = pl.Trainer(accelerator="cpu", logger=False, use_distributed_sampler=False, **quiet)
+        trainer.validate(one, Validated(whole, size), verbose=False)
+    return {key: float(value) for key, value in trainer.callback_metrics.items()}
+
+
+@pytest.mark.parametrize(("seg", "cls"), PAIRS)
+def test_the_loss_of_a_validation_is_the_same_for_every_batch_size(seg: str, cls: str) -> None:
+    whole = photographs(40, **PARTLY)
+    one = with_losses(seg, cls, Fixed(0.7, 2.0))
+    with torch.no_grad():
+        logits = one.eval()(whole["image"])
+        own = {name: float(task(logits[name], whole)) for name, task in one.tasks.items()}  # type: ignore[operator]
+    expected = {f"val/{name}/loss": value for name, value in own.items()}
+    expected["val/loss"] = 0.7 * own["seg"] + 2.0 * own["cls"]
+    for size in (1, 8, 32, 40):
+        found = validation(one, whole, size)
+        assert {key: found[key] for key in expected} == pytest.approx(expected, rel=2e-6), size
+    if cls == "cross_entropy":
+        plain = float(torch.nn.functional.cross_entropy(logits["cls"], whole["dx"], ignore_index=-1))
+        assert abs(plain - own["cls"]) > 0.01, "a mean over batches of one, which knows no weights, would be seen"
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_learned_weighting_weighs_the_losses_of_the_whole_validation(name: str) -> None:
+    weighting = LEARNED[name](tasks=TASKS)
+    for key, value in {"log_variance": [0.3, -0.7], "weight": [0.4, 1.6]}.items():
+        if hasattr(weighting, key):
+            getattr(weighting, key).data.copy_(torch.tensor(value))
+    one, whole = with_losses("dice_bce", "cross_entropy", weighting), photographs(40, **PARTLY)
+    values = []
+    for size in (1, 8, 40):
+        found = validation(one, whole, size)
+        values.append(found["val/loss"])
+        own = np.array([found["val/seg/loss"], found["val/cls/loss"]])
+        s = np.array([0.3, -0.7])
+        expected = {"uncertainty": (np.exp(-s) * own + s / 2).sum(), "geometric": gmean(own)}.get(
+            name, own @ [0.4, 1.6]
+        )
+        assert found["val/loss"] == pytest.approx(expected, rel=1e-5)
+    assert values == pytest.approx([values[0]] * 3, rel=2e-6)
+
+
+def test_an_epochs_losses_are_means_over_labelled_photographs_by_their_weights(tmp_path: Path) -> None:
+    frozen, whole, names = partial(torch.optim.SGD, lr=0.0), photographs(12, **PARTLY), ["loss", "seg/loss", "cls/loss"]
+    rows = []
+    for size in (1, 5, 12):
+        one = with_losses("bce", "cross_entropy", Fixed(0.7, 2.0), optimizer=frozen)
+        fit(one, list(Validated(whole, size)), metrics=tmp_path / f"{size}.csv")
+        rows.append(pd.read_csv(tmp_path / f"{size}.csv")[[f"train/{name}" for name in names]].dropna().to_numpy()[0])
+    np.testing.assert_allclose(rows, [rows[-1]] * 3, rtol=1e-5)
+    assert rows[0][0] == pytest.approx(0.7 * rows[0][1] + 2.0 * rows[0][2])
 
 
 def test_an_epochs_losses_are_means_over_labelled_photographs(tmp_path: Path) -> None:

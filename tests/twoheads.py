@@ -92,7 +92,7 @@ def module(
 ) -> MultiTaskModule:
     both = {
         "seg": Segmentation(BCE(), ("skin", "lesion")),
-        "cls": Diagnosis(CrossEntropy("none", class_counts=[1] * len(CLASSES)), CLASSES),
+        "cls": Diagnosis(CrossEntropy(class_counts=[1] * len(CLASSES)), CLASSES),
     }
     return MultiTaskModule(
         TwoHeads(),

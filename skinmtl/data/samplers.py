@@ -83,8 +83,11 @@ def sqrt_balanced() -> Weighted:
     return Weighted(lambda dx, lesion: 1 / np.sqrt(_number(dx)))
 
 
-def effective_number(beta: Annotated[float, Interval(ge=0, lt=1)] = 0.999) -> Weighted:
-    """(1 - beta) / (1 - beta^n): of n photographs, as many count as tell apart. Cui et al. 2019, arXiv:1901.05555."""
+def effective_number(beta: Annotated[float, Interval(ge=0, le=1)] = 0.999) -> Weighted:
+    """(1 - beta) / (1 - beta^n), 1 / n at beta = 1: of n photographs, as many count as tell apart.
+
+    Cui et al. 2019, arXiv:1901.05555.
+    """
     return Weighted(lambda dx, lesion: rarity.effective_number(_number(dx), beta))
 
 

@@ -13,61 +13,70 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skinmtl import rarity
+from skinmtl.errors import InputError
 from skinmtl.losses.terms import at_least_float32, focal, mean_over_labelled
 from skinmtl.types import Batch
+
+ClassWeights = Literal["none", "sqrt", "balanced"]
 
 
 class CrossEntropy(nn.Module):
     """Cross-entropy of the diagnosis, with class weights and label smoothing, as torch.nn.CrossEntropyLoss has them.
 
     `class_weights` are 1, 1 / sqrt(n) or 1 / n with n the training photographs of a class, scaled so that the mean
-    weight of a training photograph is one; a class without photographs weighs nothing. Label smoothing: Szegedy et al.
-    2015, arXiv:1512.00567.
+    weight of a training photograph is one. A class without training photographs weighs as much as the rarest that has
+    some: it may be in the validation. Label smoothing: Szegedy et al. 2015, arXiv:1512.00567; where there are weights,
+    torch's: the share of each class in a smoothed target counts by that class's own weight.
     """
 
     weight: Tensor
 
     def __init__(
         self,
-        class_weights: Literal["none", "sqrt", "balanced"] = "none",
         label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
         *,
         class_counts: Sequence[float],
+        class_weights: ClassWeights = "none",
     ) -> None:
         super().__init__()
         self.label_smoothing = label_smoothing
-        counts = torch.tensor(class_counts, dtype=torch.float32)
         power = {"none": 0.0, "sqrt": -0.5, "balanced": -1.0}[class_weights]
-        self.register_buffer("weight", with_mean_one(counts**power, counts), persistent=False)
+        weight = torch.from_numpy(counted(class_counts)).float() ** power
+        self.register_buffer("weight", with_mean_one(weight, class_counts), persistent=False)
 
     def forward(self, logits: Tensor, batch: Batch) -> Tensor:
         """Scalar, from (B, K) logits."""
         has, target = labels(batch)
         log_p = at_least_float32(logits).log_softmax(1)
-        own = -log_p.gather(1, target[:, None])[:, 0] * self.weight[target]
-        spread = -(log_p * self.weight).mean(1)
-        # torch smooths the weighted loss of every class, and divides by the weight of the targets alone.
-        smoothed = (1 - self.label_smoothing) * own + self.label_smoothing * spread
-        return mean_over_labelled(smoothed, has, self.weight[target])
+        losses = -log_p.gather(1, target[:, None])[:, 0] * self.weight[target]
+        if self.label_smoothing:
+            # torch smooths the weighted loss of every class, and divides by the weight of the targets alone.
+            spread = -(log_p * self.weight).mean(1)
+            losses = (1 - self.label_smoothing) * losses + self.label_smoothing * spread
+        return mean_over_labelled(losses, has, self.sample_weights(batch))
+
+    def sample_weights(self, batch: Batch) -> Tensor:
+        """(B,) weights in the mean; of a sample without a diagnosis the value says nothing."""
+        return self.weight[labels(batch)[1]]
 
 
 class ClassBalanced(CrossEntropy):
     """Cross-entropy with class weights (1 - beta) / (1 - beta^n), n the training photographs of a class.
 
-    Between no weights (beta = 0) and balanced ones (beta near one). Divided, as all class weights here, by the summed
+    Between no weights (beta = 0) and balanced ones (beta = 1). Divided, as all class weights here, by the summed
     weights of the batch, so that their scale does not matter. Cui et al. 2019, arXiv:1901.05555.
     """
 
     def __init__(
         self,
-        beta: Annotated[float, Interval(ge=0, lt=1)] = 0.999,
+        beta: Annotated[float, Interval(ge=0, le=1)] = 0.999,
         label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
         *,
         class_counts: Sequence[float],
     ) -> None:
-        super().__init__("none", label_smoothing, class_counts=class_counts)
+        super().__init__(label_smoothing, class_counts=class_counts)
         weight = torch.from_numpy(rarity.effective_number(counted(class_counts), beta)).float()
-        self.weight = with_mean_one(weight, torch.tensor(class_counts, dtype=torch.float32))
+        self.weight = with_mean_one(weight, class_counts)
 
 
 class FocalCrossEntropy(CrossEntropy):
@@ -80,17 +89,17 @@ class FocalCrossEntropy(CrossEntropy):
     def __init__(
         self,
         gamma: Annotated[float, Interval(ge=0)] = 2.0,
-        class_weights: Literal["none", "sqrt", "balanced"] = "none",
         *,
         class_counts: Sequence[float],
+        class_weights: ClassWeights = "none",
     ) -> None:
-        super().__init__(class_weights, class_counts=class_counts)
+        super().__init__(class_counts=class_counts, class_weights=class_weights)
         self.gamma = gamma
 
     def forward(self, logits: Tensor, batch: Batch) -> Tensor:
         """Scalar, from (B, K) logits."""
         has, target = labels(batch)
-        weight = self.weight[target]
+        weight = self.sample_weights(batch)
         losses = focal(F.cross_entropy(at_least_float32(logits), target, reduction="none"), self.gamma)
         return mean_over_labelled(losses * weight, has, weight)
 
@@ -157,13 +166,20 @@ def labels(batch: Batch) -> tuple[Tensor, Tensor]:
     return batch["dx"] >= 0, batch["dx"].clamp(min=0)
 
 
-def with_mean_one(weight: Tensor, counts: Tensor) -> Tensor:
-    """Class weights (K,), scaled so that the mean weight of a photograph is one; a class without any weighs nothing."""
-    weight = torch.where(counts > 0, weight, 0)
+def with_mean_one(weight: Tensor, class_counts: Sequence[float]) -> Tensor:
+    """Class weights (K,), scaled so that the mean weight of a training photograph is one."""
+    counts = torch.tensor(class_counts, dtype=torch.float32)
     return weight * counts.sum() / (weight * counts).sum()
 
 
 def counted(class_counts: Sequence[float]) -> NDArray[np.float64]:
-    """Photographs of each class, (K,), as many as of the rarest where there are none: a loss has to be finite there."""
+    """Photographs of each class, (K,), as many as of the rarest where there are none: a loss has to be finite there.
+
+    Raises:
+        InputError: there are none of any class.
+    """
     counts = np.asarray(class_counts, dtype=np.float64)
+    if not (counts > 0).any():
+        what = "no training photograph has a diagnosis"
+        raise InputError("class_counts", what, "give diagnoses, or leave cls out of tasks")
     return np.where(counts > 0, counts, counts[counts > 0].min())

@@ -9,10 +9,12 @@ from torch import Tensor
 def mean_over_labelled(per_sample: Tensor, has: Tensor, weight: Tensor | None = None) -> Tensor:
     """Sum of (B,) losses where `has` (B,) is true, over their number or, with `weight` (B,), over their summed weights.
 
-    Losses come with their weights multiplied in. While training, the denominator is that of all processes and the
-    result is multiplied by their number: averaged over processes, as gradients are, it is the loss of one process that
-    holds all samples. Elsewhere each process answers for its own samples, since it may hold more batches than another.
-    No labelled sample anywhere gives zero, joined to the graph so that every parameter gets a gradient.
+    Losses come with their weights multiplied in; a loss with weights gives them by a method `sample_weights`, too, so
+    that an epoch's loss is the mean over the samples of all its batches, whatever their size. While training, the
+    denominator is that of all processes and the result is multiplied by their number: averaged over processes, as
+    gradients are, it is the loss of one process that holds all samples. Elsewhere each process answers for its own
+    samples, since it may hold more batches than another. No labelled sample anywhere, or none that weighs anything,
+    gives zero, joined to the graph so that every parameter gets a gradient.
     """
     total = (has.float() if weight is None else has.float() * weight).sum()
     world = 1
@@ -20,7 +22,7 @@ def mean_over_labelled(per_sample: Tensor, has: Tensor, weight: Tensor | None = 
         world = torch.distributed.get_world_size()
         torch.distributed.all_reduce(total)
     # where() and not a product: a loss that is not finite on an unlabelled sample must not reach the sum.
-    losses = torch.where(has, per_sample, 0.0)
+    losses = torch.where(has & (total > 0), per_sample, 0.0)
     return losses.sum() * world / total.clamp(min=torch.finfo(torch.float32).tiny)
 
 
