@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from skinmtl.constructors import arguments, find, handed_in
+from skinmtl.constructors import arguments, find, handed_in, is_given
 from skinmtl.data.diagnoses import check_groups
 from skinmtl.errors import ConfigError, Faults, SkinmtlError
 
@@ -38,6 +38,7 @@ BY_NAME = ("loss", "callbacks")  # several parts, each under a name of its own, 
 ONE = ("data", "augment", "sampler", "model", "weighting", "gradients", "optim", "schedule", "trainer")
 # What a run logs of each task, for whatever watches a score.
 SCORES = {"seg": ("loss", "mean_image_dice"), "cls": ("loss", "balanced_accuracy", "accuracy")}
+MOVED = ("class_weights",)  # once an argument that a config gave to a part, now a key of the whole run
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # as Linux names them, on x86 and on Arm
 
@@ -208,7 +209,8 @@ def _call_faults(node: Node, constructor: Callable[..., Any], where: str, tree: 
             keys = [argument.name for argument in known.values() if argument.is_key]
             yield ConfigError(dotted, f"{name} has no such argument", _guess(str(key), keys, tree, dotted))
         elif not known[key].is_key:
-            yield ConfigError(dotted, f"{name} is given this by the run", "remove it")
+            fix = f"use {key}={value}, a key of its own" if key in MOVED else "remove it"
+            yield ConfigError(dotted, f"{name} is given this by the run", fix)
         elif (misfit := known[key].misfit(value)) is not None:
             yield ConfigError(dotted, f"{value!r} does not fit", misfit)
     if where == "optim" and node.get("_partial_") is not True:
@@ -245,6 +247,7 @@ def _across(tree: Node) -> Iterator[ConfigError]:
     yield from _task_faults(tree, tasks)
     yield from _target_faults(tree["data"], tasks)
     yield from _weighting_faults(tree, tasks)
+    yield from _class_weight_faults(tree, tasks)
     data = tree["data"]
     if data.get("split") is None and data.get("fold", 0) >= data.get("folds", 5):
         what = f"{data['fold']} of {data['folds']} folds, which are counted from 0"
@@ -329,6 +332,20 @@ def _weighting_faults(tree: Node, tasks: Sequence[str]) -> Iterator[ConfigError]
             yield ConfigError(f"weighting.{task}", what, f"add {task} to tasks, or leave it at {known[task].default}")
     if all(tree["weighting"].get(task) == 0 for task in tasks):
         yield ConfigError("weighting", "every task weighs nothing", "give one of them a weight above 0")
+
+
+def _class_weight_faults(tree: Node, tasks: Sequence[str]) -> Iterator[ConfigError]:
+    """Class weights that no loss takes."""
+    asked = tree.get("class_weights", "auto")
+    if asked in ("auto", "none"):
+        return
+    if "cls" not in tasks:
+        yield ConfigError("class_weights", f"{asked}, but tasks are {tasks}", "add cls to tasks, or use auto")
+    elif not is_given(loss := find(tree["loss"]["cls"]["_target_"]), "class_weights"):
+        what = f"{asked}, but {loss.__name__}, the loss of cls, takes no class weights"
+        yield ConfigError(
+            "class_weights", what, "use auto or none, or loss/cls=cross_entropy, label_smoothing or focal"
+        )
 
 
 def _trainer_faults(node: Node, keep: str) -> Iterator[ConfigError]:

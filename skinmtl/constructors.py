@@ -163,10 +163,15 @@ def arguments(constructor: Callable[..., Any]) -> dict[str, Argument]:
     return found
 
 
+def is_given(constructor: Callable[..., Any], name: str) -> bool:
+    """Whether a constructor asks the run for a part of this name."""
+    known = arguments(constructor)
+    return name in known and not known[name].is_key
+
+
 def handed_in(constructor: Callable[..., Any], parts: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a run's parts that a constructor asks for, behind `*` where it is ours."""
-    asked = arguments(constructor)
-    return {name: part for name, part in parts.items() if name in asked and not asked[name].is_key}
+    return {name: part for name, part in parts.items() if is_given(constructor, name)}
 
 
 def _within(name: str, packages: Sequence[str]) -> bool:

@@ -60,6 +60,7 @@ KEYS = {
     "tasks=": "[seg,cls], [seg] or [cls]",
     "loss/seg=": "bce, dice, dice_bce, tversky, focal, focal_tversky, lovasz, boundary",
     "loss/cls=": "cross_entropy, label_smoothing, focal, class_balanced, logit_adjusted, ldam",
+    "class_weights=": "auto, none, sqrt, balanced: how far the loss brings up rare diagnoses",
     "weighting= weighting.seg= weighting.cls=": "fixed, with these weights; uncertainty, dwa, geometric, random",
     "gradients=": "none, gradnorm, pcgrad, cagrad, mgda, upgrad: of the tasks' gradients on the encoder",
     "gradients.cosine_every=": "log the cosine between them every so many steps; 0 is never",
@@ -221,7 +222,8 @@ def _refusal(error: Exception, conf: Path) -> Exception:
         return ConfigError(f"{group}={name}", "there is none of this name", _guess(name, names))
     if found := re.search(r"Could not override '([^']+)'", text):
         key = found[1].lstrip("+~").partition("@")[0]
-        return ConfigError(key, "there is no such key", _guess(key, _all_keys(conf)))
+        keys, last = _all_keys(conf), key.rpartition(".")[2]
+        return ConfigError(key, "there is no such key", _guess(last if last in keys else key, keys))
     if isinstance(error, (HydraException, OmegaConfBaseException, ValueError, TypeError, ScannerError, ParserError)):
         return ConfigError(
             "command line", " ".join(text.partition("See https")[0].split()), "see python train.py --help"

@@ -161,7 +161,12 @@ MISTAKES: list[tuple[str, object, str]] = [
     ("gradients", {"_target_": "skinmtl.gradients.GradNorm", "rate": 0}, "gradients.rate: 0 does not fit"),
     ("weighting", {"_target_": "skinmtl.weighting.DWA", "temperature": 0}, "weighting.temperature: 0 does not fit"),
     ("augment.rotate", 999, "augment.rotate: 999 does not fit"),
-    ("loss.cls.class_weights", "on", "it should be 'none', 'sqrt' or 'balanced'"),
+    ("class_weights", "on", "class_weights: 'on' does not fit; fix: it should be 'auto', 'none', 'sqrt' or 'balanced'"),
+    (
+        "loss.cls.class_weights",
+        "sqrt",
+        "loss.cls.class_weights: CrossEntropy is given this by the run; fix: use class_weights=sqrt, a key of its own",
+    ),
     ("callbacks.early_stopping.mode", "maxx", "callbacks.early_stopping.mode: 'maxx' is refused"),
     (
         "callbacks.early_stopping.monitor",
@@ -217,6 +222,20 @@ MISTAKES: list[tuple[str, object, str]] = [
     ("trainer._target_", "torch.optim.AdamW", "AdamW has no method fit, which a run asks of it"),
     ("model._target_", "skinmtl.network.MultiTaskNett", "there is no 'skinmtl.network.MultiTaskNett'"),
 ]
+
+
+@pytest.mark.parametrize("loss", ["class_balanced", "logit_adjusted", "ldam"])
+def test_class_weights_are_refused_where_no_loss_takes_them(loss: str) -> None:
+    (line,) = faults(compose([f"loss/cls={loss}", "class_weights=sqrt"]))
+    assert re.fullmatch(
+        r"class_weights: sqrt, but \w+, the loss of cls, takes no class weights; fix: use auto or .*", line
+    )
+
+
+def test_class_weights_are_of_diagnoses_that_are_trained() -> None:
+    (line,) = faults(compose(["tasks=[seg]", "loss/cls=none", "class_weights=sqrt"]))
+    assert line == "class_weights: sqrt, but tasks are ['seg']; fix: add cls to tasks, or use auto"
+    assert faults(compose(["loss/cls=focal", "class_weights=sqrt"])) == []
 
 
 @pytest.mark.parametrize(("key", "value", "said"), MISTAKES, ids=[f"{key}={value}" for key, value, _ in MISTAKES])

@@ -95,7 +95,7 @@ def test_help_names_every_experiment_study_and_key_without_importing_torch() -> 
     keys = "data.root data.size data.batch_size data.workers data.fold data.folds data.allow_leak data.cache model.arch"
     keys += " model.encoder model.weights model.dropout loss/seg loss/cls weighting.seg weighting.cls optim.lr"
     keys += " optim.weight_decay sampler augment trainer.max_epochs trainer.devices trainer.precision logger seed tasks"
-    for key in [*keys.split(), "resume", "init_from", "experiment", "study"]:
+    for key in [*keys.split(), "resume", "init_from", "experiment", "study", "class_weights"]:
         assert f"{key}=" in done.stdout, key
 
 
@@ -114,6 +114,7 @@ def test_help_names_every_experiment_study_and_key_without_importing_torch() -> 
         (["loss/segg=dice"], "did you mean 'loss/seg'?"),
         (["model.encodr=resnet18"], "did you mean 'model.encoder'?"),
         (["lr=1"], "lr: there is no such key"),
+        (["loss.cls.class_weights=none"], "there is no such key; fix: did you mean 'class_weights'?"),
         (["+optim.lr=1"], "An item is already at 'optim.lr'"),
         (["~optm"], "'optm' does not exist"),
         (["seed=[1,2"], "command line: "),

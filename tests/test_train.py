@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import shutil
@@ -15,16 +16,20 @@ import pandas as pd
 import pytest
 import torch
 from layouts import write_mirror, write_task1
-from training import train
+from omegaconf import OmegaConf
+from training import SHORT, compose, train
 
 import skinmtl
 from skinmtl import checkpoints, cli, config
 from skinmtl.callbacks import Best
 from skinmtl.data import sources, splits
+from skinmtl.data.datamodule import DataModule
 from skinmtl.errors import ConfigError, Faults, InputError, Interrupted
+from skinmtl.evaluate import evaluate
 from skinmtl.module import MultiTaskModule
 from skinmtl.network import MultiTaskNet
 from skinmtl.runs import Run
+from skinmtl.train.build import build_data, build_losses, say_shares
 from skinmtl.train.resume import start_from
 
 TINY = ["trainer.precision=32-true", "callbacks.early_stopping=null"]
@@ -492,21 +497,105 @@ class Bare(torch.nn.Module):
         return self.inner.rates()
 
 
-def test_shares_are_said_and_balancing_twice_is_warned_of(
+@pytest.fixture(scope="module")
+def nodes_of(synthetic_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
+    """Gives the nodes of a command, composed once for each set of words that Hydra has to see."""
+    folder = tmp_path_factory.mktemp("splits")
+    places = [f"data.root={synthetic_root}", "data.synthetic=null", "data.cache=off", f"data.split_dir={folder}"]
+
+    @functools.cache
+    def nodes(*words: str) -> dict[str, Any]:
+        return {str(key): value for key, value in compose([*SHORT, *places, *words]).items()}
+
+    return nodes
+
+
+@pytest.fixture
+def looked(nodes_of: Callable[..., dict[str, Any]], caplog: pytest.LogCaptureFixture) -> Callable[..., tuple[str, Any]]:
+    """Gives what a run says of its balance before it trains, and the loss of its diagnosis."""
+
+    @functools.cache
+    def data_of(*words: str) -> DataModule:
+        return build_data(nodes_of(*words))
+
+    def look(loss: str = "cross_entropy", class_weights: str = "auto", *words: str) -> tuple[str, Any]:
+        nodes = nodes_of(f"loss/cls={loss}", *words) | {"class_weights": class_weights}
+        data = data_of(*words)
+        losses = build_losses(nodes, data)
+        caplog.clear()
+        say_shares(nodes, data, SimpleNamespace(tasks={"cls": SimpleNamespace(loss=losses["cls"])}))
+        return caplog.text, losses["cls"]
+
+    caplog.set_level("INFO")
+    return look
+
+
+TAKE = ("cross_entropy", "label_smoothing", "focal")
+SAMPLERS = ("class_balanced", "sqrt_balanced", "effective_number", "class_aware")
+
+
+def test_class_weights_mean_the_same_to_every_loss_that_takes_them(looked: Callable[..., tuple[str, Any]]) -> None:
+    weights = {}
+    for loss in TAKE:
+        for asked in ("auto", "none", "sqrt", "balanced"):
+            said, built = looked(loss, asked)
+            weights[loss, asked] = built.weight
+            assert f"class weights: {asked if asked != 'auto' else 'sqrt (class_weights=auto)'}\n" in said
+            assert ("the loss counts them as" in said) == (asked != "none") and "both bring up" not in said
+    for asked, power in {"auto": -0.5, "none": 0.0, "sqrt": -0.5, "balanced": -1.0}.items():
+        for loss in TAKE:
+            assert torch.equal(weights[loss, asked], weights[TAKE[0], asked])
+        assert (weights[TAKE[0], asked].std() > 0) == (power != 0)
+    assert torch.equal(weights[TAKE[0], "none"], torch.ones(7))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_nothing_is_balanced_twice_unless_asked_for(looked: Callable[..., tuple[str, Any]], sampler: str) -> None:
+    drawn = f"sampler={sampler}"
+    said, loss = looked("cross_entropy", "auto", drawn)
+    assert "class weights: none (class_weights=auto)" in said and torch.equal(loss.weight, torch.ones(7))
+    assert "both bring up" not in said
+    said, _ = looked("cross_entropy", "sqrt", drawn)
+    assert "sampler and class weights both bring up rare diagnoses; fix: sampler=shuffle, or class_weights=none" in said
+    assert "both bring up" not in looked("cross_entropy", "none", drawn)[0], "the advice does not warn"
+    for loss in ("logit_adjusted", "class_balanced") if sampler == "class_balanced" else ():
+        said, _ = looked(loss, "auto", drawn)
+        assert "sampler and loss both bring up rare diagnoses; fix: sampler=shuffle, or loss/cls=cross_entropy" in said
+        assert "both bring up" not in looked(loss)[0]
+
+
+def test_study_samplers_compares_samplers_and_the_demo_weighs_as_ever() -> None:
+    assert compose(["study=samplers"]).class_weights == "none"
+    demo = compose([], "demo")
+    assert demo.class_weights == "auto" and demo.sampler._target_.endswith("Shuffle"), "which is sqrt"
+
+
+def test_a_run_of_before_opens_and_is_not_gone_on_with_by_another_count(
     synthetic_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    train(tmp_path / "twice", synthetic_root, ["sampler=class_balanced", "loss.cls.class_weights=sqrt"])
-    assert "an epoch shows" in caplog.text and "both bring up rare diagnoses" in caplog.text
-    assert caplog.text.count("fold 0 of") == 1, "evaluation says nothing twice"
-    caplog.clear()
-    train(tmp_path / "adjusted", synthetic_root, ["sampler=class_balanced", "loss/cls=logit_adjusted"])
-    assert "sampler and loss both bring up rare diagnoses" in caplog.text
-    balanced, weighted, adjusted = ("sampler=class_balanced", "loss.cls.class_weights=sqrt", "loss/cls=logit_adjusted")
-    for once in ([balanced, "loss.cls.class_weights=none"], [weighted], [adjusted]):
-        caplog.clear()
-        train(tmp_path / once[0], synthetic_root, once)
-        assert "an epoch shows" in caplog.text and "both bring up" not in caplog.text
+    run = train(tmp_path / "run", synthetic_root, TINY)
+    assert run.info()["class_weights"] == "sqrt" and run.config().class_weights == "auto"
+    assert caplog.text.count("class weights:") == 1 and caplog.text.count("fold 0 of") == 1, "nothing is said twice"
+    assert "an epoch draws 40 of 43 training photographs, in whole batches" in caplog.text
+    table = run.predictions()
+
+    file = run.path / ".hydra" / "config.yaml"
+    old = OmegaConf.load(file)
+    del old["class_weights"]
+    old.loss.cls.class_weights = "sqrt"
+    OmegaConf.save(old, file)
+    evaluate(run)
+    pd.testing.assert_frame_equal(run.predictions(), table)
+    with pytest.raises(ConfigError, match="is finished"):
+        train(tmp_path / "finished", synthetic_root, [*TINY, f"resume={run.path}", "allow_change=true"])
+    run.update({"status": "interrupted"})
+    for words in ([], ["allow_change=true"]):
+        with pytest.raises(
+            ConfigError, match=r"resume: run was begun by an earlier version.*, or start from its weights"
+        ):
+            train(tmp_path / "again", synthetic_root, [*TINY, f"resume={run.path}", *words])
+        shutil.rmtree(tmp_path / "again")
 
 
 def test_a_second_source_trains_and_is_recorded(synthetic_root: Path, tmp_path: Path) -> None:

@@ -311,6 +311,11 @@ class DataModule(pl.LightningDataModule):
         """Training photographs of each diagnosis, (K,); those of a further source as often as its places show them."""
         return [float(count) for count in self._per_epoch(lambda dx, lesion: np.ones(len(dx)))]
 
+    def drawn(self) -> int:
+        """Places of an epoch for the photographs at data.root: as many as train, cut to whole batches."""
+        first = self._places()[0]
+        return len(self.rows("train", source=0)) // first * first
+
     def class_shares(self) -> list[float]:
         """Expected share of each diagnosis among the labelled photographs of an epoch, (K,)."""
         drawn = self._per_epoch(lambda dx, lesion: self.sampler.weights(dx, lesion) * len(dx))

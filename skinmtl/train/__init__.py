@@ -34,7 +34,15 @@ from skinmtl.processes import Stop, keep_memory
 from skinmtl.report import write_run_report
 from skinmtl.runs import Run, write_bytes, write_text
 from skinmtl.tracking import WandB
-from skinmtl.train.build import build_data, build_module, build_trainer, check_targets, devices_of, say_shares
+from skinmtl.train.build import (
+    build_data,
+    build_module,
+    build_trainer,
+    check_targets,
+    class_weights,
+    devices_of,
+    say_shares,
+)
 from skinmtl.train.record import data_facts, origin, plain, seconds_with_former
 from skinmtl.train.resume import Start, beginning, check_data, home, keep_seen, requeue, start_from
 
@@ -59,6 +67,7 @@ def run(
     trainer: DictConfig,
     callbacks: DictConfig,
     logger: DictConfig | None = None,
+    class_weights: Literal["auto", "none", "sqrt", "balanced"] = "auto",
     resume: str | None = None,
     init_from: str | None = None,
     keep: Literal["best", "last"] = "best",
@@ -75,6 +84,8 @@ def run(
         seed: the only source of chance: weights, order, augmentation and dropout follow from it.
         tasks: `seg`, `cls` or both.
         data: the data module's node, and so on: each is a node of the config, already through `config.check`.
+        class_weights: how far cross-entropy, label smoothing and focal loss bring up rare diagnoses; `auto` is `sqrt`
+            where neither the sampler nor the loss itself does, else `none`.
         resume: a run's folder to go on with from its last checkpoint, or `auto`: the newest unfinished run of this
             experiment with the same config, else a new one.
         allow_change: go on although values differ that the result depends on.
@@ -192,6 +203,7 @@ def _train(nodes: Mapping[str, Any], here: Run, start: Start, stop: Stop, board:
     trainer = build_trainer(nodes, here, [clock, keep], board, stop)
     parameters = sum(p.numel() for p in module.network.parameters())
     facts: dict[str, Any] = {"parameters": parameters, "precision": trainer.precision}
+    facts["class_weights"] = class_weights(nodes, data)
     if start.init_from is not None:
         facts["init_from"] = start_from(Run.open(start.init_from), module, data, here)
     else:

@@ -11,8 +11,9 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from omegaconf import DictConfig
+from torch import nn
 
-from skinmtl import config, ranks
+from skinmtl import config, constructors, ranks
 from skinmtl.callbacks import EpochLines, Finite, MetricsFile
 from skinmtl.checkpoints import SafeCheckpointIO
 from skinmtl.data.datamodule import DataModule
@@ -61,11 +62,17 @@ def check_targets(tasks: Sequence[str], data: DataModule) -> None:
                 raise InputError(f"data.root={data.root}", what, f"{fix}, or leave {task} out of tasks")
 
 
+def build_losses(nodes: Mapping[str, Any], data: DataModule) -> dict[str, nn.Module]:
+    """The loss of each task of a checked config, by what the training photographs are."""
+    given = {"class_counts": data.class_counts(), "class_weights": class_weights(nodes, data)}
+    return {task: config.build(nodes["loss"][task], **given) for task in nodes["tasks"]}
+
+
 def build_module(nodes: Mapping[str, Any], data: DataModule) -> MultiTaskModule:
     """Network, tasks, losses and optimiser of a checked config, sized from the data."""
     tasks: list[str] = list(nodes["tasks"])
     classes = {"seg": data.mask_classes, "cls": data.dx_classes}
-    counts = {"seg": {}, "cls": {"class_counts": data.class_counts()}}
+    losses = build_losses(nodes, data)
     network = config.build(
         nodes["model"],
         tasks=tasks,
@@ -80,7 +87,7 @@ def build_module(nodes: Mapping[str, Any], data: DataModule) -> MultiTaskModule:
     steps_per_epoch = _steps_per_epoch(nodes["trainer"], len(data.train_dataloader()))
     return MultiTaskModule(
         network.to(memory_format=torch.channels_last),
-        [TASKS[task](config.build(nodes["loss"][task], **counts[task]), classes[task]) for task in tasks],
+        [TASKS[task](losses[task], classes[task]) for task in tasks],
         config.build(nodes["weighting"], tasks=tasks),
         with_rates(config.build(nodes["optim"]), network.rates()),
         config.build(nodes["schedule"]),
@@ -135,21 +142,39 @@ def build_trainer(
     return trainer
 
 
+def class_weights(nodes: Mapping[str, Any], data: DataModule) -> str | None:
+    """What the key class_weights comes to; None without diagnoses.
+
+    `auto` is sqrt for a loss that takes class weights, where neither it nor the sampler brings up rare diagnoses.
+    """
+    if "cls" not in nodes["tasks"]:
+        return None
+    loss, asked = constructors.find(nodes["loss"]["cls"]["_target_"]), str(nodes["class_weights"])
+    if asked != "auto":
+        return asked
+    brought_up = data.sampler.rebalances or getattr(loss, "rebalances", False)
+    return "sqrt" if constructors.is_given(loss, "class_weights") and not brought_up else "none"
+
+
 def say_shares(nodes: Mapping[str, Any], data: DataModule, module: MultiTaskModule) -> None:
-    """Say what sampler and loss make of the diagnoses, and warn where both bring up the rare ones."""
+    """Say what an epoch draws, what sampler and loss make of the diagnoses, and where both bring up the rare ones."""
+    train, drawn = len(data.rows("train", source=0)), data.drawn()
+    if drawn < train:
+        log.info("an epoch draws %s of %s training photographs, in whole batches", f"{drawn:,}", f"{train:,}")
     if "cls" not in nodes["tasks"]:
         return
     shares = torch.tensor(data.class_shares())
     log.info("an epoch shows %s", _shares(data.dx_classes, shares))
+    weights, asked = class_weights(nodes, data), nodes["class_weights"]
+    log.info("class weights: %s%s", weights, " (class_weights=auto)" if asked == "auto" else "")
     loss = module.tasks["cls"].loss
-    if data.sampler.rebalances and getattr(loss, "rebalances", False):
-        log.warning("sampler and loss both bring up rare diagnoses; fix: sampler=shuffle, or loss/cls=cross_entropy")
     weight = getattr(loss, "weight", None)
-    if weight is None or bool((weight[shares > 0] == weight[shares > 0][0]).all()):
-        return
-    log.info("the loss counts them as %s", _shares(data.dx_classes, shares * weight / (shares * weight).sum()))
-    if data.sampler.rebalances:
-        log.warning("sampler and class weights both bring up rare diagnoses; fix: sampler=shuffle, or no class weights")
+    weighs = False if weight is None else bool((weight[shares > 0] != weight[shares > 0][0]).any())
+    if weight is not None and weighs:
+        log.info("the loss counts them as %s", _shares(data.dx_classes, shares * weight / (shares * weight).sum()))
+    if data.sampler.rebalances and (weighs or getattr(loss, "rebalances", False)):
+        what, fix = ("loss", "loss/cls=cross_entropy") if weights == "none" else ("class weights", "class_weights=none")
+        log.warning("sampler and %s both bring up rare diagnoses; fix: sampler=shuffle, or %s", what, fix)
 
 
 def _shares(names: Sequence[str], shares: torch.Tensor) -> str:

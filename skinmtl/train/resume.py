@@ -92,12 +92,17 @@ def home(fresh: Run, resume: str | None, config: Mapping[str, Any], world_size: 
             raise ConfigError("hydra.run.dir", what, "go on with it by resume=<that folder>, or name another folder")
         return fresh
     run = Run.open(resume)
+    finished = run.info().get("status") == "finished"
+    if not finished and "class_weights" not in run.config():
+        what = f"{run.path.name} was begun by an earlier version, which counts the losses of an epoch in another way"
+        fix = f"go on with that version (commit {run.info().get('commit')}), or start from its weights with init_from="
+        raise ConfigError("resume", what, fix)
     if not allow_change:
         _check_world_size(run, world_size)
         if different := _differences(run, config):
             what = f"{run.path.name} was started with other values: {', '.join(different)}"
             raise ConfigError("resume", what, f"give the same overrides, or go on all the same with {ALLOW}")
-    if run.info().get("status") == "finished":
+    if finished:
         raise ConfigError("resume", f"{run.path.name} is finished", "start from its weights with init_from=")
     return run
 
