@@ -320,11 +320,16 @@ def _target_faults(data: Node, tasks: Sequence[str]) -> Iterator[ConfigError]:
 
 def _weighting_faults(tree: Node, tasks: Sequence[str]) -> Iterator[ConfigError]:
     """Weights of tasks that the run does not train, and weights that two parts would learn."""
-    learned = getattr(find(tree["gradients"]["_target_"]), "weighs", False)
-    if learned and len(tasks) > 1 and not tree["weighting"]["_target_"].endswith(".Fixed"):
+    method, weighting = (find(tree[key]["_target_"]) for key in ("gradients", "weighting"))
+    wanted = getattr(weighting, "gradients", None)
+    if wanted not in (None, method.__name__):
+        what = f"it goes with gradients={str(wanted).lower()}, but gradients are those of {method.__name__}"
+        yield ConfigError("weighting", what, "use weighting=fixed with other gradients, or leave gradients= out")
+    learned = getattr(method, "weighs", False)
+    if learned and wanted is None and len(tasks) > 1 and not tree["weighting"]["_target_"].endswith(".Fixed"):
         what = "the method of gradients learns the weights of the losses, and so would this"
         yield ConfigError("weighting", what, "use weighting=fixed, or another method of gradients")
-    known = arguments(find(tree["weighting"]["_target_"]))
+    known = arguments(weighting)
     for task in set(TASKS) - set(tasks):
         # A weight left as it comes is no wish; another one is.
         if task in known and tree["weighting"].get(task) not in (None, known[task].default):

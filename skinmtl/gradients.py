@@ -12,6 +12,7 @@ from annotated_types import Ge, Gt, Interval
 from torch import Tensor, nn
 
 from skinmtl import ranks
+from skinmtl.errors import ConfigError
 
 Every = Annotated[int, Ge(0)]
 
@@ -21,13 +22,15 @@ class Gradients(nn.Module, ABC):
 
     All that a method needs are the inner products g_i . g_j and, to learn from, the losses. Parameters that are not
     shared keep the sum of the gradients, in a head that of its own task. A task whose gradient is zero, for want of a
-    label in the batch, leaves the other's as it is; with one task every method is plain training.
+    label in the batch or of anything to learn, leaves the other's as it is; with one task every method is plain
+    training. More than two tasks are refused, unless a method says that it is written for them.
 
     Every `cosine_every` optimiser steps the cosine between the tasks' gradients is logged; 0 is never.
     """
 
     apart: ClassVar[bool] = True  # whether the method needs each task's gradient by itself, in every step
     weighs: ClassVar[bool] = False  # whether it learns weights of the losses, so that no weighting may
+    of_many: ClassVar[bool] = False  # whether it is written for more tasks than two
 
     def __init__(self, cosine_every: Every = 50) -> None:
         super().__init__()
@@ -36,6 +39,21 @@ class Gradients(nn.Module, ABC):
     def weigh(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Scalars by task name, losses or their weights, times what the method weighs them by."""
         return dict(values)
+
+    def check(self, tasks: int) -> None:
+        """Refuse more tasks than the method, or the look at the cosine, is written for.
+
+        Raises:
+            ConfigError: with what takes as many.
+        """
+        if tasks > 2 and not self.of_many:
+            what = f"{type(self).__name__} compares the gradients of two tasks, not of {tasks}"
+            raise ConfigError(
+                "gradients", what, "use gradients=none or gradients=gradnorm with gradients.cosine_every=0"
+            )
+        if tasks > 2 and self.cosine_every:
+            what = f"there is a cosine between the gradients of two tasks, not of {tasks}"
+            raise ConfigError("gradients.cosine_every", what, "use 0")
 
     @abstractmethod
     def combine(self, inner: Tensor, losses: Tensor) -> Tensor:
@@ -51,6 +69,7 @@ class Sum(Gradients):
     """The plain sum, c = 1, by one backward pass through everything; a look at the cosine takes more of them."""
 
     apart = False
+    of_many = True
 
     def __init__(self, cosine_every: Every = 0) -> None:
         super().__init__(cosine_every)
@@ -69,6 +88,7 @@ class PCGrad(Gradients):
 
     def combine(self, inner: Tensor, losses: Tensor) -> Tensor:
         """One, and more of what both want where they conflict."""
+        self.check(len(inner))
         conflict = inner[0, 1].clamp(max=0)
         return _unless_zero(inner, 1 - conflict / inner.diagonal())
 
@@ -94,6 +114,7 @@ class MGDA(Gradients):
 
     def combine(self, inner: Tensor, losses: Tensor) -> Tensor:
         """The point of least norm."""
+        self.check(len(inner))
         (a, dot), (_, b) = inner
         apart = a + b - 2 * dot
         first = torch.where(apart == 0, 0.5, (b - dot) / apart).clamp(0, 1)
@@ -113,6 +134,7 @@ class CAGrad(Gradients):
 
     def combine(self, inner: Tensor, losses: Tensor) -> Tensor:
         """A half each, and c |g_0| / |g_w| of g_w."""
+        self.check(len(inner))
         (a, dot), (_, b) = inner
         radius = self.c * inner.sum().clamp(min=0).sqrt() / 2
         # |g_w|^2 = apart (w - nearest)^2 + rest. The objective is linear in w plus radius |g_w|: convex, and its slope
@@ -139,6 +161,7 @@ class GradNorm(Gradients):
     """
 
     weighs = True
+    of_many = True
     weight: Tensor
     first: Tensor
 

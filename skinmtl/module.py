@@ -64,6 +64,7 @@ class MultiTaskModule(pl.LightningModule):
         self.means["weights"] = Means(len(tasks))
         self.weighting = weighting
         self.gradients = gradients if gradients is not None and len(tasks) > 1 else Sum()
+        self.gradients.check(len(tasks))
         # A network that trains one task, or the plain sum unwatched, may be of any make.
         self._by_task = TaskGradients(getattr(network, "encoder", network))
         self._terms: list[Tensor] = []

@@ -63,6 +63,12 @@ class Fixed(Weighting):
         return dict(self._weights)
 
 
+class BesidePCGrad(Fixed):
+    """Fixed weights under gradients=pcgrad, both of which weighting=pcgrad chooses: one word for a point of a study."""
+
+    gradients = "PCGrad"  # the class without which the name would not be true
+
+
 class Uncertainty(Weighting):
     """sum_i exp(-s_i) L_i + s_i / 2, with s_i = log sigma_i^2 learned beside the network, one for each task.
 

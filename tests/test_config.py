@@ -232,6 +232,17 @@ def test_class_weights_are_refused_where_no_loss_takes_them(loss: str) -> None:
     )
 
 
+def test_weighting_pcgrad_is_what_its_name_says_or_refused() -> None:
+    for words in ([], ["gradients=pcgrad"], ["study=weighting"]):
+        cfg = compose(["weighting=pcgrad", *words])
+        assert faults(cfg) == [] and cfg.gradients._target_.endswith(".PCGrad")
+    for other in ("mgda", "none", "gradnorm"):
+        (line,) = faults(compose(["weighting=pcgrad", f"gradients={other}"]))
+        assert line.startswith("weighting: it goes with gradients=pcgrad, but gradients are those of ")
+        assert line.endswith("fix: use weighting=fixed with other gradients, or leave gradients= out")
+    assert faults(compose(["weighting=fixed", "gradients=mgda"])) == []
+
+
 def test_class_weights_are_of_diagnoses_that_are_trained() -> None:
     (line,) = faults(compose(["tasks=[seg]", "loss/cls=none", "class_weights=sqrt"]))
     assert line == "class_weights: sqrt, but tasks are ['seg']; fix: add cls to tasks, or use auto"

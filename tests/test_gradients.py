@@ -19,11 +19,16 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from scipy.optimize import minimize_scalar, nnls
 from torch import Tensor, nn
 from training import train
-from twoheads import TwoHeads, cut, fit, module, parameters, photographs
+from twoheads import CLASSES, TwoHeads, cut, fit, module, parameters, photographs
 
 from skinmtl import checkpoints, ranks
+from skinmtl.errors import ConfigError
 from skinmtl.gradients import MGDA, CAGrad, Gradients, GradNorm, PCGrad, Sum, TaskGradients, UPGrad, cosine
+from skinmtl.losses import BCE, CrossEntropy
+from skinmtl.module import MultiTaskModule
+from skinmtl.optim import Constant
 from skinmtl.processes import together
+from skinmtl.tasks import Diagnosis, Segmentation
 from skinmtl.types import Batch
 from skinmtl.weighting import Fixed, Geometric, Uncertainty
 
@@ -498,3 +503,38 @@ def test_each_processs_own_gradients_would_not_do(two: tuple[list[Mapping[str, T
     batches = [{key: value[list(rows)] for key, value in batch.items()} for batch in steps() for rows in both]
     fit(quarters, batches, accumulate_grad_batches=2)  # type: ignore[arg-type]
     torch.testing.assert_close(first["pcgrad in quarters"], parameters(quarters), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*REFERENCES, "gradnorm", "sum"])
+def test_three_tasks_are_refused_by_a_method_of_two(name: str) -> None:
+    method = GradNorm(cosine_every=0, tasks=("seg", "cls", "site")) if name == "gradnorm" else make(name)
+    draw = np.random.default_rng(0).normal(size=(3, 5))
+    inner = torch.from_numpy(draw @ draw.T)
+    if name in REFERENCES:
+        with pytest.raises(
+            ConfigError, match=r"gradients: \w+ compares the gradients of two tasks, not of 3; fix: use"
+        ):
+            method.combine(inner, torch.ones(3))
+        with pytest.raises(ConfigError, match="compares the gradients of two tasks"):
+            three(method)
+        return
+    assert method.combine(inner, torch.ones(3)).tolist() == [1, 1, 1]
+    assert three(method).gradients is method
+    method.cosine_every = 50
+    with pytest.raises(
+        ConfigError, match=r"gradients\.cosine_every: there is a cosine .* two tasks, not of 3; fix: use 0"
+    ):
+        three(method)
+
+
+def three(method: Gradients) -> MultiTaskModule:
+    """A module of three tasks, as somebody makes one from Python."""
+
+    class Second(Diagnosis):
+        name = "site"
+
+    both = [Diagnosis, Second]
+    classes = [kind(CrossEntropy(class_counts=[1, 1, 1]), CLASSES) for kind in both]
+    tasks = [Segmentation(BCE(), ("skin", "lesion")), *classes]
+    step = {"seed": 0, "total_steps": 1, "steps_per_epoch": 1, "facts": {}}
+    return MultiTaskModule(TwoHeads(), tasks, Fixed(), torch.optim.SGD, Constant(), gradients=method, **step)
