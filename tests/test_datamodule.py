@@ -168,6 +168,7 @@ def test_training_batches_are_full_and_too_large_a_batch_is_refused(root: Path) 
     data = make(root)
     sizes = [len(batch["index"]) for batch in data.train_dataloader()]
     assert sizes == [4] * (len(data.rows("train")) // 4)
+    assert data.drawn() == sum(sizes)
     with pytest.raises(ConfigError, match=r"data\.batch_size: 64 is more than"):
         make(root, batch_size=64).train_dataloader()
 
@@ -294,6 +295,22 @@ def test_files_that_are_the_same_are_on_one_side_and_are_compared_once(
     monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} is read again"))
     assert duplicates.same_files(data.table.iloc[:0]) == []
     splits.same_files(data.table, next(Path("outputs/splits").glob("same_files_*")))
+
+
+def test_class_aware_draws_lesions_as_the_split_groups_them(root: Path) -> None:
+    plain = make(root, duplicates="none")
+    rows = np.arange(len(plain.table))
+    nv = plain.table.query("dx == 'nv'").drop_duplicates("lesion_id")["image_id"].tolist()
+    Path("pairs.csv").write_text(f"first,second\n{nv[0]},{nv[1]}\n{nv[1]},{nv[2]}\n")
+    joined = make(root, duplicates="pairs.csv")
+    for data, others in ((plain, 0), (joined, 2)):
+        dx, lesion = data._labels(rows)
+        weight = pd.Series(class_aware().weights(dx, lesion))
+        groups = data.groups
+        assert data.table["lesion_id"].nunique() - groups.nunique() == others
+        for number in range(len(data.dx_classes)):
+            each = weight[dx == number].groupby(groups[dx == number]).sum()
+            np.testing.assert_allclose(each, 1 / len(data.dx_classes) / len(each))
 
 
 @pytest.mark.parametrize("kind", ["shuffle", "class_balanced", "class_aware"])

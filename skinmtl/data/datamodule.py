@@ -341,9 +341,13 @@ class DataModule(pl.LightningDataModule):
         return places(self.also, self.batch_size * self._world())
 
     def _labels(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Diagnosis and lesion of some rows, both counted from 0; no diagnosis is -1."""
+        """Diagnosis and lesion of some rows, both counted from 0; no diagnosis is -1.
+
+        Lesions that duplicates join are one, as in the split.
+        """
         cases = self.table.iloc[rows]
-        lesions = np.unique(cases["lesion_id"].fillna(cases["image_id"]), return_inverse=True)[1]
+        names = self.groups.reindex(cases.index).fillna(cases["lesion_id"]).fillna(cases["image_id"])
+        lesions = np.unique(names.astype(str), return_inverse=True)[1]
         return self._dx()[rows], lesions.astype(np.int64)
 
     def train_dataloader(self) -> Loader:
