@@ -26,7 +26,7 @@ Weigh = Callable[[Integers, Integers], Floats]
 
 
 class Shuffle:
-    """Every photograph once an epoch, in an order of its own each epoch."""
+    """Every photograph at most once an epoch, in an order of its own each epoch, of which whole batches are taken."""
 
     rebalances = False
 
@@ -95,7 +95,7 @@ def class_aware() -> Weighted:
     """A diagnosis, then one of its lesions, then one of its photographs, each with equal chances.
 
     Shen, Lin and Huang 2016, arXiv:1512.05830, with a step for lesions: of a lesion seen in several photographs each
-    weighs less.
+    weighs less. Lesions that duplicates join are one, as in the split.
     """
 
     def weigh(dx: Integers, lesion: Integers) -> Floats:

@@ -80,8 +80,9 @@ class Tversky(nn.Module):
     """Dice with a price of its own for each kind of error, mean over foreground classes, then over images.
 
     1 - (h + s) / (h + alpha f + beta m + s), with h = sum(p t) found, f = sum(p (1 - t)) false, m = sum((1 - p) t)
-    missed, and s the `smooth` in pixels. With beta above alpha masks grow rather than miss. alpha = beta = 1/2 is Dice
-    of twice the `smooth`. Salehi et al. 2017, arXiv:1706.05721.
+    missed, and s the `smooth` in pixels. So alpha is the price of false positives and beta that of false negatives, as
+    in Salehi et al. 2017, arXiv:1706.05721; Abraham and Khan (`FocalTversky`) name them the other way round. With beta
+    above alpha masks grow rather than miss. alpha = beta = 1/2 is Dice of twice the `smooth`.
     """
 
     def __init__(
@@ -103,7 +104,8 @@ class FocalTversky(Tversky):
     """The Tversky loss of each foreground class to the power of 1 / gamma: gamma above one dwells on small errors.
 
     Mean over foreground classes, then over images. Abraham and Khan 2018, arXiv:1810.07842, who take gamma = 4/3 and
-    the sum over classes. A constant of 1e-6 within the power, and its own power taken off again, keep the gradient
+    the sum over classes, and whose alpha is the price of false negatives, beta here: their 0.7 and 0.3 are beta = 0.7
+    and alpha = 0.3. A constant of 1e-6 within the power, and its own power taken off again, keep the gradient
     finite at a perfect prediction, which stays at zero.
     """
 

@@ -302,7 +302,7 @@ def _shared_memory() -> str:
 def _out_of_memory(said: str, data: DataModule) -> ResourceError:
     height, width = data.size
     what = f"not enough for {data.batch_size} photographs of {height} x {width} a step ({said[:160]})"
-    fix = "lower data.batch_size, with +trainer.accumulate_grad_batches= for as large a step, or data.size"
+    fix = "lower data.batch_size (+trainer.accumulate_grad_batches= makes one step of several), or data.size"
     return ResourceError("memory", what, fix)
 
 
