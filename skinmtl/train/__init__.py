@@ -104,7 +104,7 @@ def run(
     began = time.perf_counter()
     with calm():
         devices = devices_of(nodes["trainer"])
-    here = home(Run(folder), resume, plain(nodes), len(devices), allow_change)
+    here = home(Run(folder), resume, plain(nodes) | {"init_from": init_from}, len(devices), allow_change)
     if here.path != folder and [path.name for path in folder.glob("*")] == [".hydra"]:
         shutil.rmtree(folder)  # which Hydra made before it was known that another run goes on
     here.path.mkdir(parents=True, exist_ok=True)

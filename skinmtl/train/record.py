@@ -23,7 +23,8 @@ from skinmtl.runs import Run
 
 log = logging.getLogger(__name__)
 
-SAME_BITS = ("versions", "capability", "threads")  # with seed, batch, processes and precision, which are checked
+# With seed, batch, processes and precision, which are checked.
+SAME_BITS = ("versions", "device", "capability", "threads")
 PACKAGES = (
     "torch",
     "torchvision",
@@ -51,7 +52,7 @@ def origin(nodes: Mapping[str, Any], here: Run, world_size: int) -> dict[str, An
         if (then := before.get(key)) not in (None, now[key]):
             what = ", ".join(_changes(then, now[key]))
             log.warning("%s: %s: the run goes on, but not to the same bits as an unbroken one", key, what)
-    again = {key: now[key] for key in ("started", "command", "commit", "device", *SAME_BITS)}
+    again = {key: now[key] for key in ("started", "command", "commit", *SAME_BITS)}
     return {"status": "running", "exit_code": None, "error": None, "resumed": [*before.get("resumed", []), again]}
 
 

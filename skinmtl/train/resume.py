@@ -17,10 +17,13 @@ from omegaconf import OmegaConf
 from skinmtl import ranks
 from skinmtl.checkpoints import LAST, PREVIOUS, newest
 from skinmtl.checkpoints import load as load_checkpoint
+from skinmtl.config import resolve_precision
+from skinmtl.constructors import arguments
+from skinmtl.constructors import find as constructor
 from skinmtl.data import duplicates
 from skinmtl.data.datamodule import DataModule
 from skinmtl.errors import ConfigError, SkinmtlError, first_line
-from skinmtl.facts import dig, flat
+from skinmtl.facts import PLACES, dig, flat
 from skinmtl.module import MultiTaskModule
 from skinmtl.predict import network_state
 from skinmtl.runs import Run, find, write_text
@@ -30,8 +33,17 @@ log = logging.getLogger(__name__)
 
 ALLOW = "allow_change=true"
 # What a run may go on with another value of: the same bits come of it.
-FREE = {"resume", "init_from", "allow_change", "save_every", "data.workers", "data.cache", "data.cache_dir"}
+FREE = {"resume", "allow_change", "save_every", "data.workers", "data.cache", "data.cache_dir"}
 FREE |= {"data.split_dir"}  # the split is compared itself
+# What `allow_change` lets be another: what is read anew by whoever goes on. The rest is saved with the weights, which
+# would silently go on with the old value, or would not fit.
+CHANGEABLE = ("name", "seed", "loss.", "augment.", "sampler.", "data.", "trainer.", "test_time_flips")
+# Of these, what a run is counted in (batches and steps of an epoch), and what says which photographs it may see, what
+# their classes are, and what its scores are stamped with.
+KEPT = ("data.batch_size", "data.also", "trainer.limit_train_batches", "trainer.accumulate_grad_batches")
+KEPT += ("trainer.overfit_batches", "trainer.fast_dev_run", "data.split", "data.split_by", "data.split_seed")
+KEPT += ("data.fold", "data.folds", "data.duplicates", "data.diagnoses", "data.mask_classes", "data.shuffled")
+ANOTHER = "give the same again, or start another run with init_from=<run>"
 
 
 @dataclass(frozen=True)
@@ -64,13 +76,14 @@ def beginning(here: Run, init_from: str | None, allow_change: bool) -> Start:
 def check_data(here: Run, data: DataModule, start: Start) -> None:
     """Refuse to go on with other photographs or another split than the run began with."""
     info = here.info()
-    for key, before, now in (
-        ("data.split", dig(info, "split", "hash"), data.split_hash),
-        ("data.root", dig(info, "data", "hash"), data.data_hash),
+    for key, before, now, fix in (
+        # Under another split the run would be tested on lesions that it has learned from.
+        ("data.split", dig(info, "split", "hash"), data.split_hash, ANOTHER),
+        ("data.root", dig(info, "data", "hash"), data.data_hash, f"give the same again, or go on with {ALLOW}"),
     ):
-        if start.resumed and not start.allow_change and before not in (None, now):
-            what = f"sha256 {now[:12]}, the run began with {str(before)[:12]}"
-            raise ConfigError(key, what, f"give the same again, or go on all the same with {ALLOW}")
+        may = start.allow_change and key != "data.split"
+        if start.resumed and not may and before not in (None, now):
+            raise ConfigError(key, f"sha256 {now[:12]}, the run began with {str(before)[:12]}", fix)
 
 
 def home(fresh: Run, resume: str | None, config: Mapping[str, Any], world_size: int, allow_change: bool = False) -> Run:
@@ -83,6 +96,7 @@ def home(fresh: Run, resume: str | None, config: Mapping[str, Any], world_size: 
         mine = (run for run in able if requeued is None or run.info().get("slurm_job") == requeued)
         if (found := next(mine, None)) is not None:
             _check_world_size(found, world_size)
+            _check_precision(found, config, allow_change)
             log.info("going on with %s", os.path.relpath(found.path))
             return found
         log.info("there is no unfinished run with this config: a new one begins")
@@ -97,11 +111,14 @@ def home(fresh: Run, resume: str | None, config: Mapping[str, Any], world_size: 
         what = f"{run.path.name} was begun by an earlier version, which counts the losses of an epoch in another way"
         fix = f"go on with that version (commit {run.info().get('commit')}), or start from its weights with init_from="
         raise ConfigError("resume", what, fix)
-    if not allow_change:
-        _check_world_size(run, world_size)
-        if different := _differences(run, config):
-            what = f"{run.path.name} was started with other values: {', '.join(different)}"
-            raise ConfigError("resume", what, f"give the same overrides, or go on all the same with {ALLOW}")
+    _check_world_size(run, world_size)
+    different = _differences(run, config)
+    if kept := [words for key, words in different.items() if not _may_change(key)]:
+        raise ConfigError("resume", f"{run.path.name} cannot go on with other values: {', '.join(kept)}", ANOTHER)
+    if different and not allow_change:
+        what = f"{run.path.name} was started with other values: {', '.join(different.values())}"
+        raise ConfigError("resume", what, f"give the same overrides, or go on all the same with {ALLOW}")
+    _check_precision(run, config, allow_change)
     if finished:
         raise ConfigError("resume", f"{run.path.name} is finished", "start from its weights with init_from=")
     return run
@@ -129,23 +146,64 @@ def _check_world_size(run: Run, now: int) -> None:
         raise ConfigError("trainer.devices", what, f"use {before} again, or start another run with init_from=")
 
 
+def _check_precision(run: Run, config: Mapping[str, Any], allow_change: bool) -> None:
+    """Refuse to go on where `auto` stands for another precision than on the machine that the run began on."""
+    before, chosen = run.info().get("precision"), config["trainer"]["precision"]
+    now = resolve_precision(chosen, config["trainer"]["accelerator"])
+    if chosen == "auto" and before not in (None, now) and not allow_change:
+        what = f"auto is {now} on this machine, {run.path.name} was started with {before}"
+        raise ConfigError("trainer.precision", what, f"go on where it began, or all the same with {ALLOW}")
+
+
 def _goes_on(run: Run, config: Mapping[str, Any]) -> bool:
     """Whether a run stopped on the way with this very config, and no process is at it."""
     try:
         stopped = run.info().get("status") != "finished" and not run.is_held()
-        return stopped and _differences(run, config) == []
+        return stopped and not _differences(run, config)
     except (SkinmtlError, OSError):  # a neighbour that cannot be read
         return False
 
 
-def _differences(run: Run, config: Mapping[str, Any]) -> list[str]:
-    """Each dotted key whose value differs between a run's saved config and this one, with both values."""
+def _may_change(key: str) -> bool:
+    kept = any(key == name or key.startswith(f"{name}.") for name in KEPT)
+    return f"{key}.".startswith(CHANGEABLE) and not kept
+
+
+def _differences(run: Run, config: Mapping[str, Any]) -> dict[str, str]:
+    """Each dotted key whose value differs between a run's saved config and this one, with both values in words.
+
+    A folder is the same however it is written. A key that the saved config does not know, since it is younger than the
+    run, is no difference where it has its default.
+    """
     saved = OmegaConf.to_container(run.config(), resolve=True)
     assert isinstance(saved, dict)
     before, now = (flat(dict(node)) for node in (saved, config))
     keys = sorted(key for key in (before.keys() | now.keys()) - FREE if not key.startswith("logger"))
-    pairs = ((key, repr(before.get(key, "not there")), repr(now.get(key, "not there"))) for key in keys)
-    return [f"{key} {then}, now {this}" for key, then, this in pairs if then != this]
+    young = _defaults(config)
+    found = {}
+    for key in keys:
+        then, this = (repr(_place(key, values.get(key, young.get(key, "not there")))) for values in (before, now))
+        if then != this:
+            found[key] = f"{key} {before.get(key, 'not there')!r}, now {now.get(key, 'not there')!r}"
+    return found
+
+
+def _defaults(config: Mapping[str, Any], above: str = "") -> dict[str, object]:
+    """The constructors' own defaults by dotted key, whether the config gives them or not."""
+    found: dict[str, object] = {"init_from": None} if not above else {}
+    if isinstance(target := config.get("_target_"), str):
+        known = arguments(constructor(target))
+        found |= {f"{above}{name}": each.default for name, each in known.items() if each.is_key and not each.is_needed}
+    for key, node in config.items():
+        if isinstance(node, Mapping):
+            found |= _defaults(node, f"{above}{key}.")
+    return found
+
+
+def _place(key: str, value: object) -> object:
+    """A value to be compared: of what names a folder or a file the place itself."""
+    named = key.rpartition(".")[2] in PLACES and isinstance(value, str) and value not in ("auto", "not there")
+    return os.path.realpath(os.path.expanduser(str(value))) if named else value
 
 
 def start_from(parent: Run, module: MultiTaskModule, data: DataModule, here: Run) -> dict[str, Any]:
