@@ -6,18 +6,21 @@ import os
 import sys
 from pathlib import Path
 
+from skinmtl.errors import ConfigError, check_system
+
 CONF = Path(__file__).resolve().parent / "conf"
 
 try:
-    from skinmtl.door import main
-except ModuleNotFoundError as error:
+    try:
+        check_system()
+        from skinmtl.door import main
+    except ModuleNotFoundError as error:
+        what = f"{error.name} is not installed for {sys.executable}"
+        raise ConfigError("environment", what, "`make setup`, then .venv/bin/python train.py") from error
+except ConfigError as refusal:
     if os.environ.get("SKINMTL_DEBUG"):
         raise
-    print(
-        f"skinmtl: error: environment: {error.name} is not installed for {sys.executable};"
-        " fix: `make setup`, then .venv/bin/python train.py",
-        file=sys.stderr,
-    )
+    print(f"skinmtl: error: {refusal}", file=sys.stderr)
     sys.exit(2)
 
 if __name__ == "__main__":

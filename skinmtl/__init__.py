@@ -10,8 +10,16 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 def __getattr__(name: str) -> object:
     # Lazy, so that `skinmtl --help` and work on finished tables do not pay for importing torch.
+    if name in ("fit", "load_run"):
+        from skinmtl.errors import check_system
+
+        check_system()
     if name == "load_run":
         from skinmtl.predict import load_run
 
         return load_run
+    if name == "fit":
+        from skinmtl.door import fit
+
+        return fit
     raise AttributeError(f"module 'skinmtl' has no attribute {name!r}")

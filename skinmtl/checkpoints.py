@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import pickletools
-import resource
 import secrets
 import shutil
 import warnings
@@ -27,7 +26,7 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from torch import Tensor, nn
 
-from skinmtl.errors import Diverged, InputError, cannot_write
+from skinmtl.errors import Diverged, InputError, cannot_write, file_size_limit
 
 log = logging.getLogger(__name__)
 
@@ -281,8 +280,8 @@ def _is_finite(tensor: Tensor) -> bool:
 
 def _check_room(folder: Path, size: int) -> None:
     """OSError, as the system would raise it later, where so much will not fit; a little is left to other files."""
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    if limit != resource.RLIM_INFINITY and size > limit:
+    limit = file_size_limit()
+    if limit is not None and size > limit:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
     if shutil.disk_usage(folder).free < size * 1.02 + 1e6:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

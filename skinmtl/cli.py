@@ -17,18 +17,29 @@ from typing import get_args
 from rich.console import Console
 from rich.table import Table
 
-from skinmtl import __version__, processes
-from skinmtl.errors import Faults, InputError, ResourceError, answer_to, first_line
+from skinmtl import __version__, logs, processes
+from skinmtl.errors import ConfigError, Faults, InputError, ResourceError, answer_to, check_system, first_line
 
 RESEARCH = "Research use only: not a medical device."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; gives the exit code (0 done, 1 our bug, 2 input, 4 resources)."""
+    """Run one command; gives the exit code (0 done, 1 our bug, 2 input, 4 resources, 75 stopped, 141 nobody reads)."""
+    return logs.to_a_reader(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    try:
+        check_system()
+    except ConfigError as refusal:
+        print(f"skinmtl: error: {refusal}", file=sys.stderr)
+        return refusal.exit_code
     arguments = parser().parse_args(argv)
     act: Callable[[argparse.Namespace], int] = arguments.act
     try:
         return act(arguments)
+    except BrokenPipeError:
+        raise
     except Exception as error:
         known = answer_to(error, Path.cwd(), "write elsewhere")
         if known is None and isinstance(error, OSError):

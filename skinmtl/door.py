@@ -1,9 +1,8 @@
-"""The command line of training: help, Hydra, one-line errors, exit codes, a sweep's table."""
+"""The door to training, from the command line and from Python: help, Hydra, one-line errors, exit codes, a table."""
 
 from __future__ import annotations
 
 import difflib
-import logging
 import math
 import os
 import re
@@ -15,8 +14,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -25,8 +26,13 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml.parser import ParserError
 from yaml.scanner import ScannerError
 
+from skinmtl import logs
 from skinmtl.errors import ConfigError, Interrupted, SkinmtlError, answer_to
+from skinmtl.overrides import readable
 from skinmtl.processes import Stop, stoppable
+
+if TYPE_CHECKING:  # it reads tables, which the help does not wait for
+    from skinmtl.runs import Run
 
 # Hydra's own, but for --experimental-rerun.
 OPTIONS = {
@@ -35,6 +41,7 @@ OPTIONS = {
     "--hydra-help",
 }
 
+CONF = Path(__file__).resolve().parents[1] / "conf"
 ELSEWHERE = "write elsewhere with hydra.run.dir=, data.cache_dir=, data.split_dir= or data.cache=off"
 
 KEYS = {
@@ -81,7 +88,70 @@ KEYS = {
 
 
 def main(conf: Path, argv: Sequence[str]) -> int:
-    """Run the command line against a folder of configs; gives the exit code."""
+    """Run a command line, the program's name first, against a folder of configs; gives the exit code."""
+    return logs.to_a_reader(lambda: _main(conf, argv))
+
+
+def fit(*words: str) -> Run:
+    """Train, evaluate and report from Python, as `python train.py <words>` does; gives the run.
+
+    It writes `outputs/<experiment>/<run id>` in the working directory, or what `hydra.run.dir=` says. Ctrl-C, or a
+    notebook's interrupt, saves first; `resume=auto` among the words goes on.
+
+    Args:
+        words: those of the command, such as `"experiment=demo", "seed=1"`.
+
+    Raises:
+        SkinmtlError: where the command would say so in one line and end with another exit code than 0.
+    """
+    OmegaConf.register_new_resolver("run_id", _run_id, use_cache=True, replace=True)
+    with _hydra_to_itself():
+        try:
+            if option := next((word for word in words if word.startswith("-")), None):
+                fix = "several runs are started by python train.py -m"
+                raise ConfigError("skinmtl.fit", f"{option} is an option of the command line", fix)
+            with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+                cfg = hydra.compose("config", readable(words, sweep=False), return_hydra_config=True)
+            if cfg.hydra.mode == RunMode.MULTIRUN:
+                fix = f"start them by python train.py {' '.join(words)}"
+                raise ConfigError("skinmtl.fit", "these words are several runs", fix)
+            HydraConfig.instance().set_config(cfg)
+            _refuse_chdir(cfg.hydra)
+            given = {str(key): value for key, value in cfg.items() if key != "hydra"}
+            folder = Path(cfg.hydra.run.dir)
+        except SkinmtlError:
+            raise
+        except Exception as error:
+            raise _refusal(error, CONF) from None
+
+        from skinmtl.train import carry_out
+
+        return carry_out(given, folder, f"skinmtl.fit({', '.join(map(repr, words))})")
+
+
+@contextmanager
+def _hydra_to_itself() -> Iterator[None]:
+    """Hydra holds one config for a whole process: whoever had it before, in a notebook say, has it again afterwards."""
+    loader, config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra, HydraConfig.instance().cfg = loader, config
+
+
+@contextmanager
+def _words(argv: Sequence[str]) -> Iterator[None]:
+    """Let Hydra, which reads the process's own, read these."""
+    before = sys.argv
+    sys.argv = list(argv)
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def _main(conf: Path, argv: Sequence[str]) -> int:
     if "--help" in argv or "-h" in argv:
         print(usage(conf))
         return 0
@@ -98,7 +168,8 @@ def main(conf: Path, argv: Sequence[str]) -> int:
             sweeps.add(Path(running.sweep.dir))
         try:
             with _at_once(stop, Path(running.runtime.output_dir)):
-                return _job(cfg, Path(argv[0]).resolve())
+                _refuse_chdir(running)
+                return _job(cfg, argv)
         except (Exception, KeyboardInterrupt) as error:
             failed.append(error)
             # Hydra's own sweeper would only say once more that a job has failed; another has to know which.
@@ -108,10 +179,12 @@ def main(conf: Path, argv: Sequence[str]) -> int:
             return math.nan
 
     try:
-        with stoppable(stop):
+        with stoppable(stop), _hydra_to_itself():
             stop.looked_for = True  # Hydra makes a folder, of which only the job knows
             _check_options(argv)
-            hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(task)()
+            several = any(word in ("-m", "--multirun") or word.startswith("study=") for word in argv)
+            with _words([*argv[:1], *readable(argv[1:], several)]):
+                hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(task)()
     except SystemExit as error:
         if not failed:
             return error.code if isinstance(error.code, int) else int(error.code is not None)
@@ -157,24 +230,26 @@ def _print_tables(sweeps: Iterable[Path]) -> None:
         print_table(sweep)
 
 
-def _job(cfg: DictConfig, script: Path) -> float:
+def _refuse_chdir(running: DictConfig) -> None:
+    """Refuse to work inside the run's folder, where data, splits and caches would be looked for, too."""
+    if running.job.chdir:
+        what = "true would look for data, splits and caches inside each run's folder"
+        raise ConfigError(
+            "hydra.job.chdir", what, "leave it out: a run knows its folder, and paths are from where you are"
+        )
+
+
+def _job(cfg: DictConfig, argv: Sequence[str]) -> float:
     running = HydraConfig.get()
     if running.mode == RunMode.MULTIRUN:
         from skinmtl.study import job
 
-        return job(cfg, script)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    from skinmtl import config
-    from skinmtl.train import calm, run
+        return job(cfg, Path(argv[0]).resolve())
+    from skinmtl.train import run
 
-    with calm():
-        config.check(cfg, run)
-    OmegaConf.resolve(cfg)
-    folder = Path(running.runtime.output_dir)
-    if not (folder / "run.json").exists():  # else the run says what may be done with its folder
-        (folder / ".hydra").mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
-    return run(**{str(key): value for key, value in cfg.items()}, folder=folder)
+    given = {str(key): value for key, value in cfg.items()}
+    command = " ".join(["python train.py", *argv[1:]])
+    return run(**given, folder=Path(running.runtime.output_dir), command=command)
 
 
 def _run_id() -> str:
@@ -239,7 +314,7 @@ def _guess(name: str, names: Sequence[str]) -> str:
 
 def _all_keys(conf: Path) -> list[str]:
     """Every key and group of the default config."""
-    with hydra.initialize_config_dir(str(conf), version_base="1.3"):
+    with _hydra_to_itself(), hydra.initialize_config_dir(str(conf), version_base="1.3"):
         cfg = hydra.compose("config")
     keys: list[str] = []
 

@@ -6,9 +6,10 @@ A stray ValueError or KeyError is our bug and exits 1; these are answers.
 from __future__ import annotations
 
 import errno
+import importlib.util
 import os
-import resource
 import shutil
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
+UNIX = ("fcntl", "resource")  # parts of Python that only Linux and macOS have: locks, limits
 EXHAUSTED = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 
 
@@ -61,6 +63,26 @@ class Interrupted(SkinmtlError):
     exit_code = 75
 
 
+def check_system() -> None:
+    """Refuse a system on which a run's folder cannot be locked and its processes cannot be watched.
+
+    Raises:
+        ConfigError: this is neither Linux nor macOS.
+    """
+    if missing := [name for name in UNIX if importlib.util.find_spec(name) is None]:
+        lacks = f"this is {sys.platform}, whose Python has no {' and no '.join(missing)}"
+        what = f"skinmtl runs on Linux and macOS; {lacks}"
+        raise ConfigError("this system", what, "on Windows take WSL 2 (wsl --install), and run the same command there")
+
+
+def file_size_limit() -> int | None:
+    """How many bytes a file may have in this process; None without a limit."""
+    import resource  # not known to Windows, where this module still has to say so
+
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
 def lacks_memory(error: BaseException) -> bool:
     """Whether an exception says that memory has run out, a GPU's or the machine's."""
     words = ("OutOfMemoryError", "can't allocate memory", "not enough memory")
@@ -83,7 +105,8 @@ def cannot_write(path: Path, error: OSError, elsewhere: str, size: int = 0) -> R
             numbers.append(f"{shutil.disk_usage(_visible(path)).free / 1e6:.1f} MB are free there")
         fix = f"free disk space, or {elsewhere}"
     elif error.errno == errno.EFBIG:
-        numbers.append(f"a file may have {resource.getrlimit(resource.RLIMIT_FSIZE)[0] / 1e6:.1f} MB")
+        limit = file_size_limit()
+        numbers += [] if limit is None else [f"a file may have {limit / 1e6:.1f} MB"]
         fix = "raise the limit on file sizes (ulimit -f unlimited)"
     elif error.errno in FORBIDDEN:
         folder = _visible(path)

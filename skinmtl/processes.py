@@ -31,7 +31,8 @@ from skinmtl.errors import SkinmtlError, first_line
 # What launchers of distributed training leave behind: a process must not take the place of one of theirs.
 FOREIGN = ("HYDRA_", "PL_", "TORCHELASTIC_", "GROUP_", "LOCAL_", "ROLE_", "MASTER_")
 FOREIGN_NAMES = {"NODE_RANK", "RANK", "WORLD_SIZE"}
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # the last is what SLURM can send beforehand
+# The last is what SLURM can send beforehand. Windows lacks it, and has to be told so before anything uses it.
+STOPS = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 PATIENCE = 25.0  # seconds for the others to end by themselves after a failure or Ctrl-C
 TOGETHER = 0.5  # seconds in which processes that fail for one reason do so
 
@@ -47,7 +48,12 @@ class ProcessDied(SkinmtlError):
 
 
 def heeded(names: Iterable[signal.Signals]) -> list[signal.Signals]:
-    """Those signals that nohup, or a shell that put us in its background, has not switched off."""
+    """Those signals that nohup, or a shell that put us in its background, has not switched off.
+
+    Only a process's first thread can hear any: in another one it is none of them.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return []
     return [name for name in names if signal.getsignal(name) != signal.SIG_IGN]
 
 
@@ -87,7 +93,7 @@ class Stop:
 def stoppable(stop: Stop | None = None) -> Iterator[Stop]:
     """Hear every way to be asked to stop; the handlers before are back afterwards."""
     stop = stop or Stop()
-    before = {name: signal.getsignal(name) for name in STOPS}
+    before = {name: signal.getsignal(name) for name in heeded(STOPS)}
     stop.hear()
     try:
         yield stop

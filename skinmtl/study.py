@@ -26,6 +26,7 @@ from skinmtl.answer import leak_gap, sharing
 from skinmtl.errors import ConfigError, SkinmtlError, first_line
 from skinmtl.facts import stamps
 from skinmtl.jobs import read_jobs
+from skinmtl.overrides import quoted
 from skinmtl.processes import STOPS, clean_environment, heeded
 from skinmtl.runs import Run, write_text
 
@@ -95,7 +96,7 @@ def _child(script: Path, config: Path, folder: Path) -> tuple[int, bool]:
     which a terminal sends to all of a session, reaches it once: from here.
     """
     command = [sys.executable, str(script), "--config-path", str(config), "--config-name", "config"]
-    command += [f"hydra.run.dir={_quoted(folder.as_posix())}", "hydra.output_subdir=null"]
+    command += [f"hydra.run.dir={quoted(folder.as_posix())}", "hydra.output_subdir=null"]
     command += ["hydra/job_logging=none", "hydra/hydra_logging=none"]
     with (folder / "log.txt").open("a", encoding="utf-8") as log:
         child = subprocess.Popen(
@@ -121,18 +122,13 @@ def _handed_on(child: subprocess.Popen[bytes]) -> Iterator[list[int]]:
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
 
-    before = {name: signal.signal(name, stop) for name in (*heeded(STOPS), signal.SIGALRM)}
+    before = {name: signal.signal(name, stop) for name in heeded((*STOPS, signal.SIGALRM))}
     try:
         yield stopped
     finally:
         signal.alarm(0)
         for name, handler in before.items():
             signal.signal(name, handler)
-
-
-def _quoted(word: str) -> str:
-    """A value as Hydra's grammar takes it, whatever it holds."""
-    return "'" + word.replace("'", "\\'") + "'"
 
 
 def _last_error(log: Path) -> str:

@@ -187,7 +187,7 @@ def test_a_traceback_is_shown_on_demand(call: Callable[..., tuple[int, str]], mo
     assert code == 2 and "Traceback" in err
 
 
-def test_a_run_gets_the_resolved_config_and_its_own_folder(
+def test_a_run_gets_the_config_its_own_folder_and_the_command(
     call: Callable[..., tuple[int, str]], tmp_path: Path
 ) -> None:
     seen: dict[str, object] = {}
@@ -200,7 +200,7 @@ def test_a_run_gets_the_resolved_config_and_its_own_folder(
     folder = seen["folder"]
     assert isinstance(folder, Path) and folder.parent == tmp_path / "outputs" / "demo"
     assert seen["seed"] == 3 and seen["name"] == "demo"
-    assert "${" not in (folder / ".hydra" / "config.yaml").read_text()
+    assert seen["command"] == "python train.py experiment=demo seed=3"
 
 
 def test_a_mistake_goes_through_the_real_door(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ FLOORS = """
     losses.terms encoders decoders heads weights predictions facts
     losses.seg losses.cls
     data network losses.__init__ weighting gradients metrics scores optim figures page constructors
-    tasks runs config checkpoints processes
+    tasks runs config checkpoints processes overrides
     module jobs
     predict callbacks tracking
     resumable

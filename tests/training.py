@@ -9,7 +9,6 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from skinmtl import config
 from skinmtl.runs import Run
 from skinmtl.train import run
 
@@ -32,8 +31,5 @@ def train(folder: Path, root: Path, overrides: Sequence[str], experiment: str = 
     places = [f"data.root={root}", "data.synthetic=null"]
     places += [f"data.{key}={folder.parent / key}" for key in ("cache_dir", "split_dir")]
     cfg = compose([*SHORT, *places, *overrides], experiment)
-    config.check(cfg, run)
-    (folder / ".hydra").mkdir(parents=True)
-    OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
     run(**{str(key): value for key, value in cfg.items()}, folder=folder)
     return Run(folder)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import shutil
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -30,6 +32,7 @@ from skinmtl.errors import ConfigError, InputError, Interrupted, ResourceError, 
 from skinmtl.evaluate import evaluate
 from skinmtl.facts import flat, shareable, stamps, without_paths_in
 from skinmtl.module import MultiTaskModule
+from skinmtl.overrides import expand
 from skinmtl.processes import Stop, keep_memory
 from skinmtl.report import write_run_report
 from skinmtl.runs import Run, write_bytes, write_text
@@ -48,7 +51,7 @@ from skinmtl.train.resume import Start, beginning, check_data, home, keep_seen, 
 
 log = logging.getLogger(__name__)
 
-BESIDE = ("folder", "resume", "init_from", "allow_change")  # arguments of a run that are no part of what it is
+BESIDE = ("resume", "init_from", "allow_change")  # arguments of a run that are no part of what it is
 
 
 def run(
@@ -76,14 +79,18 @@ def run(
     test_time_flips: bool = False,
     *,
     folder: Path,
+    command: str | None = None,
 ) -> float:
     """Train, evaluate and report; gives the validation score of the kept checkpoint, which a sweeper may maximise.
+
+    Whoever calls it, the command line, a sweep or a notebook, gets the same: the config is checked, resolved and kept
+    in the folder, the folder is held, what happens is said, a stop is heard, and run.json tells how it ended.
 
     Args:
         name: the experiment's name.
         seed: the only source of chance: weights, order, augmentation and dropout follow from it.
         tasks: `seg`, `cls` or both.
-        data: the data module's node, and so on: each is a node of the config, already through `config.check`.
+        data: the data module's node, and so on: each is a node of the config.
         class_weights: how far cross-entropy, label smoothing and focal loss bring up rare diagnoses; `auto` is `sqrt`
             where neither the sampler nor the loss itself does, else `none`.
         resume: a run's folder to go on with from its last checkpoint, or `auto`: the newest unfinished run of this
@@ -95,26 +102,51 @@ def run(
         test_time_flips: evaluate and predict with the mean over a photograph's four mirror images; the validation
             while training takes the photograph as it is.
         folder: where the run writes.
+        command: how it was started, for its record.
 
     Raises:
         SkinmtlError: an answer for the user, with its exit code.
     """
-    nodes = {key: value for key, value in locals().items() if key not in BESIDE}
-    keep_memory()
-    began = time.perf_counter()
-    with calm():
+    given = {key: value for key, value in locals().items() if key not in ("folder", "command")}
+    return float(carry_out(given, folder, command).info()["score"])
+
+
+def carry_out(given: Mapping[str, Any], folder: Path, command: str | None = None) -> Run:
+    """Do what `run` does, and give the run: that of the folder, or the one that goes on."""
+    with logs.spoken(), calm():
+        cfg = OmegaConf.create(dict(given))
+        config.check(cfg, run)
+        expand(cfg)
+        OmegaConf.resolve(cfg)
+        keep_memory()
+        nodes = {str(key): value for key, value in cfg.items() if key not in BESIDE}
         devices = devices_of(nodes["trainer"])
-    here = home(Run(folder), resume, plain(nodes) | {"init_from": init_from}, len(devices), allow_change)
-    if here.path != folder and [path.name for path in folder.glob("*")] == [".hydra"]:
-        shutil.rmtree(folder)  # which Hydra made before it was known that another run goes on
-    here.path.mkdir(parents=True, exist_ok=True)
-    with here.held(), calm(), processes.stoppable() as stop:
+        fresh = Run(Path(os.path.abspath(folder)))
+        asked = plain(nodes) | {"init_from": cfg.get("init_from")}
+        here = home(fresh, cfg.get("resume"), asked, len(devices), bool(cfg.get("allow_change")))
+        if here != fresh and [path.name for path in fresh.path.glob("*")] == [".hydra"]:
+            shutil.rmtree(fresh.path)  # which Hydra made before it was known that another run goes on
+        here.path.mkdir(parents=True, exist_ok=True)
+        if threading.current_thread() is not threading.main_thread():
+            log.warning("not in this process's first thread: Ctrl-C, SIGTERM and SIGUSR1 do not stop and save this run")
+        _held(cfg, nodes, here, devices, command)
+    return here
+
+
+def _held(cfg: DictConfig, nodes: Mapping[str, Any], here: Run, devices: Sequence[str], command: str | None) -> None:
+    """Train in a folder that is held meanwhile, and keep there what began and how it ended."""
+    began = time.perf_counter()
+    with here.held(), processes.stoppable() as stop:
         try:
-            start = beginning(here, init_from, allow_change)
-            here.update(origin(nodes, here, len(devices)))
+            start = beginning(here, cfg.get("init_from"), bool(cfg.get("allow_change")))
+            if not start.resumed:
+                (here.path / ".hydra").mkdir(exist_ok=True)
+                write_text(here.path / ".hydra" / "config.yaml", OmegaConf.to_yaml(cfg))
+            here.update(origin(nodes, here, len(devices), command))
             if len(devices) == 1:
-                return _run(nodes, here, start, stop)
-            return _run_together(nodes, here, start, devices)
+                _run(nodes, here, start, stop)
+            else:
+                _run_together(nodes, here, start, devices)
         except BaseException as raised:
             answer = answer_to(raised, here.path, ELSEWHERE)
             # Asked to stop, compiled code answers in ways of its own.
@@ -149,14 +181,13 @@ def _exit_code(error: BaseException) -> int:
     return 75 if isinstance(error, KeyboardInterrupt) else 1
 
 
-def _run_together(nodes: Mapping[str, Any], here: Run, start: Start, devices: Sequence[str]) -> float:
+def _run_together(nodes: Mapping[str, Any], here: Run, start: Start, devices: Sequence[str]) -> None:
     """Run in a process for each device; this one only watches them, and draws, splits and caches the data before."""
     build_data(nodes)
     try:
         processes.together(partial(_run_rank, plain(nodes), here.path, start), devices, here.path)
     except processes.ProcessDied as died:
         raise _left_by(died, here) from None
-    return float(here.info()["score"])
 
 
 def _run_rank(
@@ -178,20 +209,20 @@ def _run_rank(
         _run({str(key): value for key, value in nodes.items()}, Run(folder), start, stop)
 
 
-def _run(nodes: Mapping[str, Any], here: Run, start: Start, stop: Stop) -> float:
+def _run(nodes: Mapping[str, Any], here: Run, start: Start, stop: Stop) -> None:
     """Train in this process; the first of several, or the only one, writes, evaluates and speaks to W&B."""
     logger = nodes["logger"]
     first = ranks.rank() == 0
     board = config.build(logger, folder=here.path, run_id=here.path.name) if first and logger is not None else None
     try:
-        return _train(nodes, here, start, stop, board)
+        _train(nodes, here, start, stop, board)
     except BaseException as error:
         if board is not None:
             board.finish(_exit_code(error))
         raise
 
 
-def _train(nodes: Mapping[str, Any], here: Run, start: Start, stop: Stop, board: WandB | None) -> float:
+def _train(nodes: Mapping[str, Any], here: Run, start: Start, stop: Stop, board: WandB | None) -> None:
     pl.seed_everything(nodes["seed"], verbose=False)
     first = ranks.rank() == 0
     data = build_data(nodes)
@@ -224,7 +255,7 @@ def _train(nodes: Mapping[str, Any], here: Run, start: Start, stop: Stop, board:
     fitted = time.perf_counter()
     ranks.leave()
     if not first:
-        return 0.0
+        return
     if not start.trained:
         best_epoch = load_checkpoint(here.checkpoint())["epoch"] + 1
         rate = clock.images_per_second
@@ -240,7 +271,6 @@ def _train(nodes: Mapping[str, Any], here: Run, start: Start, stop: Stop, board:
         board.log_run(here)
         board.finish(0)
     log.info("report: %s", page)
-    return float(here.info()["score"])
 
 
 def _fit(trainer: pl.Trainer, module: MultiTaskModule, data: DataModule, checkpoint: Path | None, stop: Stop) -> None:
@@ -308,7 +338,7 @@ def _out_of_memory(said: str, data: DataModule) -> ResourceError:
 
 def _interrupted(here: Run, what: str = "stopped from outside") -> Interrupted:
     saved = (here.path / "checkpoints" / LAST).exists()
-    fix = f"the same command with resume={os.path.relpath(here.path)} "
+    fix = f"the same command with {shlex.quote(f'resume={os.path.relpath(here.path)}')} "
     fix += "goes on from the last save" if saved else "begins again, for nothing was saved yet"
     return Interrupted(here.path.name, what, fix)
 

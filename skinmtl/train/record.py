@@ -6,7 +6,6 @@ import logging
 import os
 import platform
 import subprocess
-import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -42,9 +41,9 @@ PACKAGES = (
 )
 
 
-def origin(nodes: Mapping[str, Any], here: Run, world_size: int) -> dict[str, Any]:
+def origin(nodes: Mapping[str, Any], here: Run, world_size: int, command: str | None = None) -> dict[str, Any]:
     """What is known before anything is built; of a run that goes on, only what the new attempt changes."""
-    now = _attempt(nodes, here.path, world_size)
+    now = _attempt(nodes, here.path, world_size, command or "skinmtl.train.run, from Python")
     if not here.info_file.exists():
         return now
     before = here.info()
@@ -63,14 +62,14 @@ def _changes(then: object, now: object) -> list[str]:
     return [f"{then}, now {now}"]
 
 
-def _attempt(nodes: Mapping[str, Any], folder: Path, world_size: int) -> dict[str, Any]:
+def _attempt(nodes: Mapping[str, Any], folder: Path, world_size: int, command: str) -> dict[str, Any]:
     return {
         "run_id": folder.name,
         "name": nodes["name"],
         "status": "running",
         "exit_code": None,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": without_paths_in(" ".join(["python train.py", *sys.argv[1:]])),
+        "command": without_paths_in(command),
         "commit": _commit(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",

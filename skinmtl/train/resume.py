@@ -37,7 +37,7 @@ FREE = {"resume", "allow_change", "save_every", "data.workers", "data.cache", "d
 FREE |= {"data.split_dir"}  # the split is compared itself
 # What `allow_change` lets be another: what is read anew by whoever goes on. The rest is saved with the weights, which
 # would silently go on with the old value, or would not fit.
-CHANGEABLE = ("name", "seed", "loss.", "augment.", "sampler.", "data.", "trainer.", "test_time_flips")
+CHANGEABLE = ("name", "seed", "loss.", "class_weights", "augment.", "sampler.", "data.", "trainer.", "test_time_flips")
 # Of these, what a run is counted in (batches and steps of an epoch), and what says which photographs it may see, what
 # their classes are, and what its scores are stamped with.
 KEPT = ("data.batch_size", "data.also", "trainer.limit_train_batches", "trainer.accumulate_grad_batches")
