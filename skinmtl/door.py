@@ -82,6 +82,7 @@ KEYS = {
     "keep=": "best: evaluate and use the weights of the best validation; last: those of the last epoch",
     "arm= data.shuffled=": "of a study: mask, diagnosis, both, ...; seg or cls deals out training targets at random",
     "test_time_flips=": "true: evaluate and predict by the mean over four mirror images",
+    "evaluate=": "false ends without a look at the test photographs, which skinmtl evaluate <run> makes up for",
     "resume= init_from=": "auto or an unfinished run's folder; a run whose weights to start from",
     "save_every= allow_change=": "minutes between saves within an epoch; true: resume with other values all the same",
 }
@@ -126,7 +127,7 @@ def fit(*words: str) -> Run:
 
         from skinmtl.train import carry_out
 
-        return carry_out(given, folder, f"skinmtl.fit({', '.join(map(repr, words))})")
+        return carry_out(given, folder, " ".join(["skinmtl.fit", *words]))
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
+from types import NoneType
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -72,7 +73,9 @@ def _path(value: str, sweep: bool) -> str:
     if sweep and "," in value and not os.path.exists(place):
         return ",".join(_path(part.strip(), sweep=False) for part in value.split(","))
     read = _parsed(f"x={place}")
-    return place if read == (place,) or value in ("", "null") else quoted(place)
+    # `lesions` is a table, or how many are drawn: a number names a file where there is one.
+    number = read is not None and isinstance(read[0], int | float | NoneType) and not os.path.exists(place)
+    return place if number or read == (place,) else quoted(place)
 
 
 def _parsed(word: str) -> tuple[object] | None:

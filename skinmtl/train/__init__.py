@@ -77,6 +77,7 @@ def run(
     save_every: Annotated[float, Gt(0)] = 10,
     allow_change: bool = False,
     test_time_flips: bool = False,
+    evaluate: bool = True,
     *,
     folder: Path,
     command: str | None = None,
@@ -101,6 +102,7 @@ def run(
         keep: which weights are evaluated and used: those of the best validation, or of the last epoch.
         test_time_flips: evaluate and predict with the mean over a photograph's four mirror images; the validation
             while training takes the photograph as it is.
+        evaluate: end with scores of the test photographs; false leaves them, whole, to `skinmtl evaluate`.
         folder: where the run writes.
         command: how it was started, for its record.
 
@@ -260,15 +262,23 @@ def _train(nodes: Mapping[str, Any], here: Run, start: Start, stop: Stop, board:
         best_epoch = load_checkpoint(here.checkpoint())["epoch"] + 1
         rate = clock.images_per_second
         here.update({"trained": True, "best_epoch": best_epoch, "score": keep.score, "images_per_second": rate})
+    _conclude(nodes, here, board, fitted - fit_start, fitted)
 
-    with logs.only(logging.WARNING, "skinmtl.data"):  # it has said what it has to
-        evaluate(here)
-    seconds = seconds_with_former(here, fit=fitted - fit_start, evaluate=time.perf_counter() - fitted)
+
+def _conclude(nodes: Mapping[str, Any], here: Run, board: WandB | None, fit: float, fitted: float) -> None:
+    """Evaluate what was trained, unless that is left for later, and write the page."""
+    if nodes["evaluate"]:
+        with logs.only(logging.WARNING, "skinmtl.data"):  # it has said what it has to
+            evaluate(here)
+    else:
+        log.info("no test photograph was looked at: skinmtl evaluate %s", shlex.quote(os.path.relpath(here.path)))
+    seconds = seconds_with_former(here, fit=fit, evaluate=time.perf_counter() - fitted)
     ending = {"status": "finished", "exit_code": 0, "error": None, "seconds": seconds}
     page = write_run_report(here.path, ending)
     here.update(ending)  # last, for a run that is finished has its page
     if board is not None:
-        board.log_run(here)
+        if nodes["evaluate"]:
+            board.log_run(here)
         board.finish(0)
     log.info("report: %s", page)
 

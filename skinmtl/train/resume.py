@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 ALLOW = "allow_change=true"
 # What a run may go on with another value of: the same bits come of it.
 FREE = {"resume", "allow_change", "save_every", "data.workers", "data.cache", "data.cache_dir"}
-FREE |= {"data.split_dir"}  # the split is compared itself
+FREE |= {"evaluate", "data.split_dir"}  # what comes after training; the split is compared itself
 # What `allow_change` lets be another: what is read anew by whoever goes on. The rest is saved with the weights, which
 # would silently go on with the old value, or would not fit.
 CHANGEABLE = ("name", "seed", "loss.", "class_weights", "augment.", "sampler.", "data.", "trainer.", "test_time_flips")
