@@ -193,7 +193,7 @@ def predict(arguments: argparse.Namespace) -> int:
     from skinmtl.runs import Run
 
     photographs = _photographs(arguments.images)
-    status = Run.open(arguments.run).info().get("status")
+    status = Run.open(arguments.run).status
     if status != "finished":
         print(f"{arguments.run}: this run is not finished ({status}): its best weights so far", file=sys.stderr)
     out = arguments.out or arguments.run / "predict"
@@ -312,7 +312,7 @@ def runs(arguments: argparse.Namespace) -> int:
     table = Table("run", "experiment", "status", "seed", "validation score", "stamp")
     for run in find(arguments.folder):
         try:
-            info = run.info()
+            info = run.info() | {"status": run.status}
         except InputError:
             info = {"status": "run.json cannot be read"}
         value = info.get("score")

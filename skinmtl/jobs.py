@@ -41,7 +41,7 @@ class Job:
     @property
     def status(self) -> str:
         """How it ended, such as "finished" or "failed"."""
-        return str(self.ended.get("status") or self.info.get("status") or "never started")
+        return str(self.ended.get("status") or (self.info and self.run.status) or "never started")
 
 
 def read_jobs(folder: Path) -> list[Job]:

@@ -98,7 +98,7 @@ def write_run_report(folder: Path, ending: Mapping[str, Any] | None = None) -> P
         InputError: the folder is no run.
     """
     run = Run.open(folder)
-    info = run.info() | dict(ending or {})
+    info = run.info() | {"status": run.status or None} | dict(ending or {})
     scores = read_scores(run.path)
     table = run.predictions() if run.predictions_file.is_file() else pd.DataFrame()
     title = f"{info.get('name', NOT_RECORDED)} · {info.get('run_id', run.path.name)}"

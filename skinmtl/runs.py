@@ -21,6 +21,8 @@ from yaml import YAMLError
 from skinmtl import predictions
 from skinmtl.errors import InputError, first_line
 
+KILLED = "killed"  # the status of a run that ended without a word
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file so that a reader sees the old one or the whole new one."""
@@ -125,6 +127,15 @@ class Run:
         except InputError:
             return True
 
+    @property
+    def status(self) -> str:
+        """How the run stands: what run.json says, but `killed` where that is running and no process holds the folder.
+
+        A process that was killed, or whose machine went, could not write down how it ended.
+        """
+        said = str(self.info().get("status", ""))
+        return KILLED if said == "running" and not _is_locked(self.path) else said
+
     def info(self) -> dict[str, Any]:
         """run.json as a dict."""
         try:
@@ -165,6 +176,18 @@ class Run:
     def write_scores(self, scores: Mapping[str, Any]) -> None:
         """Write scores.json; not a number is refused."""
         write_text(self.path / "scores.json", json.dumps(scores, indent=1, allow_nan=False) + "\n")
+
+
+def _is_locked(folder: Path) -> bool:
+    """Whether a process holds a folder at this moment, or nobody can tell."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:  # held, or of a file system without locks
+        return True
+    finally:
+        os.close(handle)
+    return False
 
 
 def find(folder: Path) -> Iterator[Run]:

@@ -12,7 +12,10 @@ import pytest
 import yaml
 from fakes import write_run
 
+from skinmtl import cli
 from skinmtl.errors import ConfigError
+from skinmtl.jobs import read_jobs
+from skinmtl.report import write_run_report
 from skinmtl.runs import Run
 from skinmtl.train.resume import Start, check_data, home
 
@@ -158,3 +161,22 @@ def test_other_photographs_may_be_allowed_and_another_split_may_not(tmp_path: Pa
     Data.split_hash = "d" * 64
     with pytest.raises(ConfigError, match=r"data\.split: .* start another run with init_from"):
         check_data(run, Data(), allowed)  # type: ignore[arg-type]
+
+
+def test_a_run_that_was_killed_is_not_said_to_be_running(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run says itself that it is running, and cannot take that back when it is killed; its lock goes with it."""
+    run = Run(write_run(tmp_path / "s" / "0", status="running"))
+    other = Run(write_run(tmp_path / "s" / "1", status="finished"))
+
+    def said() -> list[str]:
+        assert cli.main(["runs", str(tmp_path)]) == 0
+        return [line.split("│")[3].strip() for line in capsys.readouterr().out.splitlines() if "/s/" in line]
+
+    with run.held():
+        assert (run.status, other.status) == ("running", "finished")
+        assert [job.status for job in read_jobs(tmp_path / "s")] == ["running", "finished"] == said()
+    assert (run.status, other.status) == ("killed", "finished")
+    assert [job.status for job in read_jobs(tmp_path / "s")] == ["killed", "finished"] == said()
+    assert " · killed" in write_run_report(run.path).read_text(encoding="utf-8")
+    run.update({"status": "finished"})
+    assert run.status == "finished"

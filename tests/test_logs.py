@@ -1,0 +1,56 @@
+"""Who hears what the house says: a reader that leaves early is no mistake, and no line comes twice."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fakes import write_run
+
+from skinmtl import logs
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = {
+    "help": [str(ROOT / "train.py"), "--help"],
+    "a command's help": ["-m", "skinmtl.cli", "predict", "--help"],
+    "version": ["-m", "skinmtl.cli", "--version"],
+    "print": ["-m", "skinmtl.cli", "score", "run/predictions.csv"],
+    "table": ["-m", "skinmtl.cli", "runs", "run"],
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_reader_that_leaves_early_ends_a_command_in_silence(tmp_path: Path, name: str) -> None:
+    write_run(tmp_path / "run")
+    reads, writes = os.pipe()
+    os.close(reads)  # what `| head` has done by the time that much is printed
+    command = subprocess.Popen(
+        [sys.executable, *COMMANDS[name]], cwd=tmp_path, stdout=writes, stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONUNBUFFERED": "", "PYTHONPATH": f"{ROOT}:{os.environ['PYTHONPATH']}"}, text=True,
+    )  # fmt: skip
+    os.close(writes)
+    _, said = command.communicate(timeout=100)
+    assert said == ""
+    assert command.returncode == 141
+
+
+def test_what_is_said_is_heard_once(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    root, room = logging.getLogger(), logging.getLogger("skinmtl.data")
+    handlers, root.handlers = root.handlers, []
+    try:
+        for _ in range(2):  # a second run in the same notebook
+            with logs.spoken(), logs.spoken():
+                room.info("89 photographs")
+        assert capsys.readouterr().err.splitlines() == ["89 photographs"] * 2
+        room.info("after the run")
+        assert capsys.readouterr().err == ""
+        root.addHandler(logging.StreamHandler(sys.stderr))  # a notebook that has its own
+        with logs.spoken():
+            room.info("89 photographs")
+        assert capsys.readouterr().err == "89 photographs\n"
+    finally:
+        root.handlers = handlers
