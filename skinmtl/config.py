@@ -111,6 +111,23 @@ def check_saved(cfg: Mapping[str, Any], *keys: str) -> None:
         raise Faults(faults)
 
 
+def resolve_accelerator(accelerator: str) -> str:
+    """What `auto` stands for: a GPU of CUDA or ROCm where there is one, else the CPU; any other accelerator as it is.
+
+    Raises:
+        ConfigError: Apple's GPU, which knows no float64, in which counts and probabilities are kept.
+    """
+    import torch
+
+    if accelerator == "auto":
+        return "gpu" if torch.cuda.is_available() else "cpu"
+    apple = torch.backends.mps.is_available() and not torch.cuda.is_available()
+    if accelerator == "mps" or (accelerator == "gpu" and apple):
+        what = f"{accelerator} is Apple's GPU (MPS), which has no float64, in which scores are counted"
+        raise ConfigError("trainer.accelerator", what, "use cpu, or auto, which takes the CPU on a Mac")
+    return accelerator
+
+
 def resolve_precision(precision: Any, accelerator: str) -> Any:
     """The precision that `auto` stands for: bf16 where the hardware has it, else float32; any other value as it is.
 
@@ -375,7 +392,7 @@ def _trainer_faults(node: Node, keep: str) -> Iterator[ConfigError]:
         what = f"{node['strategy']!r} is not how a run's processes work together"
         yield ConfigError("trainer.strategy", what, f"use {' or '.join(STRATEGIES)}")
     try:
-        resolve_precision(node.get("precision"), node.get("accelerator", "auto"))
+        resolve_precision(node.get("precision"), resolve_accelerator(node.get("accelerator", "auto")))
     except ConfigError as fault:
         yield fault
 
@@ -406,7 +423,8 @@ def _dry(tree: Node) -> Iterator[SkinmtlError]:
 
     yield from _attempt(tree["model"], "model", connect)
     trainer = dict(tree["trainer"])
-    trainer["precision"] = resolve_precision(trainer.get("precision"), trainer.get("accelerator", "auto"))
+    trainer["accelerator"] = resolve_accelerator(trainer.get("accelerator", "auto"))
+    trainer["precision"] = resolve_precision(trainer.get("precision"), trainer["accelerator"])
     yield from _attempt(trainer, "trainer", lambda node: build(node, logger=False, callbacks=[ModelCheckpoint()]))
 
 

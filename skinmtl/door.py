@@ -117,7 +117,7 @@ def fit(*words: str) -> Run:
                 fix = f"start them by python train.py {' '.join(words)}"
                 raise ConfigError("skinmtl.fit", "these words are several runs", fix)
             HydraConfig.instance().set_config(cfg)
-            _refuse_chdir(cfg.hydra)
+            _refuse_chdir(cfg.hydra.job.chdir)
             given = {str(key): value for key, value in cfg.items() if key != "hydra"}
             folder = Path(cfg.hydra.run.dir)
         except SkinmtlError:
@@ -169,7 +169,7 @@ def _main(conf: Path, argv: Sequence[str]) -> int:
             sweeps.add(Path(running.sweep.dir))
         try:
             with _at_once(stop, Path(running.runtime.output_dir)):
-                _refuse_chdir(running)
+                _refuse_chdir(running.job.chdir)
                 return _job(cfg, argv)
         except (Exception, KeyboardInterrupt) as error:
             failed.append(error)
@@ -231,9 +231,9 @@ def _print_tables(sweeps: Iterable[Path]) -> None:
         print_table(sweep)
 
 
-def _refuse_chdir(running: DictConfig) -> None:
+def _refuse_chdir(chdir: bool | None) -> None:
     """Refuse to work inside the run's folder, where data, splits and caches would be looked for, too."""
-    if running.job.chdir:
+    if chdir:
         what = "true would look for data, splits and caches inside each run's folder"
         raise ConfigError(
             "hydra.job.chdir", what, "leave it out: a run knows its folder, and paths are from where you are"

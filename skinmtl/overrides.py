@@ -11,7 +11,7 @@ from types import NoneType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig
 
 from skinmtl.errors import ConfigError
 from skinmtl.facts import PLACES
@@ -55,15 +55,13 @@ def quoted(value: str) -> str:
     return QuotedString(value, Quote.single if '"' in value else Quote.double).with_quotes()
 
 
-def expand(node: DictConfig | ListConfig) -> None:
+def expand(node: DictConfig) -> None:
     """Make `~` one's home wherever a config names a path, in place."""
-    places = list(node.keys()) if isinstance(node, DictConfig) else range(len(node))
-    for place in places:
-        value = node[place]
-        if OmegaConf.is_config(value):
+    for key, value in list(node.items()):
+        if isinstance(value, DictConfig):
             expand(value)
-        elif isinstance(value, str) and value.startswith("~") and is_path_key(str(place)):
-            node[place] = os.path.expanduser(value)
+        elif isinstance(value, str) and value.startswith("~") and is_path_key(str(key)):
+            node[key] = os.path.expanduser(value)
 
 
 def _path(value: str, sweep: bool) -> str:

@@ -154,6 +154,9 @@ def load_run(path: Path | str, which: str = "best", device: str = "auto") -> Pre
         raise InputError(str(run.checkpoint(which)), what, "restore both from one run") from None
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("mps"):
+        what = "Apple's GPU (MPS) has no float64, in which probabilities are kept"
+        raise InputError(f"device {device}", what, "use cpu, or auto, which takes the CPU on a Mac")
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -29,6 +29,7 @@ from skinmtl.runs import Run
 
 log = logging.getLogger(__name__)
 
+PROJECT = "skinmtl"
 UNIQUE = re.compile(r"\d_[0-9a-f]{4}$")  # how a run id ends
 PATIENCE = 8  # seconds that a server has to answer, and then to open the run, before the run goes on offline
 OFFLINE = "this run is kept offline; upload it later with `wandb sync`"
@@ -39,14 +40,16 @@ class WandB(Logger):
     """A run on W&B under the run's own id, or a folder `wandb/` in the run folder that `wandb sync` uploads later.
 
     `mode` auto is online where there is a key (WANDB_API_KEY or netrc) and a server that answers, else offline; it
-    heeds WANDB_MODE. Nothing ever asks for a key.
+    heeds WANDB_MODE. Nothing ever asks for a key. WANDB_MODE=disabled and WANDB_DISABLED switch every mode off: then
+    nothing is written. WANDB_PROJECT, WANDB_ENTITY, WANDB_RUN_GROUP and WANDB_TAGS stand in for what is left as it
+    comes, and WANDB_SILENT=false has W&B print what it likes.
     Overlays are uploaded for drawn photographs only, for others with `photographs` true. `group` is null or a word that
     puts runs together; jobs of one sweep are put together anyway.
     """
 
     def __init__(
         self,
-        project: str = "skinmtl",
+        project: str = PROJECT,
         entity: str | None = None,
         mode: Literal["auto", "online", "offline"] = "auto",
         photographs: bool = False,
@@ -57,6 +60,10 @@ class WandB(Logger):
         run_id: str,
     ) -> None:
         super().__init__()
+        if project == PROJECT:
+            project = os.environ.get("WANDB_PROJECT") or project
+        if tags is None and (words := os.environ.get("WANDB_TAGS")):
+            tags = words.split(",")
         self._place: dict[str, Any] = {"project": project, "entity": entity, "tags": tags}
         self._mode, self._photographs = mode, photographs
         self._folder = folder
@@ -83,6 +90,9 @@ class WandB(Logger):
 
         `stamps` are words that its scores have to be shown with, such as LEAKY: they become tags.
         """
+        if (switch := _switched_off()) is not None:
+            log.warning("W&B is switched off by %s: metrics.csv has everything", switch)
+            return
         self._place["tags"] = [*(self._place["tags"] or ()), *stamps.split()]
         # Read by wandb when it is imported: nothing on the terminal, and no reports of its own about its errors.
         os.environ.setdefault("WANDB_SILENT", "true")
@@ -116,7 +126,7 @@ class WandB(Logger):
 
     def _init(self, wandb: Any, mode: str, config: Mapping[str, Any]) -> Any:
         settings = wandb.Settings(
-            silent=True,
+            silent=os.environ["WANDB_SILENT"].lower() not in ("false", "0", "no", "off"),
             console="off",
             init_timeout=PATIENCE,
             finish_timeout=UPLOAD,
@@ -182,6 +192,14 @@ class WandB(Logger):
             log.warning("W&B failed (%s): the run goes on without it", first_line(error))
             self._run = None
             return None
+
+
+def _switched_off() -> str | None:
+    """What of the environment switches W&B off, in words; None where nothing does."""
+    if os.environ.get("WANDB_MODE", "").lower() == "disabled":
+        return "WANDB_MODE=disabled"
+    word = os.environ.get("WANDB_DISABLED", "")
+    return f"WANDB_DISABLED={word}" if word.lower() not in ("", "false", "0", "no", "off") else None
 
 
 def _server() -> str:

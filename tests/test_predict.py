@@ -111,7 +111,8 @@ def test_a_run_that_still_trains_predicts_with_its_best_weights_so_far_and_says_
     copy = Run(shutil.copytree(run.path, tmp_path / "copy"))
     for status, said in (("running", True), ("finished", False)):
         copy.update({"status": status})
-        assert cli.main(["predict", str(copy.path), str(photograph), "--out", str(tmp_path / status)]) == 0
+        with copy.held():
+            assert cli.main(["predict", str(copy.path), str(photograph), "--out", str(tmp_path / status)]) == 0
         assert ("not finished (running)" in capsys.readouterr().err) is said
 
 
@@ -181,6 +182,11 @@ def test_a_finished_table_is_scored_without_torch(run: Run) -> None:
     command = [sys.executable, "-c", code, str(run.predictions_file)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["parts"]["test"]["n_images"] > 0
+
+
+def test_the_gpu_of_a_mac_is_refused_in_one_sentence(run: Run) -> None:
+    with pytest.raises(InputError, match=r"^device mps: Apple's GPU \(MPS\) has no float64, .*; fix: use cpu, or auto"):
+        skinmtl.load_run(run.path, device="mps")
 
 
 def test_runs_are_listed(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

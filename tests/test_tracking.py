@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from training import train
@@ -169,6 +170,40 @@ def test_offline_in_the_environment_is_heeded_although_there_is_a_key(
     assert board._online()
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert not board._online()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "off"),
+    [
+        ("WANDB_MODE", "disabled", True),
+        ("WANDB_DISABLED", "true", True),
+        ("WANDB_DISABLED", "1", True),
+        ("WANDB_DISABLED", "false", False),
+        ("WANDB_MODE", "offline", False),
+    ],
+)
+@pytest.mark.parametrize("mode", ["auto", "offline"])
+def test_switched_off_in_the_environment_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str, value: str, off: bool,
+    mode: Literal["auto", "offline"],
+) -> None:  # fmt: skip
+    monkeypatch.setenv(name, value)
+    board = tracking.WandB(folder=tmp_path, run_id="x", mode=mode)
+    board.start({})
+    board.log_metrics({"a": 1.0}, 1)
+    board.finish(0)
+    assert (list(tmp_path.iterdir()) == []) == off
+    assert (f"W&B is switched off by {name}={value}" in caplog.text) == off
+
+
+def test_project_and_tags_of_the_environment_stand_in_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_PROJECT", "ours")
+    monkeypatch.setenv("WANDB_TAGS", "ward,pilot")
+    assert tracking.WandB(folder=tmp_path, run_id="x")._place == {
+        "project": "ours", "entity": None, "tags": ["ward", "pilot"],
+    }  # fmt: skip
+    own = tracking.WandB("mine", tags=["a"], folder=tmp_path, run_id="x")
+    assert own._place == {"project": "mine", "entity": None, "tags": ["a"]}
 
 
 def test_online_without_a_key_asks_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -371,6 +371,8 @@ def calm() -> Iterator[None]:
         # A short look at a few batches is no mistake, and how many workers suit a machine is said in conf/data.
         warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging")
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        # The CPU where a GPU is was asked for, or the GPU is a Mac's, which cannot be used.
+        warnings.filterwarnings("ignore", message="GPU available but not used")
         # A run that goes on finds its own checkpoints.
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         # Within an epoch, too: our sampler begins at the batch where training stands.

@@ -34,12 +34,17 @@ log = logging.getLogger(__name__)
 
 def devices_of(node: DictConfig) -> list[str]:
     """The devices that a trainer's node stands for, `cuda:0` say; each gets a process of its own."""
-    precision = config.resolve_precision(node.precision, node.accelerator)
-    chosen = {str(key): value for key, value in node.items()} | {"precision": precision}
+    chosen = {str(key): value for key, value in node.items()} | _resolved(node)
     quiet = {"logger": False, "enable_progress_bar": False, "plugins": [LightningEnvironment()]}
     trainer: pl.Trainer = config.build(chosen, **quiet)
     places = getattr(trainer.strategy, "parallel_devices", None) or [trainer.strategy.root_device]
     return [str(place) for place in places]
+
+
+def _resolved(node: DictConfig) -> dict[str, Any]:
+    """What `auto` stands for on this machine, in a trainer's node."""
+    accelerator = config.resolve_accelerator(node.accelerator)
+    return {"accelerator": accelerator, "precision": config.resolve_precision(node.precision, accelerator)}
 
 
 def build_data(nodes: Mapping[str, Any]) -> DataModule:
@@ -127,7 +132,7 @@ def build_trainer(
     resumable = Resumable(here.path / "checkpoints" / "last.ckpt", nodes["save_every"], stop, metrics)
     node = nodes["trainer"]
     together = ranks.world_size() > 1
-    node = {**node, "precision": config.resolve_precision(node.precision, node.accelerator)}
+    node = {**node, **_resolved(node)}
     trainer: pl.Trainer = config.build(
         node if together else node | {"strategy": "auto"},
         callbacks=[*chosen, EpochLines(), Finite(), *callbacks, resumable],

@@ -40,9 +40,11 @@ FREE |= {"evaluate", "data.split_dir"}  # what comes after training; the split i
 CHANGEABLE = ("name", "seed", "loss.", "class_weights", "augment.", "sampler.", "data.", "trainer.", "test_time_flips")
 # Of these, what a run is counted in (batches and steps of an epoch), and what says which photographs it may see, what
 # their classes are, and what its scores are stamped with.
-KEPT = ("data.batch_size", "data.also", "trainer.limit_train_batches", "trainer.accumulate_grad_batches")
-KEPT += ("trainer.overfit_batches", "trainer.fast_dev_run", "data.split", "data.split_by", "data.split_seed")
-KEPT += ("data.fold", "data.folds", "data.duplicates", "data.diagnoses", "data.mask_classes", "data.shuffled")
+KEPT = (
+    *("data.batch_size", "data.also", "trainer.limit_train_batches", "trainer.accumulate_grad_batches"),
+    *("trainer.overfit_batches", "trainer.fast_dev_run", "data.split", "data.split_by", "data.split_seed"),
+    *("data.fold", "data.folds", "data.duplicates", "data.diagnoses", "data.mask_classes", "data.shuffled"),
+)
 ANOTHER = "give the same again, or start another run with init_from=<run>"
 
 
