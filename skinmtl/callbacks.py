@@ -203,6 +203,31 @@ class Clock(Callback):
         return self.images / self.seconds if self.seconds else None
 
 
+class Steps(Callback):
+    """Hold an epoch to as many steps as the learning rate's schedule counts on, which another callback may change.
+
+    Raises:
+        ConfigError: after the first epoch that took another number.
+    """
+
+    def __init__(self, per_epoch: int) -> None:
+        self.per_epoch = per_epoch
+        self._before: int | None = None  # unknown of an epoch that is gone on with
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._before = trainer.global_step
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._before is None or trainer.global_step - self._before == self.per_epoch:
+            return
+        took = trainer.global_step - self._before
+        what = f"epoch {trainer.current_epoch + 1} took {took} steps, but the schedule counts on {self.per_epoch}"
+        fix = (
+            "let no callback stop a run within an epoch or change what a step is; +trainer.accumulate_grad_batches may"
+        )
+        raise ConfigError("callbacks", what, fix)
+
+
 class Finite(Callback):
     """Skip a step whose loss or gradient is not finite, as if it had not been; stop after more than `most` in a row.
 

@@ -15,9 +15,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from skinmtl.constructors import arguments, find, handed_in, is_given
-from skinmtl.data.diagnoses import check_groups
-from skinmtl.errors import ConfigError, Faults, SkinmtlError
+from skinmtl import foreign
+from skinmtl.constructors import Argument, arguments, find, handed_in, is_given, outline, own_packages
+from skinmtl.errors import ConfigError, Faults, SkinmtlError, no_package
+from skinmtl.signatures import UNREAD
 
 TASKS = ("seg", "cls")
 # What a run asks of each part, by a method that only such a thing has: a loss is no network.
@@ -36,6 +37,7 @@ ROLES = {
 }
 BY_NAME = ("loss", "callbacks")  # several parts, each under a name of its own, where null is none
 ONE = ("data", "augment", "sampler", "model", "weighting", "gradients", "optim", "schedule", "trainer")
+PACKAGED = ("experiment", "study", "arm", "global")  # groups of conf/ whose files say things about the whole config
 # What a run logs of each task, for whatever watches a score.
 SCORES = {"seg": ("loss", "mean_image_dice"), "cls": ("loss", "balanced_accuracy", "accuracy")}
 MOVED = ("class_weights",)  # once an argument that a config gave to a part, now a key of the whole run
@@ -43,6 +45,8 @@ STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # as Linux names them, on x86 and on Arm
 
 Node = Mapping[str, Any]
+# Name and arguments of a target, at a key; None where nothing is known of it.
+Look = Callable[[object, str], "tuple[str, Mapping[str, Argument]] | None"]
 
 
 def build(node: Mapping[str, Any], **parts: Any) -> Any:
@@ -71,8 +75,32 @@ def _admit(node: Any) -> None:
             _admit(part)
 
 
+def value_of(node: Mapping[str, Any], key: str) -> Any:
+    """A node's value, or what its constructor has by itself where the key was taken out of the config."""
+    return node[key] if key in node else arguments(find(node["_target_"]))[key].default
+
+
+def check_names(cfg: DictConfig) -> None:
+    """Look for what source texts alone can tell, before torch is imported, which takes seconds: names, plain types.
+
+    Raises:
+        Faults: every fault found, each with its dotted key.
+    """
+    faults: list[SkinmtlError] = []
+    tree = _resolved(cfg, "", faults)
+    if (run := outline("skinmtl.train.run")) is not None:
+        faults += _call_faults(tree, ("the config", run[1]), "", tree)
+    for key, node in tree.items():
+        faults += _shape_faults(str(key), node)
+        faults += _walk(node, str(key), tree, outline)
+    if faults:
+        raise Faults(faults)
+
+
 def check(cfg: DictConfig, run: Callable[..., Any]) -> None:
     """Look at a whole config before anything is built or any data is read.
+
+    A whole number that is written as 8.0 where only an integer fits becomes 8 in it.
 
     Args:
         cfg: a composed or a saved config.
@@ -84,7 +112,7 @@ def check(cfg: DictConfig, run: Callable[..., Any]) -> None:
     faults: list[SkinmtlError] = []
     tree = _resolved(cfg, "", faults)
     assert isinstance(tree, dict)
-    faults += _call_faults(tree, run, "", tree)
+    faults += _call_faults(tree, ("the config", arguments(run)), "", tree)
     for key, node in tree.items():
         faults += _shape_faults(str(key), node)
         faults += _walk(node, str(key), tree)
@@ -92,6 +120,7 @@ def check(cfg: DictConfig, run: Callable[..., Any]) -> None:
     faults = faults or list(_across(tree)) or list(_dry(tree))
     if faults:
         raise Faults(faults)
+    _write_back(cfg, tree)
 
 
 def check_saved(cfg: Mapping[str, Any], *keys: str) -> None:
@@ -170,6 +199,21 @@ def _resolved(node: Any, where: str, faults: list[SkinmtlError]) -> Any:
     return found if OmegaConf.is_dict(node) else list(found.values())
 
 
+def _write_back(cfg: Any, tree: Any) -> None:
+    """Give a config the integers that its plain copy has in the place of numbers such as 8.0."""
+    for place, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        if isinstance(value, (dict, list)):
+            _write_back(cfg[place], value)
+        elif type(value) is int and isinstance(cfg[place], float):
+            cfg[place] = value
+
+
+def _look(target: object, where: str) -> tuple[str, Mapping[str, Argument]]:
+    """As `outline`, of the thing itself."""
+    constructor = find(target, where)
+    return getattr(constructor, "__name__", str(constructor)), arguments(constructor)
+
+
 def _shape_faults(key: str, node: Any) -> Iterator[ConfigError]:
     """A part without its `_target_`: a typing error would leave it out of everything else."""
     nodes = {key: node}
@@ -184,23 +228,25 @@ def _shape_faults(key: str, node: Any) -> Iterator[ConfigError]:
             yield ConfigError(dotted, "it has no _target_", "start from one of conf/, or give the name of a class")
 
 
-def _walk(node: Any, where: str, tree: Node) -> Iterator[ConfigError]:
-    """Faults of every `_target_` at or below a node."""
+def _walk(node: Any, where: str, tree: Node, look: Look = _look) -> Iterator[ConfigError]:
+    """Faults of every `_target_` at or below a node, as far as those who look see them."""
     if isinstance(node, list):
         for i, item in enumerate(node):
-            yield from _walk(item, f"{where}[{i}]", tree)
+            yield from _walk(item, f"{where}[{i}]", tree, look)
     if not isinstance(node, dict):
         return
     if "_target_" in node:
         try:
-            constructor = find(node["_target_"], where)
+            seen = look(node["_target_"], where)
         except ConfigError as fault:
             yield fault
         else:
-            yield from _role_faults(constructor, where)
-            yield from _call_faults(node, constructor, where, tree)
+            if look is _look:
+                yield from _role_faults(find(node["_target_"]), where)
+            if seen is not None:
+                yield from _call_faults(node, seen, where, tree)
     for key, item in node.items():
-        yield from _walk(item, f"{where}.{key}", tree)
+        yield from _walk(item, f"{where}.{key}", tree, look)
 
 
 def _role_faults(constructor: Callable[..., Any], where: str) -> Iterator[ConfigError]:
@@ -211,30 +257,40 @@ def _role_faults(constructor: Callable[..., Any], where: str) -> Iterator[Config
         yield ConfigError(f"{where}._target_", what, f"see conf/{part} for classes that do")
 
 
-def _call_faults(node: Node, constructor: Callable[..., Any], where: str, tree: Node) -> Iterator[ConfigError]:
-    """Unknown, missing and unfit arguments of one call."""
-    known = arguments(constructor)
-    name = getattr(constructor, "__name__", str(constructor)) if where else "the config"
-    for key, value in node.items():
+def _call_faults(node: Any, seen: tuple[str, Mapping[str, Argument]], where: str, tree: Node) -> Iterator[ConfigError]:
+    """Unknown, missing and unfit arguments of one call; a number that is meant as an integer becomes one."""
+    name, known = seen
+    for key, value in list(node.items()):
         dotted = f"{where}.{key}".lstrip(".")
         if key == "_target_" and where:
             continue
         if str(key).startswith("_") and str(key) not in known:
             if (key, where) != ("_partial_", "optim"):
                 yield ConfigError(dotted, "only optim is built in two steps, everything else as it stands", "remove it")
+        elif key in PACKAGED and not where:
+            yield no_package(str(key))
         elif key not in known:
             keys = [argument.name for argument in known.values() if argument.is_key]
             yield ConfigError(dotted, f"{name} has no such argument", _guess(str(key), keys, tree, dotted))
-        elif not known[key].is_key:
-            fix = f"use {key}={value}, a key of its own" if key in MOVED else "remove it"
-            yield ConfigError(dotted, f"{name} is given this by the run", fix)
-        elif (misfit := known[key].misfit(value)) is not None:
-            yield ConfigError(dotted, f"{value!r} does not fit", misfit)
+        elif (fault := _value_fault(dotted, known[key], value, name)) is not None:
+            yield fault
+        else:
+            node[key] = known[key].meant(value)
     if where == "optim" and node.get("_partial_") is not True:
         yield ConfigError("optim._partial_", "the run gives the optimiser its parameters", "set it to true")
     missing = [argument.name for argument in known.values() if argument.is_needed and argument.name not in node]
     for key in missing if where != "optim" else ():
         yield ConfigError(f"{where}.{key}".lstrip("."), f"{name} needs it", "give it a value")
+
+
+def _value_fault(dotted: str, argument: Argument, value: object, name: str) -> ConfigError | None:
+    if argument.refusal is not None:
+        return None if argument.default in (value, UNREAD) else ConfigError(dotted, *argument.refusal)
+    if not argument.is_key:
+        fix = f"use {argument.name}={value}, a key of its own" if argument.name in MOVED else "remove it"
+        return ConfigError(dotted, f"{name} is given this by the run", fix)
+    misfit = argument.misfit(argument.meant(value))
+    return None if misfit is None else ConfigError(dotted, f"{value!r} does not fit", misfit)
 
 
 def _guess(key: str, keys: Sequence[str], tree: Node, where: str) -> str:
@@ -266,9 +322,9 @@ def _across(tree: Node) -> Iterator[ConfigError]:
     yield from _weighting_faults(tree, tasks)
     yield from _class_weight_faults(tree, tasks)
     data = tree["data"]
-    if data.get("split") is None and data.get("fold", 0) >= data.get("folds", 5):
-        what = f"{data['fold']} of {data['folds']} folds, which are counted from 0"
-        yield ConfigError("data.fold", what, f"use 0 to {data['folds'] - 1}")
+    fold, folds = value_of(data, "fold"), value_of(data, "folds")
+    if value_of(data, "split") is None and fold >= folds:
+        yield ConfigError("data.fold", f"{fold} of {folds} folds, which are counted from 0", f"use 0 to {folds - 1}")
     weights = tree["model"].get("weights")
     if weights not in (None, "imagenet") and not Path(weights).expanduser().is_file():
         yield ConfigError("model.weights", f"there is no file {weights}", "give null, imagenet or a file of weights")
@@ -280,30 +336,36 @@ def _across(tree: Node) -> Iterator[ConfigError]:
         yield ConfigError("optim.fused", what, "set it to false, or trainer.precision=bf16-mixed")
     for name, node in tree["callbacks"].items():
         if node is not None:
-            yield from _callback_faults(f"callbacks.{name}", node, tasks)
+            yield from _callback_faults(f"callbacks.{name}", node, tasks, tree)
 
 
-def _callback_faults(where: str, node: Node, tasks: Sequence[str]) -> Iterator[ConfigError]:
-    from pytorch_lightning.callbacks import ProgressBar
-
-    constructor = find(node["_target_"])
-    if isinstance(constructor, type) and issubclass(constructor, ProgressBar):
-        yield ConfigError(where, "a run has its own progress bar", "remove it")
-    known, monitor = arguments(constructor), node.get("monitor")
+def _callback_faults(where: str, node: Node, tasks: Sequence[str], tree: Node) -> Iterator[ConfigError]:
+    """A watched value that nothing logs, or that is watched for the wrong end."""
+    monitor = node.get("monitor")
     if monitor is None:
         return
     # A training epoch's scores are known after its validation, when a callback looks unless told otherwise.
     stage = "train" if node.get("check_on_train_epoch_end") else "val"
     scalars = [f"{stage}/{name}" for name in ("score", "loss", *(f"{t}/{name}" for t in tasks for name in SCORES[t]))]
     if monitor not in scalars:
-        near = difflib.get_close_matches(str(monitor), scalars, 1)
+        # What a callback of the user's own logs is known when it has: `skinmtl.train` then says what there is.
+        others = any(_is_of_the_user(other) for other in tree["callbacks"].values() if other is not None)
+        near = difflib.get_close_matches(str(monitor), scalars, 1, 0.9 if others else 0.6)
+        if others and not near:
+            return
         fix = f"did you mean {near[0]!r}?" if near else f"it should be {', '.join(scalars)}"
         what = f"{'training' if stage == 'train' else 'validation'} does not log {monitor!r}"
         yield ConfigError(f"{where}.monitor", what, fix)
-    elif "mode" in known:
-        mode, better = node.get("mode", known["mode"].default), "min" if monitor.endswith("loss") else "max"
+        return
+    known = arguments(find(node["_target_"]))
+    if "mode" in known:
+        mode, better = value_of(node, "mode"), "min" if monitor.endswith("loss") else "max"
         if mode in ("min", "max") and mode != better:
             yield ConfigError(f"{where}.mode", f"{mode!r}, but of {monitor} the {better} is best", f"use {better}")
+
+
+def _is_of_the_user(node: Node) -> bool:
+    return str(node["_target_"]).partition(".")[0] in {name.partition(".")[0] for name in own_packages()}
 
 
 def _task_faults(tree: Node, tasks: Sequence[str]) -> Iterator[ConfigError]:
@@ -371,6 +433,23 @@ def _class_weight_faults(tree: Node, tasks: Sequence[str]) -> Iterator[ConfigErr
 
 
 def _trainer_faults(node: Node, keep: str) -> Iterator[ConfigError]:
+    yield from _length_faults(node, keep)
+    yield from _step_faults(node)
+    yield from _precision_faults(node)
+    if node.get("profiler") not in (None, *foreign.PROFILERS):
+        what = f"{node['profiler']!r} is not known to work in a run"
+        yield ConfigError("trainer.profiler", what, f"use {' or '.join(foreign.PROFILERS)}")
+    if node.get("sync_batchnorm") and node.get("accelerator") == "cpu":
+        yield ConfigError("trainer.sync_batchnorm", "it works on GPUs alone", "remove it")
+    if node.get("num_nodes", 1) != 1:
+        yield ConfigError("trainer.num_nodes", "a run trains on one machine", "use 1; a sweep can use others beside it")
+    if node.get("strategy", "auto") not in STRATEGIES:
+        what = f"{node['strategy']!r} is not how a run's processes work together"
+        yield ConfigError("trainer.strategy", what, f"use {' or '.join(STRATEGIES)}")
+
+
+def _length_faults(node: Node, keep: str) -> Iterator[ConfigError]:
+    """How many epochs, and which of them are validated."""
     epochs, every = node.get("max_epochs"), node.get("check_val_every_n_epoch") or 1
     if not isinstance(epochs, int) or epochs < 1:
         yield ConfigError("trainer.max_epochs", f"{epochs} epochs", "give 1 or more: the schedule needs its length")
@@ -380,19 +459,32 @@ def _trainer_faults(node: Node, keep: str) -> Iterator[ConfigError]:
     elif keep == "last" and epochs % every:
         what = f"{every} epochs between validations, so that the last of {epochs}, which is kept, has none"
         yield ConfigError("trainer.check_val_every_n_epoch", what, f"give a divisor of {epochs}, or keep=best")
+    least = node.get("min_epochs")
+    if least is not None and isinstance(epochs, int) and least > epochs:
+        yield ConfigError("trainer.min_epochs", f"{least} epochs at least, but {epochs} at most", f"give 1 to {epochs}")
+
+
+def _step_faults(node: Node) -> Iterator[ConfigError]:
+    """How many batches and steps, and what is clipped."""
     for key in ("limit_train_batches", "limit_val_batches", "accumulate_grad_batches", "log_every_n_steps"):
         if node.get(key) is not None and node[key] <= 0:
             yield ConfigError(f"trainer.{key}", f"{node[key]} leaves nothing", "give null, or 1 and more")
     clip = node.get("gradient_clip_val")
     if clip is not None and clip < 0:
         yield ConfigError("trainer.gradient_clip_val", f"{clip} would turn gradients round", "use null for no clipping")
-    if node.get("num_nodes", 1) != 1:
-        yield ConfigError("trainer.num_nodes", "a run trains on one machine", "use 1; a sweep can use others beside it")
-    if node.get("strategy", "auto") not in STRATEGIES:
-        what = f"{node['strategy']!r} is not how a run's processes work together"
-        yield ConfigError("trainer.strategy", what, f"use {' or '.join(STRATEGIES)}")
+    if node.get("gradient_clip_algorithm") is not None and not clip:
+        what = "nothing is clipped without trainer.gradient_clip_val"
+        yield ConfigError("trainer.gradient_clip_algorithm", what, "give that, or remove it")
+
+
+def _precision_faults(node: Node) -> Iterator[ConfigError]:
+    precision = node.get("precision")
+    if precision is not None and str(precision) not in foreign.PRECISIONS:
+        why = foreign.NOT_PRECISIONS.get(str(precision), "is not known to work in a run")
+        yield ConfigError("trainer.precision", f"{precision} {why}", "use auto, bf16-mixed, 16-mixed or 32-true")
+        return
     try:
-        resolve_precision(node.get("precision"), resolve_accelerator(node.get("accelerator", "auto")))
+        resolve_precision(precision, resolve_accelerator(value_of(node, "accelerator")))
     except ConfigError as fault:
         yield fault
 
@@ -401,6 +493,8 @@ def _dry(tree: Node) -> Iterator[SkinmtlError]:
     """Build what costs nothing, for what only the constructors themselves know to refuse."""
     import torch
     from pytorch_lightning.callbacks import ModelCheckpoint
+
+    from skinmtl.data.diagnoses import check_groups
 
     for key in ("augment", "sampler", "weighting", "gradients"):
         yield from _attempt(tree[key], key, lambda node: build(node, tasks=tree["tasks"]))
@@ -414,7 +508,7 @@ def _dry(tree: Node) -> Iterator[SkinmtlError]:
     yield from _attempt(tree["optim"], "optim", lambda node: build(node)(one))
     any_optimizer = torch.optim.SGD(one, lr=1.0)
     yield from _attempt(tree["schedule"], "schedule", lambda node: build(node).on(any_optimizer, 10, 5))
-    size = tree["data"].get("size", 256)
+    size = value_of(tree["data"], "size")
     parts = {"tasks": tree["tasks"], "size": (size, size) if isinstance(size, int) else tuple(size)}
 
     def connect(node: Node) -> None:
@@ -423,7 +517,7 @@ def _dry(tree: Node) -> Iterator[SkinmtlError]:
 
     yield from _attempt(tree["model"], "model", connect)
     trainer = dict(tree["trainer"])
-    trainer["accelerator"] = resolve_accelerator(trainer.get("accelerator", "auto"))
+    trainer["accelerator"] = resolve_accelerator(value_of(trainer, "accelerator"))
     trainer["precision"] = resolve_precision(trainer.get("precision"), trainer["accelerator"])
     yield from _attempt(trainer, "trainer", lambda node: build(node, logger=False, callbacks=[ModelCheckpoint()]))
 

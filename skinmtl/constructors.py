@@ -16,9 +16,11 @@ import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from skinmtl import foreign, signatures
 from skinmtl.errors import ConfigError
 
 # A prefix of a name protects nothing (`torch.optim.x.torch.load` resolves), so a class is admitted by the module that
@@ -28,13 +30,13 @@ HOMES = (
     "torch.optim",
     "pytorch_lightning.trainer.trainer",
     "pytorch_lightning.callbacks",
-    "pytorch_lightning.loggers",
 )
 ROOTS = (
     "skinmtl",
     "torch.optim",
     "pytorch_lightning",
 )  # where a name has to begin for its module to be imported at all
+FOREIGN = ("torch", "pytorch_lightning")
 FUNCTIONS = (
     *(f"skinmtl.data.transforms.{name}" for name in ("none", "light", "strong")),
     *(
@@ -43,17 +45,8 @@ FUNCTIONS = (
     ),
 )
 ALLOW = "SKINMTL_ALLOW"  # names of a user's own packages, separated by commas; never read from a file
-TRAINER = "pytorch_lightning.trainer.trainer.Trainer"
-# What a run hands to constructors that are not ours. `max_time` would stop within an epoch, `max_steps` before the
-# schedule's end.
-GIVEN = {
-    TRAINER: {
-        *("callbacks", "logger", "plugins", "use_distributed_sampler", "num_sanity_val_steps"),
-        *("enable_model_summary", "default_root_dir", "enable_checkpointing", "max_time", "max_steps"),
-        *("enable_progress_bar", "fast_dev_run", "overfit_batches", "val_check_interval", "barebones"),
-    }
-}
-WORDS = {(TRAINER, "precision"): "auto"}  # ours, beside what the hint admits
+TRAINER = ("pytorch_lightning.trainer.trainer", "Trainer")
+WORDS = {(*TRAINER, "precision"): "auto"}  # ours, beside what the hint admits
 
 
 @dataclass(frozen=True)
@@ -63,10 +56,11 @@ class Argument:
     name: str
     is_key: bool
     is_needed: bool
-    default: Any
-    word: str | None
-    _annotation: Any
-    _scope: Mapping[str, Any]
+    default: Any  # `signatures.UNREAD` where only an import would tell
+    refusal: foreign.Reason | None
+    _word: str | None
+    _least: float | None
+    _hint: Callable[[], Any]
 
     def misfit(self, value: Any) -> str | None:
         """What the type hint has against a value of a config, as a phrase; None where it fits or nothing is known."""
@@ -76,8 +70,8 @@ class Argument:
             return None  # a node of its own, which is looked at by itself
         if any(isinstance(part, float) and not math.isfinite(part) for part in _parts(value)):
             return "it should be a finite number"
-        hint = self._hint()
-        if hint is None or (value is not None and value == self.word):
+        hint = _plain(self._hint())
+        if hint is None or (value is not None and value == self._word):
             return None
         try:
             TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
@@ -87,17 +81,14 @@ class Argument:
             depth = max(len(fault["loc"]) for fault in faults)
             said = dict.fromkeys(_phrase(fault["msg"]) for fault in faults if len(fault["loc"]) == depth)
             return "it should be " + " or ".join(said)
+        if self._least is not None and isinstance(value, (int, float)) and value < self._least:
+            return f"it should be greater than or equal to {self._least:g}"
         return None
 
-    def _hint(self) -> Any:
-        """The hint as far as a value of YAML can be held against it, else None."""
-        hint = self._annotation
-        if isinstance(hint, str):
-            try:
-                hint = eval(hint, dict(self._scope))  # noqa: S307 - written in an admitted constructor, not in a config
-            except (NameError, TypeError, AttributeError):
-                return None
-        return _plain(hint)
+    def meant(self, value: Any) -> Any:
+        """The value with whole numbers that are written as 8.0, where 8 fits and 8.0 does not; else as it is."""
+        whole = _whole(value)
+        return whole if self.misfit(value) is not None and self.misfit(whole) is None else value
 
 
 def find(target: object, where: str = "") -> Callable[..., Any]:
@@ -107,15 +98,8 @@ def find(target: object, where: str = "") -> Callable[..., Any]:
         ConfigError: at the key `where`, for a name that is not admitted or that does not exist.
     """
     key = f"{where}._target_".lstrip(".")
-    own = own_packages()
-    refusal = ConfigError(
-        key,
-        f"{target!r} is not an admitted constructor",
-        f"use a class that trains, as in conf/, or admit a package of your own with {ALLOW}=<package>",
-    )
-    if not isinstance(target, str) or not (target in FUNCTIONS or _within(target, (*ROOTS, *own))):
-        raise refusal
-    module, _, name = target.rpartition(".")
+    name = _judged(target, key)
+    module, _, name = name.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name, None)
     except ImportError as error:
@@ -125,12 +109,52 @@ def find(target: object, where: str = "") -> Callable[..., Any]:
     if found is None:
         raise ConfigError(key, f"there is no {target!r}", "see conf/ for those that exist; is the package installed?")
     home = str(getattr(found, "__module__", ""))
+    if inspect.isclass(found) and (reason := foreign.refusal(home, found.__name__)) is not None:
+        raise ConfigError(where or key, f"{found.__name__}: {reason[0]}", reason[1])
+    own = own_packages()
     is_class = inspect.isclass(found) and _within(home, (*HOMES, *own))
     is_function = inspect.isfunction(found) and (f"{home}.{name}" in FUNCTIONS or _within(home, own))
     if not (is_class or is_function):
-        raise refusal
+        raise _not_admitted(target, key)
     constructor: Callable[..., Any] = found
     return constructor
+
+
+def outline(target: object, where: str = "") -> tuple[str, dict[str, Argument]] | None:
+    """Name and arguments of an admitted class or function as its source text has them, with nothing imported.
+
+    None where the text does not tell.
+
+    Raises:
+        ConfigError: as `find`, as far as the text shows.
+    """
+    key = f"{where}._target_".lstrip(".")
+    found = signatures.find(_judged(target, key))
+    if found is None:
+        return None
+    module, maker = found
+    if (reason := foreign.refusal(module.name, maker.name)) is not None:
+        raise ConfigError(where or key, f"{maker.name}: {reason[0]}", reason[1])
+    parameters = signatures.parameters(module, maker)
+    if parameters is None:
+        return None
+    rows = [
+        _argument(module.name, maker.name, p.name, p.keyword_only, not p.has_default, p.default, p.hint)
+        for p in parameters
+    ]
+    return maker.name, {argument.name: argument for argument in rows}
+
+
+def _judged(target: object, key: str) -> str:
+    """The target where its name may be looked at further."""
+    if not isinstance(target, str) or not (target in FUNCTIONS or _within(target, (*ROOTS, *own_packages()))):
+        raise _not_admitted(target, key)
+    return target
+
+
+def _not_admitted(target: object, key: str) -> ConfigError:
+    fix = f"use a class that trains, as in conf/, or admit a package of your own with {ALLOW}=<package>"
+    return ConfigError(key, f"{target!r} is not an admitted constructor", fix)
 
 
 def own_packages() -> tuple[str, ...]:
@@ -141,24 +165,20 @@ def own_packages() -> tuple[str, ...]:
 def arguments(constructor: Callable[..., Any]) -> dict[str, Argument]:
     """Arguments by name; bases are asked where `**kwargs` passes on to them."""
     found: dict[str, Argument] = {}
-    name = f"{constructor.__module__}.{getattr(constructor, '__name__', '')}"
-    ours = not _within(constructor.__module__, ("torch", "pytorch_lightning"))
+    owner = getattr(constructor, "__name__", "")
     bases: list[Any] = list(constructor.__mro__[:-1]) if inspect.isclass(constructor) else []
     makers = [base.__init__ for base in bases] or [constructor]
     for maker in makers:
         parameters = inspect.signature(maker).parameters.values()
         scope = getattr(inspect.unwrap(maker), "__globals__", {})
-        for parameter in parameters:
-            if parameter.name == "self" or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        for p in parameters:
+            if p.name == "self" or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
                 continue
-            is_key = parameter.name not in GIVEN.get(name, ()) and not (
-                ours and parameter.kind is parameter.KEYWORD_ONLY
-            )
-            is_needed = is_key and parameter.default is parameter.empty
-            word = WORDS.get((name, parameter.name))
-            argument = Argument(parameter.name, is_key, is_needed, parameter.default, word, parameter.annotation, scope)
-            found.setdefault(parameter.name, argument)
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            keyword_only, is_needed = p.kind is p.KEYWORD_ONLY, p.default is p.empty
+            hint = partial(_evaluated, p.annotation, scope)
+            argument = _argument(constructor.__module__, owner, p.name, keyword_only, is_needed, p.default, hint)
+            found.setdefault(p.name, argument)
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
     return found
 
@@ -166,7 +186,27 @@ def arguments(constructor: Callable[..., Any]) -> dict[str, Argument]:
 def is_given(constructor: Callable[..., Any], name: str) -> bool:
     """Whether a constructor asks the run for a part of this name."""
     known = arguments(constructor)
-    return name in known and not known[name].is_key
+    return name in known and not known[name].is_key and known[name].refusal is None
+
+
+def _argument(
+    home: str, owner: str, name: str, keyword_only: bool, is_needed: bool, default: Any, hint: Callable[[], Any]
+) -> Argument:
+    is_given = name in foreign.GIVEN if (home, owner) == TRAINER else keyword_only and not _within(home, FOREIGN)
+    refusal = foreign.argument_refusal(home, owner, name)
+    is_key = not is_given and refusal is None
+    word, least = WORDS.get((home, owner, name)), foreign.LEAST.get((owner, name))
+    return Argument(name, is_key, is_key and is_needed, default, refusal, word, least, hint)
+
+
+def _evaluated(hint: Any, scope: Mapping[str, Any]) -> Any:
+    """A hint that may be a text; None where it names what its module does not know while it runs."""
+    if not isinstance(hint, str):
+        return hint
+    try:
+        return eval(hint, dict(scope))  # noqa: S307 - written in an admitted constructor, not in a config
+    except (NameError, TypeError, AttributeError):
+        return None
 
 
 def handed_in(constructor: Callable[..., Any], parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,7 +234,7 @@ def _plain(hint: Any) -> Any:
             return None
         return Union[tuple(_plain(part) for part in kept)]  # noqa: UP007 - from a list
     if origin in (list, tuple, dict, Sequence) and all(part is Ellipsis or _plain(part) is not None for part in inner):
-        return hint
+        return origin[tuple(part if part is Ellipsis else _plain(part) for part in inner)]
     return str if hint is Path else None
 
 
@@ -211,6 +251,13 @@ def _phrase(message: str) -> str:
         return f"a list of {found[1]}"
     message = message.replace("valid tuple", "valid list").replace("valid array", "valid list")
     return message[0].lower() + message[1:]
+
+
+def _whole(value: Any) -> Any:
+    """A value in which whole numbers are integers, however they are written."""
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _parts(value: Any) -> Iterator[Any]:

@@ -23,11 +23,10 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml.parser import ParserError
-from yaml.scanner import ScannerError
+from yaml import MarkedYAMLError
 
 from skinmtl import logs
-from skinmtl.errors import ConfigError, Interrupted, SkinmtlError, answer_to
+from skinmtl.errors import ConfigError, Interrupted, SkinmtlError, answer_to, no_package
 from skinmtl.overrides import readable
 from skinmtl.processes import Stop, stoppable
 
@@ -246,6 +245,9 @@ def _job(cfg: DictConfig, argv: Sequence[str]) -> float:
         from skinmtl.study import job
 
         return job(cfg, Path(argv[0]).resolve())
+    from skinmtl import config
+
+    config.check_names(cfg)  # before the next line, which takes seconds
     from skinmtl.train import run
 
     given = {str(key): value for key, value in cfg.items()}
@@ -283,13 +285,25 @@ def _known(error: BaseException) -> SkinmtlError | None:
     """The answer that an exception of a job stands for; None for our own mistakes."""
     if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("skinmtl"):
         fix = "make setup, then .venv/bin/python train.py"
-        return ConfigError("environment", f"{error.name} is not installed for {sys.executable}", fix)
+        what = f"{error.name} is not installed for {sys.executable}" if error.name else " ".join(str(error).split())
+        return ConfigError("environment", what, fix)
     return answer_to(error, Path.cwd(), ELSEWHERE)
 
 
 def _refusal(error: Exception, conf: Path) -> Exception:
     """Hydra's refusal of a command in our words; an error of another kind as it is."""
     text = str(error)
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        place = Path(error.problem_mark.name)
+        where = f"{os.path.relpath(place) if place.is_file() else place}, line {error.problem_mark.line + 1}"
+        if found := re.fullmatch(r"found duplicate key (.*)", error.problem or ""):
+            return ConfigError(where, f"the key {found[1]!r} is there a second time", "keep one of the two")
+        return ConfigError(where, f"no YAML that a config is made of: {error.problem}", "mend this line")
+    if isinstance(error, UnicodeDecodeError):
+        files = [str(os.path.relpath(file)) for file in conf.rglob("*.yaml") if not _is_text(file)]
+        return ConfigError(", ".join(files) or "config files", "not written in UTF-8", "save it as UTF-8")
+    if found := re.search(r"Could not override '[^'@]+@(\w+)\.[^']*'", text):
+        return no_package(found[1])
     if found := re.search(r"Could not (?:find|load) '([\w/.]+)/([^'/]+)'", text):
         group, name = found.groups()
         names = sorted(file.stem for file in (conf / group).glob("*.yaml"))
@@ -300,11 +314,19 @@ def _refusal(error: Exception, conf: Path) -> Exception:
         key = found[1].lstrip("+~").partition("@")[0]
         keys, last = _all_keys(conf), key.rpartition(".")[2]
         return ConfigError(key, "there is no such key", _guess(last if last in keys else key, keys))
-    if isinstance(error, (HydraException, OmegaConfBaseException, ValueError, TypeError, ScannerError, ParserError)):
+    if isinstance(error, (HydraException, OmegaConfBaseException, ValueError, TypeError)):
         return ConfigError(
             "command line", " ".join(text.partition("See https")[0].split()), "see python train.py --help"
         )
     return error
+
+
+def _is_text(file: Path) -> bool:
+    try:
+        file.read_text(encoding="utf-8")
+    except ValueError:
+        return False
+    return True
 
 
 def _guess(name: str, names: Sequence[str]) -> str:

@@ -45,6 +45,12 @@ class ConfigError(SkinmtlError):
     """A value in the configuration that cannot be used."""
 
 
+def no_package(group: str) -> ConfigError:
+    """What a config file of a group, such as `experiment`, ends in that does not say where its keys belong."""
+    what = f"the chosen file of this group lacks `# @package _global_`, so its keys would stand under `{group}`"
+    return ConfigError(group, what, "let the first line of that file be `# @package _global_`")
+
+
 class Diverged(SkinmtlError):
     """A loss that is not finite."""
 

@@ -70,7 +70,7 @@ class MultiTaskModule(pl.LightningModule):
         self._terms: list[Tensor] = []
         self._epoch: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}  # losses, and which are of labels
         self._optimizer, self._schedule = optimizer, schedule
-        self._seed, self._total_steps, self._steps_per_epoch = seed, total_steps, steps_per_epoch
+        self._seed, self._total_steps, self.steps_per_epoch = seed, total_steps, steps_per_epoch
         self._facts = dict(facts)
         self._by_score: Any = None
         self._counts: list[dict[str, dict[str, Tensor]]] | None = None
@@ -267,7 +267,7 @@ class MultiTaskModule(pl.LightningModule):
         if own:  # decay would draw learned weights towards 1
             groups.append({"params": own, "weight_decay": 0.0})
         optimizer = self._optimizer(groups)
-        scheduler = self._schedule.on(optimizer, self._total_steps, self._steps_per_epoch)
+        scheduler = self._schedule.on(optimizer, self._total_steps, self.steps_per_epoch)
         if self._schedule.by == "score":
             # Stepped here and saved below: Lightning's own stepping of a plateau does not resume to the same values.
             self._by_score = scheduler
@@ -281,14 +281,16 @@ class MultiTaskModule(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         # Lightning refuses to clip for fused optimisers, for the sake of float16's scaler; without one it is safe.
-        if gradient_clip_val and self.trainer.scaler is None and gradient_clip_algorithm in (None, "norm"):
+        if not gradient_clip_val or self.trainer.scaler is not None:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
+        else:
             norm = self.gradient_norm
             if norm is None:
                 nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
             else:  # which costs as much as the clipping
                 nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, norm)
-        else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["skinmtl"] = self._facts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterator, Mapping
@@ -160,11 +161,13 @@ class Run:
             raise InputError(str(path), "no such file", "restore the run folder's .hydra")
         try:
             config = OmegaConf.load(path)
-            OmegaConf.resolve(config)
         except (YAMLError, OmegaConfBaseException, ValueError) as error:
             raise InputError(str(path), first_line(error), "restore the run folder's .hydra") from None
         if not isinstance(config, DictConfig):
             raise InputError(str(path), "not a mapping", "restore the run folder's .hydra")
+        # A run saves its config resolved. What is left to resolve would read the environment of whoever opens it.
+        if (key := _unresolved(OmegaConf.to_container(config))) is not None:
+            raise InputError(str(path), f"{key} is an interpolation", "write its value, or restore the run's .hydra")
         return config
 
     def predictions(self) -> pd.DataFrame:
@@ -188,6 +191,15 @@ def _is_locked(folder: Path) -> bool:
     finally:
         os.close(handle)
     return False
+
+
+def _unresolved(node: object, where: str = "") -> str | None:
+    """The first key whose value is an interpolation; None where there is none."""
+    if isinstance(node, str):
+        return where if re.search(r"(?<!\\)\$\{", node) else None
+    inside = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    found = (_unresolved(value, f"{where}.{place}".lstrip(".")) for place, value in inside)
+    return next((key for key in found if key is not None), None)
 
 
 def find(folder: Path) -> Iterator[Run]:

@@ -19,11 +19,11 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from training import CONF, compose
 
-from skinmtl import config, door
-from skinmtl.constructors import ALLOW
+from skinmtl import config, door, foreign
+from skinmtl.constructors import ALLOW, arguments, outline
 from skinmtl.errors import ConfigError, Faults
 from skinmtl.tasks import TASKS
-from skinmtl.train import calm, run
+from skinmtl.train import build, calm, run
 
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 GROUPS = ("augment", "callbacks", "data", "logger", "loss/seg", "model", "optim", "sampler", "schedule", "trainer")
@@ -193,11 +193,32 @@ MISTAKES: list[tuple[str, object, str]] = [
     ("trainer.strategy", "fsdp", "trainer.strategy: 'fsdp' is not how"),
     ("trainer.gradient_clip_val", -1, "trainer.gradient_clip_val: -1 would turn gradients round"),
     ("trainer.enable_progress_bar", False, "trainer.enable_progress_bar: Trainer is given this by the run"),
-    ("trainer.fast_dev_run", True, "trainer.fast_dev_run: Trainer is given this by the run"),
+    ("trainer.enable_checkpointing", False, "trainer.enable_checkpointing: Trainer is given this by the run"),
+    # What of Lightning does not work in a run, with a reason.
+    ("trainer.fast_dev_run", True, "trainer.fast_dev_run: it switches off checkpoints and loggers"),
+    ("trainer.overfit_batches", 2, "trainer.overfit_batches: it validates on training images"),
+    ("trainer.max_steps", 5, "trainer.max_steps: the learning rate's schedule ends with the last epoch"),
+    ("trainer.val_check_interval", 0.5, "fix: use trainer.check_val_every_n_epoch"),
+    ("trainer.limit_test_batches", 1, "trainer.limit_test_batches: evaluation reads every image"),
+    ("trainer.profiler", "xla", "trainer.profiler: 'xla' is not known to work in a run; fix: use simple or advanced"),
+    ("trainer.precision", "bf16-true", "trainer.precision: bf16-true would round losses and scores, too"),
+    ("trainer.precision", "64-true", "trainer.precision: 64-true does not resume to the same weights"),
+    ("trainer.precision", "transformer-engine", "transformer-engine is not known to work in a run"),
+    ("trainer.min_epochs", 31, "trainer.min_epochs: 31 epochs at least, but 30 at most; fix: give 1 to 30"),
+    ("trainer.min_epochs", -1, "trainer.min_epochs: -1 does not fit; fix: it should be greater than or equal to 1"),
+    ("trainer.check_val_every_n_epoch", 0, "trainer.check_val_every_n_epoch: 0 does not fit"),
+    ("trainer.gradient_clip_algorithm", "median", "trainer.gradient_clip_algorithm: 'median' is refused"),
+    ("callbacks.early_stopping.patience", -1, "callbacks.early_stopping.patience: -1 does not fit"),
+    ("callbacks.early_stopping.min_delta", -0.1, "callbacks.early_stopping.min_delta: -0.1 does not fit"),
+    ("callbacks.early_stopping.verbose", True, "callbacks.early_stopping.verbose: a run does not show what it says"),
+    ("callbacks.x", {"_target_": "pytorch_lightning.callbacks.Timer"}, "callbacks.x: Timer: the learning rate's"),
+    ("optim.maximize", True, "optim.maximize: it would make the loss as large as can be"),
+    ("optim._target_", "torch.optim.SparseAdam", "optim: SparseAdam: it takes sparse gradients alone"),
     ("callbacks.bar", {"_target_": "pytorch_lightning.callbacks.RichProgressBar"}, "a run has its own progress bar"),
     ("callbacks.early_stopping.monitor", "val/loss", "callbacks.early_stopping.mode: 'max', but of val/loss the min"),
     ("callbacks.early_stopping.mode", "min", "callbacks.early_stopping.mode: 'min', but of val/score the max"),
-    ("logger", {"_target_": "pytorch_lightning.loggers.CSVLogger", "save_dir": "x"}, "has no method log_run"),
+    ("logger", {"_target_": "pytorch_lightning.loggers.CSVLogger", "save_dir": "x"}, "fix: use logger=csv"),
+    ("logger", {"_target_": "skinmtl.weighting.Fixed"}, "has no method log_run"),
     ("loss.seg", {"_target_": "skinmtl.losses.DiceBCE", "dice": 0, "bce": 0}, "dice and bce are both 0"),
     ("weighting", {"_target_": "skinmtl.weighting.Fixed", "seg": 0, "cls": 0}, "weighting: every task weighs nothing"),
     ("seed", 2**32, "seed: 4294967296 does not fit; fix: it should be less than 4294967296"),
@@ -256,6 +277,139 @@ def test_a_mistake_is_one_clear_line_before_any_data_is_read(key: str, value: ob
     assert any(said in line for line in lines), lines
     assert all("; fix: " in line for line in lines)
     assert len(lines) == 1 or key.endswith("_target_")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("trainer.fast_dev_run", False),
+        ("trainer.min_steps", None),
+        ("callbacks.early_stopping.verbose", False),
+        ("optim.maximize", False),
+        ("optim.betas", [0.9, 0.95]),
+        ("optim.eps", 1),
+        ("callbacks.early_stopping.patience", 0),
+        ("trainer.min_epochs", 30),
+        ("trainer.gradient_clip_algorithm", "value"),
+    ],
+)
+def test_their_like_that_are_sound_pass(key: str, value: object) -> None:
+    assert faults(changed(key, value)) == []
+
+
+@pytest.mark.parametrize("value", [[0.9], [0.9, 0.9, 0.9], ["a", 0.9], 0.9])
+def test_betas_that_are_not_two_numbers_are_refused(value: object) -> None:
+    (line,) = faults(changed("optim.betas", value))
+    assert line.startswith("optim.betas: ")
+
+
+def constructors() -> list[Callable[..., object]]:
+    """Everything that is let in, as far as it comes with the package."""
+    names = [f"torch.optim.{name}" for name in foreign.OPTIMISERS]
+    names += [f"pytorch_lightning.callbacks.{name}" for name in foreign.CALLBACKS] + ["pytorch_lightning.Trainer"]
+    for file in CONF.rglob("*.yaml"):
+        names += re.findall(r"_target_: ([\w.]+)", file.read_text())
+    names += ["torch.optim.SGD", "skinmtl.train.run"]
+    return [config.find(name) if name != "skinmtl.train.run" else run for name in sorted(set(names))]
+
+
+@pytest.mark.parametrize("constructor", constructors(), ids=lambda found: found.__name__)
+def test_every_argument_takes_its_own_default(constructor: Callable[..., object]) -> None:
+    for argument in arguments(constructor).values():
+        if argument.is_key and not argument.is_needed and not callable(argument.default):
+            value = argument.default
+            value = list(value) if isinstance(value, tuple) else value
+            assert argument.misfit(value) is None, argument.name
+
+
+@pytest.mark.parametrize("constructor", constructors(), ids=lambda found: found.__name__)
+def test_source_texts_tell_the_same_of_a_constructor_as_the_thing_itself(constructor: Callable[..., object]) -> None:
+    name = "skinmtl.train.run" if constructor is run else f"{constructor.__module__}.{constructor.__name__}"
+    told = outline(name)
+    assert told is not None
+    itself = arguments(constructor)
+    assert {(a.name, a.is_key, a.is_needed, a.refusal) for a in told[1].values()} == {
+        (a.name, a.is_key, a.is_needed, a.refusal) for a in itself.values()
+    }
+    values: list[object] = [0, 1, -1, 2.5, 8.0, True, "x", "auto", None, [], [1], [0.5, 0.5], [1, 2, 3], ["a"]]
+    for argument in itself.values():
+        for value in values if argument.is_key else ():
+            text = told[1][argument.name].misfit(value)
+            assert text in (None, argument.misfit(value)), "it may know less, but nothing else"
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "value"),
+    [
+        ("torch.optim.AdamW", "betas", [0.9]),
+        ("pytorch_lightning.Trainer", "precision", "bf17"),
+        ("pytorch_lightning.callbacks.EarlyStopping", "patience", -1),
+        ("skinmtl.network.MultiTaskNet", "dropout", 1.5),
+        ("skinmtl.train.run", "keep", "first"),
+    ],
+)
+def test_source_texts_tell_types_too(target: str, name: str, value: object) -> None:
+    told = outline(target)
+    assert told is not None and told[1][name].misfit(value) is not None
+
+
+@pytest.mark.parametrize(("key", "whole"), [("data.batch_size", 8.0), ("seed", 3.0), ("trainer.max_epochs", 7.0)])
+def test_a_whole_number_is_an_integer_however_it_is_written(key: str, whole: float) -> None:
+    cfg = changed(key, whole)
+    assert faults(cfg) == []
+    value = OmegaConf.select(cfg, key)
+    assert value == whole and type(value) is int
+    assert faults(changed(key, whole + 0.5)) == [
+        f"{key}: {whole + 0.5} does not fit; fix: it should be a valid integer"
+    ]
+
+
+def test_so_is_one_in_a_list_and_a_number_that_may_be_a_share_stays_one() -> None:
+    cfg = changed("data.size", [64.0, 96.0])
+    cfg.trainer.limit_train_batches = 1.0  # all of them, where 1 is one
+    assert faults(cfg) == []
+    assert [type(side) for side in cfg.data["size"]] == [int, int] and cfg.data["size"] == [64, 96]
+    assert type(cfg.trainer.limit_train_batches) is float
+
+
+def test_a_key_that_is_taken_out_is_what_the_constructor_has_by_itself() -> None:
+    cfg = compose(["~data.folds", "data.fold=7"])
+    assert faults(cfg) == ["data.fold: 7 of 5 folds, which are counted from 0; fix: use 0 to 4"]
+    assert faults(compose(["~data.folds", "data.fold=4"])) == []
+    keys = ["accelerator", "devices", "precision", "gradient_clip_val", "limit_train_batches"]
+    keys += ["log_every_n_steps", "limit_val_batches", "check_val_every_n_epoch"]
+    cfg = changed("seed", 0)
+    for key in keys:
+        del cfg.trainer[key]
+    assert faults(cfg) == []
+    assert build.devices_of(cfg.trainer)
+    assert faults(compose(["~trainer.max_epochs"])) != []
+
+
+@pytest.mark.parametrize("node", ["data", "trainer", "optim", "schedule", "model"])
+def test_every_key_can_be_taken_out_or_is_asked_for(node: str) -> None:
+    whole = compose(["data=synthetic"])
+    for key in set(whole[node]) - {"_target_", "_partial_"}:
+        cfg = copy.deepcopy(whole)
+        OmegaConf.set_struct(cfg, False)
+        del cfg[node][key]
+        assert all(line.startswith(f"{node}.{key}: ") for line in faults(cfg)), key
+
+
+def test_early_stopping_may_watch_what_a_callback_of_ones_own_logs_but_no_misspelt_score(
+    canary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ALLOW, "canary")
+    own = {"_target_": "canary.Thing"}
+    (canary.parent / "canary.py").write_text(
+        "from pytorch_lightning import Callback\nclass Thing(Callback):\n    pass\n"
+    )
+    cfg = changed("callbacks.early_stopping.monitor", "val/sensitivity")
+    assert "validation does not log 'val/sensitivity'" in faults(cfg)[0]
+    OmegaConf.update(cfg, "callbacks.own", own, force_add=True)
+    assert faults(cfg) == []
+    cfg.callbacks.early_stopping.monitor = "val/scor"
+    assert "did you mean 'val/score'?" in faults(cfg)[0]
 
 
 def test_an_image_size_that_the_decoder_refuses_is_refused_with_the_nearest_that_it_takes() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -24,11 +26,20 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from skinmtl import config, logs, processes, ranks
-from skinmtl.callbacks import Best, Clock
+from skinmtl.callbacks import Best, Clock, Steps
 from skinmtl.checkpoints import ELSEWHERE, LAST, newest
 from skinmtl.checkpoints import load as load_checkpoint
 from skinmtl.data.datamodule import DataModule
-from skinmtl.errors import ConfigError, InputError, Interrupted, ResourceError, SkinmtlError, answer_to, lacks_memory
+from skinmtl.errors import (
+    ConfigError,
+    Diverged,
+    InputError,
+    Interrupted,
+    ResourceError,
+    SkinmtlError,
+    answer_to,
+    lacks_memory,
+)
 from skinmtl.evaluate import evaluate
 from skinmtl.facts import flat, shareable, stamps, without_paths_in
 from skinmtl.module import MultiTaskModule
@@ -233,7 +244,7 @@ def _train(nodes: Mapping[str, Any], here: Run, start: Start, stop: Stop, board:
     with ranks.first_first():
         module = build_module(nodes, data)
     clock, keep = Clock(), Best(here.path / "checkpoints", nodes["keep"])
-    trainer = build_trainer(nodes, here, [clock, keep], board, stop)
+    trainer = build_trainer(nodes, here, [clock, keep, Steps(module.steps_per_epoch)], board, stop)
     parameters = sum(p.numel() for p in module.network.parameters())
     facts: dict[str, Any] = {"parameters": parameters, "precision": trainer.precision}
     facts["class_weights"] = class_weights(nodes, data)
@@ -315,6 +326,13 @@ def _failure(error: BaseException, data: DataModule) -> SkinmtlError | None:
     if "Expected more than 1 value per channel" in said:
         what = "batch normalisation needs more than one value a channel"
         return ConfigError("data.batch_size", what, "use larger batches, or larger images")
+    if found := re.search(r"conditioned on metric `(.+?)` which is not available.* any of the following: (.+)", said):
+        known = sorted(name for name in re.findall(r"`([^`]+)`", found[2]) if not name.startswith("step/"))
+        near = difflib.get_close_matches(found[1], known, 1)
+        fix = f"did you mean {near[0]!r}?" if near else f"it should be {', '.join(known)}"
+        return ConfigError("callbacks.early_stopping.monitor", f"nothing logs {found[1]!r}", fix)
+    if "returned nan values in its" in said:
+        return Diverged("trainer.detect_anomaly", said[:300], "lower optim.lr, or look at the images of this step")
     if "find_unused_parameters" in said:
         what = "some of its weights take no part in the loss, and other processes wait for their gradients"
         return ConfigError("model", what, "trainer.strategy=ddp_find_unused_parameters_true")

@@ -11,6 +11,8 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from omegaconf import DictConfig
+from pytorch_lightning.callbacks import LearningRateMonitor
+from pytorch_lightning.profilers import Profiler
 from torch import nn
 
 from skinmtl import config, constructors, ranks
@@ -41,10 +43,11 @@ def devices_of(node: DictConfig) -> list[str]:
     return [str(place) for place in places]
 
 
-def _resolved(node: DictConfig) -> dict[str, Any]:
+def _resolved(node: Mapping[str, Any]) -> dict[str, Any]:
     """What `auto` stands for on this machine, in a trainer's node."""
-    accelerator = config.resolve_accelerator(node.accelerator)
-    return {"accelerator": accelerator, "precision": config.resolve_precision(node.precision, accelerator)}
+    precision, accelerator = (config.value_of(node, key) for key in ("precision", "accelerator"))
+    accelerator = config.resolve_accelerator(accelerator)
+    return {"accelerator": accelerator, "precision": config.resolve_precision(precision, accelerator)}
 
 
 def build_data(nodes: Mapping[str, Any]) -> DataModule:
@@ -90,6 +93,9 @@ def build_module(nodes: Mapping[str, Any], data: DataModule) -> MultiTaskModule:
         what = f"{type(network).__name__} has no `encoder`, on which the tasks' gradients would be taken"
         raise ConfigError("gradients", what, "name the shared part so, or use gradients=none gradients.cosine_every=0")
     steps_per_epoch = _steps_per_epoch(nodes["trainer"], len(data.train_dataloader()))
+    _limited(nodes["trainer"], "limit_val_batches", len(data.val_dataloader()))
+    if nodes["optim"].get("lr") == 0 and ranks.rank() == 0:
+        log.warning("optim.lr=0: no weight will change; fix: give more, unless that is what is looked at")
     return MultiTaskModule(
         network.to(memory_format=torch.channels_last),
         [TASKS[task](losses[task], classes[task]) for task in tasks],
@@ -113,12 +119,23 @@ def build_module(nodes: Mapping[str, Any], data: DataModule) -> MultiTaskModule:
     )
 
 
-def _steps_per_epoch(trainer: DictConfig, batches: int) -> int:
+def _steps_per_epoch(trainer: Mapping[str, Any], batches: int) -> int:
     # Counted here and not by the trainer, which would build its loaders to know, and lose a resumed position.
-    limit = trainer.get("limit_train_batches")
-    if limit is not None:
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    batches = _limited(trainer, "limit_train_batches", batches)
     return math.ceil(batches / (trainer.get("accumulate_grad_batches") or 1))  # the last group may be smaller
+
+
+def _limited(trainer: Mapping[str, Any], key: str, batches: int) -> int:
+    """How many of an epoch's batches a limit leaves, which is a number of them or a share.
+
+    Raises:
+        ConfigError: it leaves none.
+    """
+    limit = trainer.get(key)
+    left = batches if limit is None else min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    if batches and not left:
+        raise ConfigError(f"trainer.{key}", f"{limit} of {batches} batches leaves none", "give more, or a whole number")
+    return left
 
 
 def build_trainer(
@@ -126,6 +143,8 @@ def build_trainer(
 ) -> pl.Trainer:
     """Lightning's trainer with the config's callbacks and ours; metrics.csv and last.ckpt are always written."""
     chosen = [config.build(node) for node in nodes["callbacks"].values() if node is not None]
+    monitors = [callback for callback in chosen if isinstance(callback, LearningRateMonitor)]
+    others = [callback for callback in chosen if callback not in monitors]
     first = ranks.rank() == 0
     metrics = MetricsFile(here.path / "metrics.csv" if first else None)
     loggers: list[Any] = [metrics, *([board] if board is not None else [])]
@@ -135,7 +154,8 @@ def build_trainer(
     node = {**node, **_resolved(node)}
     trainer: pl.Trainer = config.build(
         node if together else node | {"strategy": "auto"},
-        callbacks=[*chosen, EpochLines(), Finite(), *callbacks, resumable],
+        # What logs as a batch begins comes after the save of that moment: a run that goes on logs it again.
+        callbacks=[*others, EpochLines(), Finite(), *callbacks, resumable, *monitors],
         logger=loggers,
         # Its own environment: processes are started here, whatever a cluster's variables say.
         plugins=[SafeCheckpointIO(), LightningEnvironment()],
@@ -144,6 +164,10 @@ def build_trainer(
         enable_model_summary=False,
         default_root_dir=str(here.path),
     )
+    if node.get("profiler") is not None:
+        profiler: Profiler = trainer.profiler  # type: ignore[attr-defined]
+        profiler.dirpath, profiler.filename = here.path, "profile"  # else it would tell a log that nobody reads
+        log.info("profile: %s, when training ends", here.path / "fit-profile.txt")
     return trainer
 
 
