@@ -55,12 +55,15 @@ def build(node: Mapping[str, Any], **parts: Any) -> Any:
     from hydra.utils import instantiate
 
     _admit(node)
+    constructor = find(node["_target_"])
     try:
-        return instantiate(node, **handed_in(find(node["_target_"]), parts), _convert_="all")
+        make = instantiate(node, _convert_="all", _partial_=True)
     except InstantiationException as error:
         if isinstance(error.__cause__, Exception):  # what the constructor said, not what Hydra says about it
             raise error.__cause__ from None
         raise
+    # Not through Hydra, which would read a `${...}` in a name that a table or a checkpoint brought along.
+    return make if node.get("_partial_") else make(**handed_in(constructor, parts))
 
 
 def _admit(node: Any) -> None:

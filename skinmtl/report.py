@@ -351,8 +351,8 @@ def _batch(info: Mapping[str, Any]) -> str:
 def _config(run: Run) -> str:
     try:
         rows = [(key, str(shareable(key, value))) for key, value in flat(run.config()).items()]
-    except InputError:
-        rows = [("config", NOT_RECORDED)]
+    except InputError as error:
+        rows = [("config", f"{NOT_RECORDED}: {error.what}")]
     return page.section("Configuration", page.facts(rows))
 
 

@@ -522,6 +522,15 @@ def test_a_package_of_ones_own_is_admitted_by_the_environment_and_by_nothing_els
     assert canary.exists()
 
 
+def test_what_a_run_hands_in_is_taken_as_it_is_written(canary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ALLOW, "canary")
+    (canary.parent / "canary.py").write_text(
+        "class Thing:\n    def __init__(self, kept: str = '', *, names: list[str]):\n        self.names = names\n"
+    )
+    names = ["${oc.env:PATH}", "${nowhere}", "a: b"]
+    assert config.build({"_target_": "canary.Thing"}, names=names).names == names
+
+
 def test_an_argument_added_to_a_constructor_is_checked_with_no_edit_to_the_check(
     canary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,6 +134,76 @@ def test_what_hydra_refuses_is_one_line_and_exit_code_2(
     (line,) = err.splitlines()
     assert line.startswith("skinmtl: error: ") and "; fix: " in line
     assert said in line
+
+
+@pytest.fixture
+def own_conf(tmp_path: Path) -> Path:
+    """A copy of the configs, to be spoilt."""
+    return Path(shutil.copytree(CONF, tmp_path / "conf"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            b"# @package _global_\noptim:\n  lr: 1\n  lr: 2\n",
+            "conf/experiment/mine.yaml, line 4: the key 'lr' is there a second time; fix: keep one",
+        ),
+        (b"# @package _global_\nmodel: {encoder: [}\n", "conf/experiment/mine.yaml, line 2: no YAML that a config"),
+        (b"# @package _global_\nmodel: !!python/name:os.system\n", "conf/experiment/mine.yaml, line 2: no YAML that"),
+        (b"# @package _global_\nname: caf\xe9\n", "conf/experiment/mine.yaml: not written in UTF-8"),
+        (b"model: {encoder: resnet34}\n", "experiment: the chosen file of this group lacks `# @package _global_`"),
+        (b"defaults: [demo]\noptim: {lr: 1}\n", "lacks `# @package _global_`, so its keys would stand under `exp"),
+        (b"defaults: [override /model: fpn]\n", "experiment: the chosen file of this group lacks `# @package _glob"),
+        (b"", "experiment: the chosen file of this group lacks `# @package _global_`"),
+    ],
+)
+def test_a_spoilt_experiment_file_is_one_line_that_names_what_to_mend(
+    text: bytes, said: str, own_conf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (own_conf / "experiment" / "mine.yaml").write_bytes(text)
+    monkeypatch.chdir(own_conf.parent)
+    monkeypatch.setattr(sys, "argv", argv := ["train.py", "experiment=mine"])
+    assert door.main(own_conf, argv) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line and "; fix: " in line
+    assert not list(own_conf.parent.glob("outputs/*/*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["optim.lrr=1"], ["optim.lrr: there is no such key"]),
+        (["optim=adamm"], ["optim=adamm: there is none of this name"]),
+        (["-m", "seed=0", "optm=adam"], ["optm: there is no such key"]),
+        (
+            [
+                *("+optim.lrr=1", "+trainer.max_epoch=1", "+model.dx_classes=3", "data.batch_size=8.5"),
+                "+callbacks.x={_target_:pytorch_lightning.callbacks.Timer}",
+                "schedule._target_=os.system",
+            ],
+            [
+                "optim.lrr: AdamW has no such argument; fix: did you mean 'lr'?",
+                "trainer.max_epoch: Trainer has no such argument",
+                "model.dx_classes: MultiTaskNet is given this by the run",
+                "data.batch_size: 8.5 does not fit; fix: it should be a valid integer",
+                "callbacks.x: Timer: the learning rate's schedule ends with the last epoch",
+                "schedule._target_: 'os.system' is not an admitted constructor",
+            ],
+        ),
+    ],
+)
+def test_names_are_refused_all_at_once_before_torch_is_imported(
+    words: list[str], said: list[str], tmp_path: Path
+) -> None:
+    code = "import resource, sys; from pathlib import Path; from skinmtl import door; sys.argv[0] = 'train.py'\n"
+    code += "status = door.main(Path(sys.argv.pop()), sys.argv); used = resource.getrusage(resource.RUSAGE_SELF)\n"
+    code += "assert 'torch' not in sys.modules and used.ru_utime + used.ru_stime < 3; sys.exit(status)"
+    command = [sys.executable, "-c", code, *words, str(CONF)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(said) and all(any(part in line for line in lines) for part in said), lines
 
 
 @pytest.mark.parametrize(

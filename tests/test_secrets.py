@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from fakes import write_run
 from PIL import Image
 from training import train
 
+from skinmtl import cli
+from skinmtl.errors import InputError
 from skinmtl.facts import without_paths_in
 from skinmtl.runs import Run
 
@@ -50,6 +53,22 @@ def holding(folder: Path) -> list[str]:
         if any(CANARY.encode() in content for content in contents):
             found.append(path.relative_to(folder).as_posix())
     return found
+
+
+@pytest.mark.fault("a stranger's run that reads the environment of whoever opens it")
+@pytest.mark.parametrize("line", ["name: a-${oc.env:PASSWORD}", "data: {list: [1, '${oc.env:PASSWORD}']}"])
+def test_a_strangers_run_reads_nothing_of_the_environment(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PASSWORD", CANARY)
+    run = Run(write_run(tmp_path / "run"))
+    assert run.config().name == "resnet18_unet", "as it comes it is sound"
+    (run.path / ".hydra" / "config.yaml").write_text(f"seed: 0\n{line}\n")
+    with pytest.raises(InputError, match=r"config.yaml: (name|data.list.1) is an interpolation; fix: "):
+        run.config()
+    assert cli.main(["report", str(run.path)]) == 0
+    assert "is an interpolation" in (run.path / "report.html").read_text()
+    assert holding(run.path) == []
 
 
 @pytest.mark.fault("a canary in environment, netrc, EXIF, folder name, table")
