@@ -93,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(act=report)
 
     command = commands.add_parser("score", help="scores with intervals from a finished predictions.csv, anyone's")
-    command.add_argument("predictions", type=Path, help="a predictions table")
+    command.add_argument("predictions", type=Path, help="a predictions table, or a run's folder")
     command.set_defaults(act=score)
 
     command = commands.add_parser("compare", help="the difference of two predictions tables, paired by lesion")
@@ -228,7 +228,7 @@ def score(arguments: argparse.Namespace) -> int:
     """The scores of a finished table as JSON on standard output."""
     from skinmtl.scores import evaluate_file
 
-    result = evaluate_file(arguments.predictions)
+    result = evaluate_file(_table_file(arguments.predictions))
     for note in result["notes"]:
         print(f"skinmtl: {note}", file=sys.stderr)
     print(json.dumps(result, indent=1, allow_nan=False))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -197,3 +200,23 @@ def test_an_old_table_of_ours_has_its_pooled_distances_by_that_name(
 def test_a_table_that_is_not_there_is_one_line() -> None:
     with pytest.raises(InputError, match="no such file"):
         predictions.read(Path("nowhere.csv"))
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    table().to_csv(tmp_path / "predictions.csv", index=False)
+    command = f"{sys.executable} -m skinmtl.cli score {tmp_path} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.long
+def test_a_hundred_thousand_photographs_are_scored_within_a_minute_and_two_gigabytes(tmp_path: Path) -> None:
+    many = [table(seed, fold=seed, images=10_000).replace({"split": "val"}, "test") for seed in range(10)]
+    pd.concat(many).to_csv(tmp_path / "t.csv", index=False)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(
+        [sys.executable, "-m", "skinmtl.cli", "score", str(tmp_path / "t.csv")], check=True, stdout=subprocess.DEVNULL
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 60, "seconds of a core"
+    assert after.ru_maxrss < 2e6, "kB"
