@@ -114,7 +114,7 @@ class MultiTaskModule(pl.LightningModule):
         finite = self.step_is_finite
         self.means["train_means"].update(torch.cat([added, own]), mass.repeat(2), finite)  # type: ignore[operator]
         self._terms, self._losses = list(terms.values()), (own, mass)  # for the backward pass
-        self.means["weights"].update(self._weights(), torch.tensor(count), finite)  # type: ignore[operator]
+        self.means["weights"].update(self._weights(), torch.full_like(mass[0], count), finite)  # type: ignore[operator]
         self._log_step(torch.cat([total, own]))
         return loss
 

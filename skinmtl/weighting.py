@@ -50,6 +50,13 @@ class Weighting(nn.Module, ABC):
     def end_epoch(self, losses: Mapping[str, Tensor]) -> None:
         """After an epoch and its validation: mean training losses over the labelled photographs of all processes."""
 
+    def _rows(self, losses: Mapping[str, Tensor], tasks: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Losses and whether they are of labels, both (T,) in the order of the tasks."""
+        row = torch.stack([losses[task].detach() for task in tasks])
+        if self._seen is None:
+            return row, torch.ones_like(row, dtype=torch.bool)
+        return row, torch.stack([self._seen[task] for task in tasks])
+
 
 class Fixed(Weighting):
     """sum_i w_i L_i with the weights as given; a task that the run does not train has no loss, so no weight counts."""
@@ -84,9 +91,9 @@ class Uncertainty(Weighting):
 
     def terms(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weighted losses, and what keeps the variances from growing."""
-        known = self._seen or dict.fromkeys(self._tasks, torch.tensor(True))
-        rows = zip(self._tasks, self.log_variance.unbind(), strict=True)
-        return {task: torch.exp(-s) * losses[task] + torch.where(known[task], s / 2, 0.0) for task, s in rows}
+        _, known = self._rows(losses, self._tasks)
+        rows = zip(self._tasks, self.log_variance.unbind(), known, strict=True)
+        return {task: torch.exp(-s) * losses[task] + torch.where(has, s / 2, 0.0) for task, s, has in rows}
 
     def weights(self) -> Mapping[str, float | Tensor]:
         """exp(-s) of each task."""
@@ -107,13 +114,6 @@ class _Kept(Weighting):
         """The weights as they were last set."""
         return dict(zip(self._tasks, self.weight.unbind(), strict=True))
 
-    def _rows(self, losses: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Losses and whether they are of labels, both (T,)."""
-        row = torch.stack([losses[task].detach() for task in self._tasks])
-        if self._seen is None:
-            return row, torch.ones_like(row, dtype=torch.bool)
-        return row, torch.stack([self._seen[task] for task in self._tasks])
-
 
 class DWA(_Kept):
     """Dynamic weight average: a task whose loss has fallen less than the others' weighs more in the next epoch.
@@ -132,7 +132,7 @@ class DWA(_Kept):
 
     def end_epoch(self, losses: Mapping[str, Tensor]) -> None:
         """Take the next epoch's weights from the mean losses of this one."""
-        now, known = self._rows(losses)
+        now, known = self._rows(losses, self._tasks)
         ratio = torch.where((self.before > 0) & known, now / self.before, 1.0)
         self.weight.copy_(len(now) * torch.softmax(ratio / self.temperature, 0))
         self.before.copy_(torch.where(known, now, self.before))
@@ -152,7 +152,7 @@ class Geometric(_Kept):
 
     def terms(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Shares of the geometric mean."""
-        row, known = self._rows(losses)
+        row, known = self._rows(losses, self._tasks)
         training = torch.is_grad_enabled()
         row = ranks.mean(row) if training else row
         log, count = row.log(), known.sum().clamp(min=1)

@@ -164,3 +164,17 @@ def test_mixed_ranks_share_one_draw_and_late_entry_changes_nothing() -> None:
     # The first source's draw is what it is alone, and on both ranks together what one process draws.
     first = [row for step in zip(*ranks, strict=True) for _, _, row in step if 100 <= row < 141]
     assert first == [row for _, _, row in sampler((1, 0))][: len(first)]
+
+
+@pytest.mark.parametrize("kind", WEIGHTED)
+def test_a_diagnosis_without_photographs_takes_nothing_from_the_others(kind: Callable[[], Weighted]) -> None:
+    without, close = DX.copy(), np.where(DX == 2, 1, DX)
+    without[DX == 1], close[DX == 1] = 0, 0  # of diagnosis 1 there are none; the same with the number 1 for 2
+    weights = kind().weights(without, LESION)
+    np.testing.assert_array_equal(weights, kind().weights(close, LESION))
+    assert np.isfinite(weights).all() and weights.sum() == pytest.approx(1)
+
+
+def test_at_the_ends_of_beta_the_effective_number_is_shuffle_and_class_balanced() -> None:
+    for beta, other in ((0.0, Shuffle()), (1.0, samplers.class_balanced())):
+        np.testing.assert_allclose(samplers.effective_number(beta).weights(DX, LESION), other.weights(DX, LESION))
