@@ -38,7 +38,7 @@ def _readable(word: str, sweep: bool) -> str:
     if word.startswith("-") or not equals or value.startswith(("'", '"', "[", "{")):
         return word
     if is_path_key(key):
-        return f"{key}={_path(value, sweep)}"
+        return f"{key}={_path(value, sweep and not key.startswith('hydra.'))}"
     if _parsed(word) is None and value:
         what = f"Hydra cannot read {value!r} as it stands"
         raise ConfigError(key.lstrip("+~"), what, f"put it in quotes: {shlex.quote(f'{key}={quoted(value)}')}")

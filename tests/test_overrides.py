@@ -73,3 +73,7 @@ def test_what_cannot_be_read_is_shown_as_it_can_be(word: str) -> None:
         readable([word], sweep=False)
     (shown,) = shlex.split(caught.value.fix.removeprefix("put it in quotes: "))  # as a shell reads what is pasted
     assert read(shown) == word.partition("=")[2]
+
+
+def test_where_a_sweep_writes_is_one_place() -> None:
+    assert read(readable(["hydra.sweep.dir=a, ü"], sweep=True)[0]) == "a, ü"
