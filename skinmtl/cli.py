@@ -56,6 +56,11 @@ def _main(argv: Sequence[str] | None) -> int:
         return 75
 
 
+def _path(word: str) -> Path:
+    """A path as it is typed; a shell leaves `~` alone where it stands behind a `=`."""
+    return Path(word).expanduser()
+
+
 def parser() -> argparse.ArgumentParser:
     """The commands and their arguments."""
     top = argparse.ArgumentParser(prog="skinmtl", description=f"{__doc__} {RESEARCH}")
@@ -63,64 +68,66 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     command = commands.add_parser("prepare", help="download or import HAM10000, or check what lies there")
-    command.add_argument("out", type=Path, help="the folder to write, or with --verify to check")
+    command.add_argument("out", type=_path, help="the folder to write, or with --verify to check")
     what = command.add_mutually_exclusive_group()
     what.add_argument(
-        "--from", dest="paths", type=Path, nargs="+", metavar="PATH", help="import folders, zip, tar files"
+        "--from", dest="paths", type=_path, nargs="+", metavar="PATH", help="import folders, zip, tar files"
     )
     what.add_argument("--verify", action="store_true", help="decode every picture, compare with manifest.csv")
     what.add_argument("--list", action="store_true", help="say what would be downloaded, and how much it is")
-    command.add_argument("--lesions", type=Path, metavar="FILE", help="a table of image_id and lesion_id to join")
+    command.add_argument("--lesions", type=_path, metavar="FILE", help="a table of image_id and lesion_id to join")
     command.add_argument("--server", metavar="URL", help="another Dataverse (default: https://dataverse.harvard.edu)")
     command.set_defaults(act=prepare)
 
     command = commands.add_parser("evaluate", help="score a run's best checkpoint again and write its page")
-    command.add_argument("run", type=Path, help="a run's folder")
+    command.add_argument("run", type=_path, help="a run's folder")
     command.add_argument("data_root", nargs="?", metavar="data.root=FOLDER", help="where the photographs are now")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     command.set_defaults(act=evaluate)
 
     command = commands.add_parser("predict", help="masks, probabilities and overlays for new photographs")
-    command.add_argument("run", type=Path, help="a run's folder")
-    command.add_argument("images", type=Path, nargs="+", help="photographs, or folders of them")
-    command.add_argument("--out", type=Path, help="where to write (default: RUN/predict)")
+    command.add_argument("run", type=_path, help="a run's folder")
+    command.add_argument("images", type=_path, nargs="+", help="photographs, or folders of them")
+    command.add_argument("--out", type=_path, help="where to write (default: RUN/predict)")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     command.set_defaults(act=predict)
 
     command = commands.add_parser("report", help="write the page of a run, or the answer of a study's folder")
-    command.add_argument("folder", type=Path, help="a run's folder, or the folder of a sweep")
-    command.add_argument("--out", type=Path, help="for a study (default: experiments/<study>)")
+    command.add_argument("folder", type=_path, help="a run's folder, or the folder of a sweep")
+    command.add_argument("--out", type=_path, help="for a study (default: experiments/<study>)")
     command.set_defaults(act=report)
 
     command = commands.add_parser("score", help="scores with intervals from a finished predictions.csv, anyone's")
-    command.add_argument("predictions", type=Path, help="a predictions table, or a run's folder")
+    command.add_argument("predictions", type=_path, help="a predictions table, or a run's folder")
     command.set_defaults(act=score)
 
     command = commands.add_parser("compare", help="the difference of two predictions tables, paired by lesion")
-    command.add_argument("first", type=Path, help="a run's folder or a predictions table")
-    command.add_argument("second", type=Path, help="what it is compared with")
-    command.add_argument("--out", type=Path, help="write the table to this .csv, too")
+    command.add_argument("first", type=_path, help="a run's folder or a predictions table")
+    command.add_argument("second", type=_path, help="what it is compared with")
+    command.add_argument("--out", type=_path, help="write the table to this .csv, too")
     command.set_defaults(act=compare)
 
     command = commands.add_parser("audit", help="find lesions under two ids, and check a split, before any training")
     command.add_argument("data_root", metavar="DATA_ROOT", help="what data.root is: a folder in any layout, or a table")
     command.add_argument("--layout", default="auto", help="what data.layout is (default: auto)")
-    command.add_argument("--masks", type=Path, metavar="FOLDER", help="what data.masks is")
-    command.add_argument("--lesions", type=Path, metavar="FILE", help="what data.lesions is")
-    command.add_argument("--with", dest="other", type=Path, metavar="OTHER_ROOT", help="a second data set: its overlap")
-    command.add_argument("--split", type=Path, help="a split file of the first, to be checked")
+    command.add_argument("--masks", type=_path, metavar="FOLDER", help="what data.masks is")
+    command.add_argument("--lesions", type=_path, metavar="FILE", help="what data.lesions is")
     command.add_argument(
-        "--out", type=Path, default=Path("outputs/audit"), help="where to write (default: outputs/audit)"
+        "--with", dest="other", type=_path, metavar="OTHER_ROOT", help="a second data set: its overlap"
+    )
+    command.add_argument("--split", type=_path, help="a split file of the first, to be checked")
+    command.add_argument(
+        "--out", type=_path, default=Path("outputs/audit"), help="where to write (default: outputs/audit)"
     )
     command.set_defaults(act=audit)
 
     command = commands.add_parser("baselines", help="what simple methods reach on a run's own test lesions")
-    command.add_argument("run", type=Path, help="a run's folder")
+    command.add_argument("run", type=_path, help="a run's folder")
     command.add_argument("data_root", nargs="?", metavar="data.root=FOLDER", help="where the photographs are now")
     command.set_defaults(act=baselines)
 
     command = commands.add_parser("runs", help="list the runs below a folder with their scores")
-    command.add_argument("folder", type=Path, nargs="?", default=Path("outputs"), help="default: outputs")
+    command.add_argument("folder", type=_path, nargs="?", default=Path("outputs"), help="default: outputs")
     command.set_defaults(act=runs)
     return top
 

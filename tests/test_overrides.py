@@ -9,6 +9,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from skinmtl import cli
 from skinmtl.errors import ConfigError
 from skinmtl.overrides import expand, quoted, readable
 
@@ -77,3 +78,13 @@ def test_what_cannot_be_read_is_shown_as_it_can_be(word: str) -> None:
 
 def test_where_a_sweep_writes_is_one_place() -> None:
     assert read(readable(["hydra.sweep.dir=a, ü"], sweep=True)[0]) == "a, ü"
+
+
+def test_the_other_commands_know_a_home_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/zoe")
+    told = cli.parser().parse_args(["predict", "~/run", "~/photo.jpg", "--out=~/out"])
+    assert (told.run, told.images, told.out) == (
+        Path("/home/zoe/run"),
+        [Path("/home/zoe/photo.jpg")],
+        Path("/home/zoe/out"),
+    )
