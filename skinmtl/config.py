@@ -21,19 +21,19 @@ from skinmtl.errors import ConfigError, Faults, SkinmtlError, no_package
 from skinmtl.signatures import UNREAD
 
 TASKS = ("seg", "cls")
-# What a run asks of each part, by a method that only such a thing has: a loss is no network.
+# What a run asks of each part, by methods that only such a thing has: a loss is no network.
 ROLES = {
-    "data": "train_dataloader",
-    "sampler": "order",
-    "model": "forward",
-    "loss": "forward",
-    "weighting": "terms",
-    "gradients": "combine",
-    "optim": "zero_grad",
-    "schedule": "on",
-    "trainer": "fit",
-    "callbacks": "on_train_epoch_end",
-    "logger": "log_run",
+    "data": ("train_dataloader", "val_dataloader", "class_counts", "certificate"),
+    "sampler": ("order", "weights"),
+    "model": ("forward",),
+    "loss": ("forward",),
+    "weighting": ("terms", "weights", "start_step", "end_epoch"),
+    "gradients": ("combine", "weigh"),
+    "optim": ("zero_grad", "step"),
+    "schedule": ("on",),
+    "trainer": ("fit",),
+    "callbacks": ("on_train_epoch_end", "state_dict"),
+    "logger": ("log_run", "start", "finish"),
 }
 BY_NAME = ("loss", "callbacks")  # several parts, each under a name of its own, where null is none
 ONE = ("data", "augment", "sampler", "model", "weighting", "gradients", "optim", "schedule", "trainer")
@@ -254,10 +254,12 @@ def _walk(node: Any, where: str, tree: Node, look: Look = _look) -> Iterator[Con
 
 def _role_faults(constructor: Callable[..., Any], where: str) -> Iterator[ConfigError]:
     part, _, rest = where.partition(".")
-    method = ROLES.get(part) if rest.count(".") == 0 and bool(rest) == (part in BY_NAME) else None
-    if method is not None and isinstance(constructor, type) and not hasattr(constructor, method):
-        what = f"{constructor.__name__} has no method {method}, which a run asks of it"
-        yield ConfigError(f"{where}._target_", what, f"see conf/{part} for classes that do")
+    is_part = rest.count(".") == 0 and bool(rest) == (part in BY_NAME)
+    for method in ROLES.get(part, ()) if is_part and isinstance(constructor, type) else ():
+        if not hasattr(constructor, method):
+            what = f"{constructor.__name__} has no method {method}, which a run asks of it"
+            yield ConfigError(f"{where}._target_", what, f"see conf/{part} for classes that do")
+            return
 
 
 def _call_faults(node: Any, seen: tuple[str, Mapping[str, Argument]], where: str, tree: Node) -> Iterator[ConfigError]:
@@ -510,19 +512,47 @@ def _dry(tree: Node) -> Iterator[SkinmtlError]:
     one = [torch.nn.Parameter(torch.zeros(1))]
     yield from _attempt(tree["optim"], "optim", lambda node: build(node)(one))
     any_optimizer = torch.optim.SGD(one, lr=1.0)
-    yield from _attempt(tree["schedule"], "schedule", lambda node: build(node).on(any_optimizer, 10, 5))
+
+    def schedule(node: Node) -> None:
+        made = build(node)
+        made.on(any_optimizer, 10, 5)
+        if getattr(made, "by", None) not in ("step", "score"):
+            what = f"{type(made).__name__} does not say by what it is stepped"
+            raise ConfigError("schedule._target_", what, 'give it an attribute `by`, "step" or "score"')
+
+    yield from _attempt(tree["schedule"], "schedule", schedule)
     size = value_of(tree["data"], "size")
     parts = {"tasks": tree["tasks"], "size": (size, size) if isinstance(size, int) else tuple(size)}
 
     def connect(node: Node) -> None:
         # As many classes as any data has. Not on the meta device, where smp's mit_* encoders cannot be built.
-        build({**node, "weights": None} if "weights" in node else node, **parts, mask_classes=2, dx_classes=2)
+        network = build({**node, "weights": None} if "weights" in node else node, **parts, mask_classes=2, dx_classes=2)
+        if not type(network).__module__.startswith("skinmtl."):
+            _try_network(network, tree["tasks"], parts["size"])
 
     yield from _attempt(tree["model"], "model", connect)
     trainer = dict(tree["trainer"])
     trainer["accelerator"] = resolve_accelerator(value_of(trainer, "accelerator"))
     trainer["precision"] = resolve_precision(trainer.get("precision"), trainer["accelerator"])
     yield from _attempt(trainer, "trainer", lambda node: build(node, logger=False, callbacks=[ModelCheckpoint()]))
+
+
+def _try_network(network: Any, tasks: Sequence[str], size: tuple[int, int]) -> None:
+    """Show a black image of the right size to a network of the user's own.
+
+    Raises:
+        ConfigError: it does not give each task's logits.
+    """
+    import torch
+
+    wanted = {"seg": (1, 2, *size), "cls": (1, 2)}
+    with torch.inference_mode():
+        given = network.eval()(torch.zeros((1, 3, *size), dtype=torch.uint8))
+    shapes = {name: tuple(logits.shape) for name, logits in given.items()} if isinstance(given, Mapping) else None
+    if shapes is None or any(shapes.get(task) != wanted[task] for task in tasks):
+        what = f"gives {shapes or type(given).__name__} for one image and two classes of each task"
+        fix = f"give logits by task, { ({task: wanted[task] for task in tasks}) }"
+        raise ConfigError("model._target_", f"{type(network).__name__} {what}", fix)
 
 
 def _attempt(node: Node, where: str, make: Callable[[Node], Any]) -> Iterator[SkinmtlError]:

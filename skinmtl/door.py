@@ -74,7 +74,7 @@ KEYS = {
     "schedule=": "cosine, step, plateau, constant",
     "sampler=": "shuffle, class_balanced, sqrt_balanced, effective_number, class_aware",
     "augment= mixing=": "none, light, strong; none, mixup, cutmix, which mix photographs and diagnoses",
-    "trainer= trainer.max_epochs=": "auto, cpu, gpu, ddp, ddp_cpu; any argument of Lightning's Trainer",
+    "trainer= trainer.max_epochs=": "auto, cpu, gpu, ddp, ddp_cpu; arguments of Lightning's Trainer",
     "trainer.devices= trainer.precision=": "how many, a list, or -1 for all GPUs; auto, bf16-mixed, 32-true, 16-mixed",
     "callbacks= logger=": "default, ema; csv, wandb",
     "seed=": "weights, order, augmentation and dropout follow from it",

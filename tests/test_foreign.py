@@ -9,6 +9,7 @@ import copy
 import functools
 import inspect
 import signal
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -25,12 +26,12 @@ from training import SHORT, compose
 from skinmtl import config, foreign
 from skinmtl.callbacks import Best, Steps
 from skinmtl.data.datamodule import DataModule
-from skinmtl.errors import ConfigError
+from skinmtl.errors import ConfigError, Diverged
 from skinmtl.module import MultiTaskModule
 from skinmtl.optim import Cosine
 from skinmtl.processes import Stop
 from skinmtl.runs import Run
-from skinmtl.train import calm, run
+from skinmtl.train import _fit, calm, run
 from skinmtl.train.build import build_data, build_module, build_trainer
 
 EPOCHS, BATCHES = 3, 3
@@ -91,8 +92,8 @@ def fit(folder: Path, data: DataModule, words: Sequence[str], stop_at: int = -1)
         trainer = build_trainer(nodes, Run(folder), ours, None, stop)
         last = folder / "checkpoints" / "last.ckpt"
         try:
-            trainer.fit(module, data, ckpt_path=last if last.exists() else None)
-        except (KeyboardInterrupt, SystemExit):
+            _fit(trainer, module, data, last if last.exists() else None, stop)
+        except KeyboardInterrupt:
             assert stop.asked
         return Fitted(trainer, module, began, folder)
 
@@ -270,6 +271,49 @@ def test_a_callback_of_ones_own_that_changes_the_steps_of_an_epoch_is_not_gone_o
         ConfigError, match=f"^callbacks: epoch 1 took {took} steps, but the schedule counts on {BATCHES}"
     ):
         fit(tmp_path, data, [f"+callbacks.x={{_target_:test_foreign.{name}}}"])
+
+
+class Logs(pl.Callback):
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        pl_module.log("val/own", float(trainer.current_epoch))
+
+
+@pytest.mark.parametrize(
+    ("monitor", "says"), [("val/own", None), ("val/owm", "did you mean 'val/own'?"), ("x", "val/")]
+)
+def test_early_stopping_watches_what_a_callback_of_ones_own_logs(
+    monitor: str, says: str | None, data: DataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SKINMTL_ALLOW", "test_foreign")
+    words = [f"callbacks.early_stopping.monitor={monitor}", "+callbacks.x={_target_:test_foreign.Logs}"]
+    words += ["callbacks.early_stopping.patience=1", "callbacks.early_stopping.mode=min"]
+    if says is None:
+        assert fit(tmp_path, data, words).epochs == 2, "0, then 1, which is worse"
+        return
+    with pytest.raises(
+        ConfigError, match=f"^callbacks.early_stopping.monitor: nothing logs '{monitor}'; fix: "
+    ) as told:
+        fit(tmp_path, data, words)
+    assert says in told.value.fix and "step/" not in told.value.fix
+
+
+def test_a_backward_pass_that_detect_anomaly_stops_is_told_as_a_run_that_diverged(
+    data: DataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: object, logits: Tensor, batch: object) -> Tensor:
+        return torch.sqrt(logits.sum() * 0)  # whose gradient is none
+
+    monkeypatch.setattr("skinmtl.losses.seg.DiceBCE.forward", broken)
+    with pytest.raises(Diverged, match="^trainer.detect_anomaly: .* returned nan values"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch shows where the forward pass was
+        fit(tmp_path, data, ["+trainer.detect_anomaly=true"])
+
+
+def test_a_rate_of_zero_is_said(data: DataModule, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fitted = fit(tmp_path, data, ["optim.lr=0"])
+    weight = "class_head.3.weight"
+    assert torch.equal(fitted.weights[weight], fitted.began[weight])
+    assert "optim.lr=0: no weight will change" in caplog.text
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "step"])
