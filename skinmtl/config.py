@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -507,8 +508,7 @@ def _dry(tree: Node) -> Iterator[SkinmtlError]:
         yield from _attempt(tree["data"]["diagnoses"], "data.diagnoses", check_groups)
     for task in tree["tasks"]:
         yield from _attempt(tree["loss"][task], f"loss.{task}", lambda node: build(node, class_counts=[1, 1]))
-    for name, node in tree["callbacks"].items():
-        yield from _attempt(node, f"callbacks.{name}", build) if node is not None else ()
+    yield from _dry_callbacks({f"callbacks.{name}": node for name, node in tree["callbacks"].items() if node})
     one = [torch.nn.Parameter(torch.zeros(1))]
     yield from _attempt(tree["optim"], "optim", lambda node: build(node)(one))
     any_optimizer = torch.optim.SGD(one, lr=1.0)
@@ -535,6 +535,19 @@ def _dry(tree: Node) -> Iterator[SkinmtlError]:
     trainer["accelerator"] = resolve_accelerator(value_of(trainer, "accelerator"))
     trainer["precision"] = resolve_precision(trainer.get("precision"), trainer["accelerator"])
     yield from _attempt(trainer, "trainer", lambda node: build(node, logger=False, callbacks=[ModelCheckpoint()]))
+
+
+def _dry_callbacks(nodes: Mapping[str, Node]) -> Iterator[SkinmtlError]:
+    """Faults of callbacks, and those whose states a checkpoint could not tell apart."""
+    known: dict[str, str] = {}
+
+    def make(where: str, node: Node) -> None:
+        same = known.setdefault(build(node).state_key, where)
+        if same != where:
+            raise ConfigError(where, f"it does what {same} does already", "keep one of the two")
+
+    for where, node in nodes.items():
+        yield from _attempt(node, where, partial(make, where))
 
 
 def _try_network(network: Any, tasks: Sequence[str], size: tuple[int, int]) -> None:

@@ -212,6 +212,11 @@ MISTAKES: list[tuple[str, object, str]] = [
     ("callbacks.early_stopping.min_delta", -0.1, "callbacks.early_stopping.min_delta: -0.1 does not fit"),
     ("callbacks.early_stopping.verbose", True, "callbacks.early_stopping.verbose: a run does not show what it says"),
     ("callbacks.x", {"_target_": "pytorch_lightning.callbacks.Timer"}, "callbacks.x: Timer: the learning rate's"),
+    (
+        "callbacks.again",
+        {"_target_": "pytorch_lightning.callbacks.EarlyStopping", "monitor": "val/score", "mode": "max"},
+        "callbacks.again: it does what callbacks.early_stopping does already; fix: keep one of the two",
+    ),
     ("optim.maximize", True, "optim.maximize: it would make the loss as large as can be"),
     ("optim._target_", "torch.optim.SparseAdam", "optim: SparseAdam: it takes sparse gradients alone"),
     ("callbacks.bar", {"_target_": "pytorch_lightning.callbacks.RichProgressBar"}, "a run has its own progress bar"),
@@ -291,6 +296,10 @@ def test_a_mistake_is_one_clear_line_before_any_data_is_read(key: str, value: ob
         ("callbacks.early_stopping.patience", 0),
         ("trainer.min_epochs", 30),
         ("trainer.gradient_clip_algorithm", "value"),
+        (
+            "callbacks.again",
+            {"_target_": "pytorch_lightning.callbacks.EarlyStopping", "monitor": "val/loss", "mode": "min"},
+        ),
     ],
 )
 def test_their_like_that_are_sound_pass(key: str, value: object) -> None:

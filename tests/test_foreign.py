@@ -52,13 +52,13 @@ class Fitted:
 
 
 class StopsAt(pl.Callback):
-    """Ends a training as Ctrl-C does where an epoch begins, once it is saved."""
+    """Ends a training as Ctrl-C does before a step, once it is saved."""
 
-    def __init__(self, epoch: int, stop: Stop) -> None:
-        self.epoch, self.stop = epoch, stop
+    def __init__(self, step: int, stop: Stop) -> None:
+        self.step, self.stop = step, stop
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.stop.number = signal.SIGINT if trainer.current_epoch == self.epoch else None
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: object) -> None:
+        self.stop.number = signal.SIGINT if trainer.global_step == self.step else None
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def check_all(folder: Path, data: DataModule, words: Sequence[str], per_epoch: i
     assert whole.epochs == EPOCHS and whole.steps == EPOCHS * per_epoch
     lr = composed(tuple(words)).optim.lr
     assert whole.rates == pytest.approx(expected_rates(lr, whole.steps), rel=1e-5)
-    assert fit(folder / "parts", data, words, stop_at=1).steps == per_epoch
+    assert fit(folder / "parts", data, words, stop_at=4).steps == 4, "within an epoch, but where gradients are added up"
     parts = fit(folder / "parts", data, words)
     assert parts.steps == whole.steps and parts.rates == whole.rates
     assert all(torch.equal(whole.weights[name], parts.weights[name]) for name in whole.weights)
@@ -165,7 +165,7 @@ def test_early_stopping_stops_after_an_epoch_but_not_before_min_epochs(data: Dat
     words = [*at_once, "+trainer.min_epochs=2"]
     whole = fit(tmp_path / "later", data, words)
     assert (whole.epochs, whole.steps) == (2, 2 * BATCHES)
-    fit(tmp_path / "parts", data, words, stop_at=1)
+    fit(tmp_path / "parts", data, words, stop_at=4)
     parts = fit(tmp_path / "parts", data, words)
     assert parts.epochs == 2
     assert all(torch.equal(whole.weights[name], parts.weights[name]) for name in whole.weights)
