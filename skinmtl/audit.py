@@ -87,7 +87,7 @@ def audit(
 
 
 def _looks(table: pd.DataFrame, doing: str) -> list[lookalikes.Look]:
-    return lookalikes.looks(_track([Path(image) for image in table["image"]], doing))
+    return lookalikes.looks(_track([Path(image) for image in table["image"]], doing), table["mask"].notna())
 
 
 def _track(items: Sequence[Any], doing: str) -> Iterable[Any]:

@@ -26,7 +26,7 @@ from sklearn.preprocessing import StandardScaler
 from skinmtl import config, scores
 from skinmtl.data import cache, sources, splits
 from skinmtl.data.diagnoses import REST, grouped
-from skinmtl.data.images import Size, fit_image, read_image, read_mask
+from skinmtl.data.images import Size, fit_image, read_image, read_pair
 from skinmtl.data.masks import BINARY, MaskClasses
 from skinmtl.errors import InputError
 from skinmtl.runs import Run
@@ -59,9 +59,13 @@ def compare_run(run: Run, data_root: Path | None = None) -> pd.DataFrame:
     table = sources.read(root, cfg.layout, cfg.allow_leak, masks, lesions)
     split = splits.load(run.split_file)
     splits.check(split, table, run.split_file)
-    digests = {"data": (root, cache.fingerprint(table)), "split": (run.split_file, splits.digest(run.split_file))}
-    for key, (where, digest) in digests.items():
-        if facts[key]["hash"] != digest:
+    kept = Path(cfg.cache_dir) if cfg.get("cache_dir") else None
+    same = {
+        "data": (root, cache.is_of(facts["data"]["hash"], table, kept)),
+        "split": (run.split_file, facts["split"]["hash"] == splits.digest(run.split_file)),
+    }
+    for key, (where, is_same) in same.items():
+        if not is_same:
             raise InputError(str(where), f"not the {key} that the run was trained under", "give what it was")
 
     stages = split.set_index("image_id")[f"fold_{cfg.fold}"].reindex(table["image_id"])
@@ -121,8 +125,8 @@ def colours(table: pd.DataFrame, size: Size) -> tuple[str, pd.DataFrame]:
     balanced accuracy on the validation rows. The table has the validation and test rows.
     """
     counted: dict[str, list[Features]] = {space: [] for space in SPACES}
-    for path in _watched(table["image"], "counting colours"):
-        image = fit_image(read_image(Path(path)), size)
+    for path, mask in _watched(zip(table["image"], table["mask"], strict=True), "counting colours"):
+        image = fit_image(read_image(Path(path), has_mask=isinstance(mask, str)), size)
         for space in SPACES:
             counted[space].append(histogram(image, space))
     features = {space: np.stack(histograms) for space, histograms in counted.items()}  # (N, BINS ** 3) each
@@ -179,12 +183,12 @@ def otsu(table: pd.DataFrame, mask_classes: MaskClasses = BINARY) -> tuple[str, 
     counts: dict[tuple[str, bool, bool], list[dict[str, float]]] = {setting: [] for setting in settings}
     pairs = list(zip(rest["image"], rest["mask"], strict=True))
     for image_path, mask_path in _watched(pairs, "thresholding"):
-        image = read_image(Path(image_path))
-        if not isinstance(mask_path, str):
+        image, outline = read_pair(image_path, mask_path)
+        if outline is None:
             for setting in settings:
                 counts[setting].append({})
             continue
-        target = mask_classes.of(read_mask(Path(mask_path), image.shape[:2]))
+        target = mask_classes.of(outline)
         for setting in settings:
             predicted = mask_classes.of(dark_side(image, *setting))
             counts[setting].append(scores.overlap(predicted, target, mask_classes.names))

@@ -18,7 +18,7 @@ from skinmtl import config, figures, predictions, scores
 from skinmtl.checkpoints import load as load_checkpoint
 from skinmtl.data import duplicates
 from skinmtl.data.datamodule import DataModule
-from skinmtl.data.images import fit_mask, read_image, read_mask
+from skinmtl.data.images import fit_mask, read_image, read_mask, read_pair
 from skinmtl.errors import InputError
 from skinmtl.facts import stamps
 from skinmtl.predict import Prediction, Predictor, load_run
@@ -69,12 +69,17 @@ def run_data(run: Run, data_root: Path | None = None) -> DataModule:
         changes |= {"root": str(data_root), "synthetic": None}
     parts = {"augment": config.build(cfg.augment), "sampler": config.build(cfg.sampler), "seed": cfg.seed}
     data: DataModule = config.build({**cfg.data, **changes}, **parts)
-    data.prepare_data()
+    data.draw()
     data.setup("evaluate")
     data.leaky = data.leaky or bool(run.info().get("leaky"))  # weights that it started from may have been
     facts = load_checkpoint(run.checkpoint())["skinmtl"]
-    for key, now in (("split_hash", data.split_hash), ("data_hash", data.data_hash)):
-        if facts[key] != now:
+    for key, now, same in (
+        ("split_hash", data.split_hash, facts["split_hash"] == data.split_hash),
+        ("data_hash", data.data_hash, data.is_of(facts["data_hash"])),
+    ):
+        if not same:
+            if key == "data_hash":
+                data.check_files()  # a broken file is named, not the other data that it makes
             where = str(run.split_file) if key == "split_hash" else str(data.root)
             what = f"{key} is {now[:12]}, the checkpoint's is {facts[key][:12]}: it may have seen these lesions"
             raise InputError(where, what, "give the data and the split that the run was trained with")
@@ -87,9 +92,10 @@ def predictions_table(predictor: Predictor, data: DataModule) -> pd.DataFrame:
     Counts, Dice, IoU and distances are at the photograph's own size; `dice_input` is at the network's.
     """
     parts = []
+    has_mask = data.table["mask"].notna()
     for part in ("val", "test"):
         rows = data.rows(part)
-        photographs = (read_image(Path(data.table.image[row])) for row in rows)
+        photographs = (read_image(Path(data.table.image[row]), bool(has_mask[row])) for row in rows)
         console = Console(stderr=True)
         predicted = track(
             predictor.predict_each(photographs), f"predicting {part}", len(rows), console=console, transient=True
@@ -161,8 +167,9 @@ def _pictures(rows: pd.DataFrame, predictor: Predictor, data: DataModule) -> Ite
     files = data.table.set_index("image_id")[["image", "mask"]].to_dict("index")
     for row in rows.itertuples():
         place = files[row.image_id]
-        image = read_image(Path(place["image"]))
-        target = data.mask_rule.of(read_mask(Path(place["mask"]), image.shape[:2]))
+        image, outline = read_pair(place["image"], place["mask"])
+        assert outline is not None, "it has a Dice"
+        target = data.mask_rule.of(outline)
         prediction = predictor.predict(image)
         assert prediction.mask is not None
         words = [f"Dice {row.dice:.2f}"] + ([row.dx] if isinstance(row.dx, str) else [])

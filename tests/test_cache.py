@@ -14,7 +14,7 @@ import pytest
 from layouts import write_dataverse
 from PIL import Image
 
-from skinmtl.data import cache, images, records, sources
+from skinmtl.data import cache, contents, images, records, sources
 from skinmtl.data.cache import Photographs
 from skinmtl.data.masks import Trimap
 from skinmtl.errors import Faults
@@ -157,17 +157,37 @@ def test_what_has_changed_makes_a_cache_stale(
     assert f"{kept} is stale" in caplog.text
     assert Photographs.of(table, SIZE, new).read(4)[0][..., 1].min() > 190
 
-    at = path.stat()
-    os.utime(path, ns=(at.st_atime_ns, at.st_mtime_ns + 1))  # as many bytes, another time
-    touched = again(table, kept)
-    assert touched != new and not new.exists()
+    os.utime(path)  # the same bytes, another time
+    assert again(table, kept) == new
     monkeypatch.setattr(cache.cv2, "__version__", "another")  # other pixels, perhaps
-    assert again(table, kept) != touched
+    assert again(table, kept) != new and not new.exists()
 
     other = cache.get(table, (10, 14), kept.parent)  # another size lies beside it
-    assert other is not None and len(list(kept.parent.iterdir())) == 2
+    assert other is not None and len(list(kept.parent.glob("*.npy"))) == 2
     without = table.assign(mask=table["mask"].where(table.index != 9))
     assert cache.get(without, SIZE, kept.parent) not in (other, again(table, kept))
+
+
+def test_other_pixels_of_the_same_size_and_time_make_a_cache_stale(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(contents, "SETTLED", -(10**9))  # as if the files had lain there for long
+    (tmp_path / "photos").mkdir()
+    pd.DataFrame({"image": ["photos/a.bmp", "photos/b.bmp"], "lesion_id": ["A", "B"]}).to_csv("t.csv", index=False)
+    hashes, before = [], None
+    for level in (10, 200):
+        for name in "ab":
+            Image.new("RGB", (32, 24), (level, 0, 0)).save(f"photos/{name}.bmp")
+            os.utime(f"photos/{name}.bmp", (0, 0))  # unpacked by what keeps no times
+        own = sources.read(tmp_path / "t.csv")
+        path = cache.get(own, SIZE, tmp_path / "kept")
+        assert path is not None and Photographs.of(own, SIZE, path).read(0)[0].max() == level
+        assert before is None or (f"{before} is stale" in caplog.text and not before.exists())
+        hashes.append(cache.fingerprint(own, tmp_path / "kept"))
+        before = path
+    assert hashes[0] != hashes[1]
 
 
 def test_the_checksum_sees_blocks_that_changed_places() -> None:
@@ -205,7 +225,27 @@ def test_unreadable_photographs_are_listed_and_leave_nothing(table: pd.DataFrame
     with pytest.raises(Faults) as caught:
         cache.get(table, SIZE, tmp_path / "kept")
     assert [Path(fault.where) for fault in caught.value.faults] == [Path(table["image"][row]) for row in (3, 8)]
-    assert not list((tmp_path / "kept").iterdir())
+    assert not list((tmp_path / "kept").glob("*.npy"))
+
+
+def test_without_a_cache_everything_is_decoded_once_and_what_cannot_be_is_named(
+    table: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turned = Image.Exif()
+    turned[images.ORIENTATION] = 6
+    Image.new("RGB", (32, 24)).save(table["image"][3], exif=turned)
+    Path(table["mask"][8]).write_bytes(b"no picture")
+    with pytest.raises(Faults) as caught:
+        cache.check(table, tmp_path / "kept")
+    assert [Path(fault.where) for fault in caught.value.faults] == [Path(table["image"][3]), Path(table["mask"][8])]
+
+    sound = table.drop(index=[3, 8])
+    cache.check(sound, tmp_path / "kept")
+    monkeypatch.setattr(cache, "read_pair", lambda *_: pytest.fail("decoded again"))
+    cache.check(sound, tmp_path / "kept")
+    Image.new("RGB", (32, 24), "red").save(table["image"][5])
+    with pytest.raises(pytest.fail.Exception, match="decoded again"):
+        cache.check(sound, tmp_path / "kept")
 
 
 def test_a_folder_that_cannot_be_written_means_no_cache(
@@ -242,7 +282,7 @@ def test_processes_that_build_at_once_end_with_one_good_file(table: pd.DataFrame
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert decoded.value == len(table)  # one decoded, two waited
-    (path,) = folder.iterdir()
+    (path,) = folder.glob("*.npy")
     assert pixels(Photographs.of(table, SIZE, path)) == pixels(Photographs.of(table, SIZE))
 
 
@@ -269,5 +309,5 @@ def test_what_a_killed_build_left_is_swept_and_a_living_one_is_let_be(
     left.write_bytes(b"half")  # the same photographs: taken over
     (folder / ".other.tmp").write_bytes(b"half")  # others: swept
     path = cache.get(table, SIZE, folder)
-    assert path is not None and list(folder.iterdir()) == [path]
+    assert path is not None and [file for file in folder.iterdir() if file.suffix != ".json"] == [path]
     assert path.read_bytes() == kept.read_bytes()

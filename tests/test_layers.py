@@ -43,11 +43,11 @@ DATA = """
     data.sources.layouts
     data.sources.cases
     data.sources.__init__
-    data.duplicates data.jpeg data.masks data.diagnoses
-    data.images
+    data.duplicates data.jpeg data.profiles data.masks data.diagnoses data.progress
+    data.images data.contents
     data.splits data.lookalikes
     data.certificate
-    data.prepare.__init__ data.prepare.names data.prepare.progress data.prepare.web
+    data.prepare.__init__ data.prepare.names data.prepare.web
     data.prepare.manifest data.prepare.exif
     data.prepare.archives data.prepare.folders data.prepare.download
     data.prepare.intake data.prepare.arrange data.prepare.verify data.prepare.dataverse

@@ -636,4 +636,5 @@ def data_that_tests(image_id: str, duplicates: str = "none", data_hash: str = "a
     first = table[:3]
     split = first.rename(columns={"lesion_id": "group"}).assign(fold_0=["train", "val", "test"])
     facts = {"table": table, "source": np.array([0, 0, 0, 1]), "groups": first["lesion_id"], "split": split, "fold": 0}
-    return SimpleNamespace(**facts, duplicates=duplicates, data_hash=data_hash, leaky=False, shuffled=None)
+    facts |= {"data_hash": data_hash, "is_of": lambda kept: kept == data_hash}
+    return SimpleNamespace(**facts, duplicates=duplicates, leaky=False, shuffled=None)

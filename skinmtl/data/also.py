@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
-import stat
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +11,7 @@ import pandas as pd
 from annotated_types import Interval
 
 from skinmtl.data import duplicates, sources
+from skinmtl.data.contents import with_digests
 from skinmtl.errors import ConfigError, InputError
 
 logger = logging.getLogger(__name__)
@@ -54,13 +50,14 @@ class Also:
             first: the case table of the first source.
             known: which duplicates are known, as `duplicates.pairs` takes it.
             allow_leak: whether it may leak.
-            keep: a folder that remembers which files are the same, so that they are read once.
+            keep: where it is kept what stands in files, as `contents.with_digests` has it.
 
         Raises:
             InputError: diagnoses that the first source does not know, a leak, a file that cannot be read, or nothing
                 left.
         """
         table = sources.read(self.root, self.layout, allow_leak=True, masks=self.masks, lesions=self.lesions)
+        first, table = (with_digests(cases, keep) for cases in (first, table))
         classes = list(first["dx"].cat.categories)
         if strange := sorted(set(table["dx"].dropna()) - set(classes)):
             what = f"diagnoses that the photographs at data.root do not have: {', '.join(strange)}"
@@ -69,7 +66,7 @@ class Also:
             table["lesion_id"] = pd.Series(pd.NA, index=table.index, dtype="str")
             self._say_unknown(allow_leak)
 
-        shared = _in_common(table, first, known, keep)
+        shared = _in_common(table, first, known)
         if shared.all():
             raise InputError(str(self.root), "every photograph is one of data.root, too", "leave this source out")
         if shared.any():
@@ -118,67 +115,13 @@ def places(also: Mapping[str, Also], batch_size: int) -> list[int]:
     return [batch_size - sum(further), *further]
 
 
-def _in_common(table: pd.DataFrame, first: pd.DataFrame, known: str, keep: Path | None) -> pd.Series:
+def _in_common(table: pd.DataFrame, first: pd.DataFrame, known: str) -> pd.Series:
     """Which photographs show what the first source shows, or a lesion of one that does, (n,)."""
     pairs = duplicates.pairs(known, pd.concat([first, table], ignore_index=True))
     mine, theirs = set(table["image_id"]), set(first["image_id"])
     partners = {name for pair in pairs if not theirs.isdisjoint(pair) for name in pair}
     lesions = table["lesion_id"].notna() & table["lesion_id"].isin(first["lesion_id"].dropna())
     shared = table["image_id"].isin(theirs | partners) | lesions
-    shared |= table["image"].isin(_same_files(table["image"][~shared], first["image"], keep))
+    shared |= table["image_sha256"].isin(first["image_sha256"].dropna())
     groups = duplicates.groups(table, [pair for pair in pairs if mine.issuperset(pair)])
     return groups.isin(groups[shared])
-
-
-def _same_files(asked: Iterable[str], known: Iterable[str], keep: Path | None) -> list[str]:
-    """Which of the files asked for have the bytes of a known one; only files of equal size are read.
-
-    The answer is kept under a name that follows from their places, sizes and times of change.
-    """
-    ours, theirs = ([(path, *_stat(path)) for path in paths] for paths in (asked, known))
-    sizes = {size for _, size, _ in ours} & {size for _, size, _ in theirs}
-    ours, theirs = ([stat for stat in stats if stat[1] in sizes] for stats in (ours, theirs))
-    if not ours:
-        return []
-    name = hashlib.sha256(json.dumps([ours, theirs]).encode()).hexdigest()[:16]
-    answer = keep / f"same_files-{name}.json" if keep else None
-    if answer:
-        with suppress(OSError, ValueError):
-            kept: list[str] = json.loads(answer.read_text(encoding="utf-8"))
-            return kept
-    bytes_of = {_digest(path) for path, *_ in theirs}
-    same = [path for path, *_ in ours if _digest(path) in bytes_of]
-    if answer:
-        _write(answer, json.dumps(same))
-    return same
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all; where that cannot be, files are read again next time."""
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}.tmp")
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-
-
-def _stat(path: str) -> tuple[int, int]:
-    """Size in bytes and time of change in ns."""
-    try:
-        found = os.stat(path)
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
-        raise InputError(path, "no file", "give a photograph")
-    return found.st_size, found.st_mtime_ns
-
-
-def _digest(path: str) -> str:
-    try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: str, error: OSError) -> InputError:
-    return InputError(path, error.strerror or "cannot be read", "check the path and its permissions")

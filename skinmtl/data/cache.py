@@ -8,11 +8,9 @@ import json
 import logging
 import os
 import shutil
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -20,11 +18,11 @@ import numpy as np
 import pandas as pd
 import PIL
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+from PIL import features
 
-from skinmtl.data import images, jpeg
-from skinmtl.data.images import Size, read_fitted
+from skinmtl.data import images, jpeg, profiles, progress
+from skinmtl.data.contents import COLUMNS, with_digests
+from skinmtl.data.images import Size, read_fitted, read_pair
 from skinmtl.data.masks import BINARY, MaskClasses
 from skinmtl.data.records import Records, checksum, claim, header, is_at, is_sound, open_records, record, sweep
 from skinmtl.errors import Faults, SkinmtlError
@@ -32,6 +30,7 @@ from skinmtl.errors import Faults, SkinmtlError
 logger = logging.getLogger(__name__)
 
 SPARE = 1.2  # of the file's size has to be free on the disk
+BY_CONTENT = "v2-"  # begins a fingerprint that knows what stands in files; one without it knows their sizes
 MOST_FAULTS = 50  # unreadable photographs to list before giving up
 
 
@@ -103,16 +102,17 @@ class Photographs:
 def get(table: pd.DataFrame, size: Size, folder: Path, mask_classes: MaskClasses = BINARY) -> Path | None:
     """The cache file of this table at this size in `folder`, built where it is missing; None where it cannot be kept.
 
-    Named by two hashes: of the photographs' places, `size` and the mask classes, and of the files' sizes, their times
-    of change and the code that decodes. One that is broken, or stale (the first hash alone is the same), is built anew.
+    Named by two hashes: of the photographs' places, `size` and the mask classes, and of what stands in the files and
+    the code that decodes. One that is broken, or stale (the first hash alone is the same), is built anew.
 
     Raises:
         Faults: photographs or masks that cannot be decoded; there is no file then.
     """
+    table = with_digests(table, folder)
     photographs = Photographs.of(table, size, mask_classes=mask_classes)
     derived = [type(mask_classes).__qualname__, str(sorted(vars(mask_classes).items()))]
     place = _digest([size, table["image"].tolist(), photographs._masks, derived])[:16]
-    path = folder / f"{place}-{_digest([_code(mask_classes), *_stats(table)])[:16]}.npy"
+    path = folder / f"{place}-{_digest([_code(mask_classes), *_contents(table)])[:16]}.npy"
     if open_records(path, len(table), size) is not None:
         return path
     if path.exists():
@@ -164,21 +164,50 @@ def _build(photographs: Photographs, size: Size, path: Path) -> None:
         os.close(handle)
 
 
-def _fill(records: Records, photographs: Photographs) -> None:
-    """Decode into the records; what cannot be decoded is listed, up to `MOST_FAULTS` of it."""
+def check(table: pd.DataFrame, folder: Path) -> None:
+    """Decode every photograph with its mask, where no cache did: what training or evaluation could not read is named.
 
-    def put(row: int) -> SkinmtlError | None:
+    Done once: an empty file in `folder`, named by what stands in the files, says that they could be decoded.
+
+    Raises:
+        Faults: photographs or masks that cannot be decoded.
+    """
+    table = with_digests(table, folder)
+    done = folder / f"decoded-{_digest([_code(BINARY), *_contents(table)])[:16]}"
+    if os.path.exists(done):
+        return
+    logger.info("decoding %s photographs once, to see that all can be read", f"{len(table):,}")
+    pairs = list(zip(table["image"], table["mask"], strict=True))
+    _each(len(pairs), lambda row: read_pair(*pairs[row]))
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        done.touch()
+
+
+def _fill(records: Records, photographs: Photographs) -> None:
+    """Decode into the records; as `_each`."""
+
+    def put(row: int) -> None:
+        records["image"][row], records["mask"][row] = photographs.read(row)
+        records["check"][row] = checksum(records, row)
+
+    _each(len(photographs), put)
+
+
+def _each(count: int, decode: Callable[[int], object]) -> None:
+    """Decode row by row, on all cores; what cannot be decoded is listed, up to `MOST_FAULTS` of it."""
+
+    def tried(row: int) -> SkinmtlError | None:
         try:
-            records["image"][row], records["mask"][row] = photographs.read(row)
-            records["check"][row] = checksum(records, row)
+            decode(row)
         except SkinmtlError as fault:
             return fault
         return None
 
     faults: list[SkinmtlError] = []
-    with ThreadPoolExecutor(_cores()) as pool, _progress(len(photographs)) as step:
-        for fault in pool.map(put, range(len(photographs))):
-            step()
+    with ThreadPoolExecutor(_cores()) as pool, progress.bar("decoding", count) as step:
+        for done, fault in enumerate(pool.map(tried, range(count)), 1):
+            step(done)
             if fault:
                 faults.append(fault)
             if len(faults) == MOST_FAULTS:
@@ -192,55 +221,56 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def fingerprint(table: pd.DataFrame) -> str:
-    """A sha256 over ids, lesions, diagnoses and file sizes: what a run trained on, wherever it lay."""
-    sizes = [[size for size, _ in stats] for stats in _stats(table)]
-    known = (table["image_id"].tolist(), table["lesion_id"].tolist(), list(map(str, table["dx"].tolist())))
-    return _digest(list(map(list, zip(*known, *sizes, strict=True))))
+def fingerprint(table: pd.DataFrame, folder: Path | None = None) -> str:
+    """What a run trained on, wherever it lay: `v2-` and a sha256 over ids, lesions, diagnoses and the bytes of files.
+
+    Args:
+        table: a case table.
+        folder: where it is kept what stands in files, as `contents.with_digests` has it.
+    """
+    columns = [*_known(table), *_contents(with_digests(table, folder))]
+    return f"{BY_CONTENT}{_digest(list(map(list, zip(*columns, strict=True))))}"
+
+
+def is_of(kept: str, table: pd.DataFrame, folder: Path | None = None) -> bool:
+    """Whether a kept fingerprint is that of the table; an older one tells files by their sizes, and is told by them."""
+    if kept.startswith(BY_CONTENT):
+        return kept == fingerprint(table, folder)
+    sizes = ([_size(path) for path in table[name].tolist()] for name in ("image", "mask"))
+    same = kept == _digest(list(map(list, zip(*_known(table), *sizes, strict=True))))
+    if same:
+        logger.warning("the data hash %s is of an older version: files are compared by size, not by content", kept[:12])
+    return same
+
+
+def _known(table: pd.DataFrame) -> list[list[str]]:
+    return [table["image_id"].tolist(), table["lesion_id"].tolist(), list(map(str, table["dx"].tolist()))]
+
+
+def _contents(table: pd.DataFrame) -> list[list[str | None]]:
+    """The sha256 of every photograph's file, and of every mask's; None for no file."""
+    return [[sha if isinstance(sha, str) else None for sha in table[name]] for name in COLUMNS.values()]
+
+
+def _size(path: object) -> int:
+    if isinstance(path, str):
+        with suppress(OSError):
+            return os.stat(path).st_size
+    return -1
 
 
 def _code(mask_classes: MaskClasses) -> list[object]:
     """What the pixels depend on beside the files: our decoding, the mask classes, and the packages that both call."""
-    files = images.__file__, jpeg.__file__, inspect.getfile(type(mask_classes))
+    files = images.__file__, jpeg.__file__, profiles.__file__, inspect.getfile(type(mask_classes))
     rooms = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
-    return [*rooms, cv2.__version__, PIL.__version__]
+    return [*rooms, cv2.__version__, PIL.__version__, features.version("littlecms2")]
 
 
 def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def _stats(table: pd.DataFrame) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Size in bytes and time of change in ns of every photograph, and of every mask; (-1, -1) for no file.
-
-    One that cannot be looked at counts as none here: decoding names it, with all the others.
-    """
-    return [_stat(path) for path in table["image"].tolist()], [_stat(path) for path in table["mask"].tolist()]
-
-
-def _stat(path: object) -> tuple[int, int]:
-    if isinstance(path, str):
-        with suppress(OSError):
-            found = os.stat(path)
-            return found.st_size, found.st_mtime_ns
-    return -1, -1
-
-
 def _free(folder: Path) -> int:
     """Free bytes on the disk that would hold `folder`."""
     there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     return shutil.disk_usage(there).free
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[], None]]:
-    """A bar on the terminal's error stream, if it takes longer than a second."""
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    began = time.monotonic()
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("decoding", total=total, visible=False)
-
-        def step() -> None:
-            bar.update(task, advance=1, visible=time.monotonic() - began > 1)
-
-        yield step

@@ -29,6 +29,7 @@ from skinmtl.data import cache, duplicates, sources, splits
 from skinmtl.data.also import Also, places
 from skinmtl.data.cache import Photographs
 from skinmtl.data.certificate import certificate
+from skinmtl.data.contents import with_digests
 from skinmtl.data.diagnoses import Groups, check_groups, grouped
 from skinmtl.data.masks import BINARY, MaskClasses
 from skinmtl.data.mixing import Mixing, Partners
@@ -227,18 +228,32 @@ class DataModule(pl.LightningDataModule):
         self._photographs: Photographs | None = None
 
     def prepare_data(self) -> None:
-        """Draw synthetic data, the split and the cache, once; one process of many runs this."""
+        """Draw synthetic data, the split and the cache, once; one process of many runs this.
+
+        Where no cache is kept, every file is decoded once all the same: a broken one is named before training.
+        """
+        self.draw()
+        self.setup()
+        if not self._is_cached:
+            self.check_files()
+
+    def check_files(self) -> None:
+        """Decode every file, once for each content; Faults names those that cannot be used."""
+        cache.check(self.table, self.cache_dir)
+
+    def draw(self) -> None:
+        """Draw synthetic data, where there are to be some."""
         if self.synthetic is not None:
             self.synthetic.write(self.root)
-        self.setup()
 
     def setup(self, stage: str | None = None) -> None:
         """Read the table, the split and where the pixels are; the second call costs nothing."""
         if self._photographs is not None:
             return
         first = sources.read(self.root, self.layout, self.allow_leak, self.masks, self.lesions)
+        first = with_digests(first, self.cache_dir)
         self.layout = first.attrs["layout"]
-        rules = self.duplicates, self.allow_leak, self.cache_dir if self.cache == "auto" else None
+        rules = self.duplicates, self.allow_leak, self.cache_dir
         further = {name: source.read(first, *rules) for name, source in self.also.items()}
         self.also_facts = {name: source.facts(further[name]) for name, source in self.also.items()}
         self.leaky = sources.is_leaky(first) or self.split_by == "photograph"
@@ -275,7 +290,17 @@ class DataModule(pl.LightningDataModule):
         self._mask_of, self._dx_of = self._dealt("seg", "mask"), self._dealt("cls", "dx")
         known = self.table, self.size
         pixels = cache.get(*known, self.cache_dir, self.mask_rule) if self.cache == "auto" else None
+        self._is_cached = pixels is not None
         self._photographs = Photographs.of(*known, pixels, self.mask_rule)
+
+    def is_of(self, data_hash: str) -> bool:
+        """Whether a data hash, which may be of an older version, is that of the photographs at data.root."""
+        return data_hash == self.data_hash or cache.is_of(data_hash, self._as_read(source=0))
+
+    def _as_read(self, source: int) -> pd.DataFrame:
+        """The case table of a source with the diagnoses that it has itself; 1 is all further ones."""
+        table = self.table[self.source.clip(max=1) == source].reset_index(drop=True)
+        return table.assign(dx=table["dx_original"]) if "dx_original" in table else table
 
     def _dealt(self, task: str, column: str) -> NDArray[np.int64]:
         """For each row, the one whose target it comes with, (N,): itself, but for training rows of a shuffled task."""
@@ -299,10 +324,7 @@ class DataModule(pl.LightningDataModule):
     def certificate(self) -> dict[str, Any]:
         """What the split is, as a run keeps it; see `certificate`."""
         origin = self.duplicates if self.duplicates in ("known", "none") else Path(self.duplicates).name
-        table = self.table
-        if "dx_original" in table:
-            table = table.assign(dx=table["dx_original"])
-        first, further = (table[rows].reset_index(drop=True) for rows in (self.source == 0, self.source > 0))
+        first, further = self._as_read(source=0), self._as_read(source=1)
         across = duplicates.pairs(self.duplicates, self.table) if self.also else []
         pairs = list(dict.fromkeys([*self.pairs, *across]))
         return certificate(self.split, first, self.split_hash, pairs, origin, further, self.also_facts)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
-import stat
 from collections.abc import Iterable, Sequence
-from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 
@@ -134,30 +131,16 @@ def read(path: Path) -> list[Pair]:
 
 
 def same_files(table: pd.DataFrame) -> list[Pair]:
-    """Photographs whose files are the same, byte for byte, under two lesion ids; only files of equal size are read.
+    """Photographs whose files are the same, byte for byte, under two lesion ids.
 
     What cannot be read is nobody's duplicate here: decoding names all such photographs together.
+
+    Args:
+        table: a case table with the sha256 of files, as `contents.with_digests` gives it.
     """
-    images = table.set_index("image_id")["image"]
-    sizes = images.map(_size).dropna()
-    digests = images[sizes.index[sizes.duplicated(keep=False)]].map(_digest).dropna()
+    digests = table.set_index("image_id")["image_sha256"].dropna()
     alike = digests.index.to_series().groupby(digests.to_numpy(), sort=False)
     return apart((pair for _, ids in alike for pair in pairwise(ids)), table)
-
-
-def _size(path: str) -> int | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_size if stat.S_ISREG(found.st_mode) else None  # a pipe would be waited for
-
-
-def _digest(path: str) -> str | None:
-    try:
-        return sha256(Path(path).read_bytes()).hexdigest()
-    except OSError:
-        return None
 
 
 def groups(table: pd.DataFrame, pairs: Sequence[Pair]) -> pd.Series:

@@ -10,10 +10,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from skinmtl.data import jpeg
+from skinmtl.data import jpeg, profiles
 from skinmtl.data.masks import BINARY, MaskClasses
 from skinmtl.errors import InputError
 
@@ -25,29 +25,40 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 MAX_PIXELS = 50_000_000  # a small file can claim gigabytes of pixels; the largest dermatoscopic photographs have 24 M
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 LOSSLESS = ("PNG", "BMP", "TIFF")
-ORIENTATION = 0x0112  # the EXIF tag; 1 means upright
+ORIENTATION = 0x0112  # the EXIF tag
+UPRIGHT = (0, 1)  # its values that turn nothing; 0 is said where nobody knew
 
 Size = tuple[int, int]  # (height, width) in pixels
 
 
 def read_image(path: Path, has_mask: bool = False) -> NDArray[np.uint8]:
-    """The photograph as (H, W, 3) uint8 RGB, turned upright as its EXIF orientation says.
+    """The photograph as (H, W, 3) uint8 RGB in sRGB, turned upright as its EXIF orientation says.
 
-    Grey, CMYK, palette and opaque-alpha files become RGB; transparent and 16-bit ones are refused, because nobody
-    said what their pixels should look like. With `has_mask`, a photograph that EXIF turns is refused too: nothing
-    tells whether its mask was drawn on the stored or on the turned picture.
+    Grey, CMYK, palette and opaque-alpha files become RGB, and an embedded colour profile makes them sRGB; transparent
+    and 16-bit ones are refused, because nobody said what their pixels should look like. With `has_mask`, a photograph
+    that EXIF turns is refused too: nothing tells whether its mask was drawn on the stored or on the turned picture.
 
     Raises:
         InputError: naming the file, when it cannot be decoded whole.
     """
-    image = _open(path, FORMATS)
-    orientation = image.getexif().get(ORIENTATION, 1)
-    if orientation not in (0, 1):
-        if has_mask:
-            what = f"EXIF orientation {orientation} turns this photograph; its mask may be turned with it or not"
-            raise InputError(str(path), what, "save both upright, without EXIF orientation")
-        image = ImageOps.exif_transpose(image)
-    return np.asarray(_rgb(image, path), dtype=np.uint8)
+    image, orientation = _open(path, FORMATS)
+    if has_mask and orientation not in UPRIGHT:
+        what = f"EXIF orientation {orientation} turns this photograph; its mask may be turned with it or not"
+        raise InputError(str(path), what, "save both upright, without EXIF orientation")
+    upright = image if orientation in UPRIGHT else ImageOps.exif_transpose(image)
+    return np.asarray(_rgb(upright, path), dtype=np.uint8)
+
+
+def read_pair(image: str, mask: object) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """A photograph as `read_image` has it, and its mask as `read_mask` has it; no mask for what is no path.
+
+    Raises:
+        InputError: as `read_image` and `read_mask`.
+    """
+    photograph = read_image(Path(image), has_mask=isinstance(mask, str))
+    if not isinstance(mask, str):
+        return photograph, None
+    return photograph, read_mask(Path(mask), size=(photograph.shape[0], photograph.shape[1]))
 
 
 def read_mask(path: Path, size: Size | None = None) -> NDArray[np.uint8]:
@@ -57,9 +68,12 @@ def read_mask(path: Path, size: Size | None = None) -> NDArray[np.uint8]:
     the photograph's (height, width), which the mask must have.
 
     Raises:
-        InputError: naming the file, when it is lossy, not two-valued, or not of that size.
+        InputError: naming the file, when it is lossy, not two-valued, turned by EXIF, or not of that size.
     """
-    image = _open(path, LOSSLESS)
+    image, orientation = _open(path, LOSSLESS)
+    if orientation not in UPRIGHT:
+        what = f"EXIF orientation {orientation} turns this mask; its photograph may be turned with it or not"
+        raise InputError(str(path), what, "save both upright, without EXIF orientation")
     if image.mode not in ("1", "L", "P", "RGB"):
         raise InputError(
             str(path), f"a mask of mode {image.mode}", "save it as an 8-bit grey PNG with values 0 and 255"
@@ -70,6 +84,9 @@ def read_mask(path: Path, size: Size | None = None) -> NDArray[np.uint8]:
         what = f"the mask is {image.width} x {image.height} pixels, its photograph {size[1]} x {size[0]}"
         raise InputError(str(path), what, "give the mask that was drawn on this photograph")
 
+    if image.mode == "P" and mask.min() == mask.max() and len(several := np.unique(np.asarray(image))) > 1:
+        what = f"its palette shows all of its {len(several)} values in one colour"
+        raise InputError(str(path), what, "save it as an 8-bit grey PNG with values 0 and 255")
     top = int(mask.max())
     if top not in (0, 1, 255) or bool(((mask != 0) & (mask != top)).any()):
         found = np.unique(mask)
@@ -89,10 +106,9 @@ def read_fitted(
     Raises:
         InputError: as `read_image` and `read_mask`.
     """
-    photograph = read_image(Path(image), has_mask=mask is not None)
-    if mask is None:
+    photograph, outline = read_pair(image, mask)
+    if outline is None:
         return fit_image(photograph, size), np.zeros(size, dtype=np.uint8)
-    outline = read_mask(Path(mask), size=(photograph.shape[0], photograph.shape[1]))
     return fit_image(photograph, size), fit_mask(mask_classes.of(outline), size)
 
 
@@ -112,8 +128,12 @@ def fit_mask(mask: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
     return cv2.resize(mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT).astype(np.uint8, copy=False)
 
 
-def _open(path: Path, formats: tuple[str, ...]) -> Image.Image:
-    """The decoded file, all its pixels loaded."""
+def _open(path: Path, formats: tuple[str, ...]) -> tuple[Image.Image, int]:
+    """The decoded file, all its pixels loaded, and its EXIF orientation.
+
+    A TIFF says its orientation before it is decoded, for Pillow's decoder turns the pixels by it and forgets it; a PNG
+    may say it behind its pixels.
+    """
     data = _bytes(path)
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
@@ -123,15 +143,24 @@ def _open(path: Path, formats: tuple[str, ...]) -> Image.Image:
             raise InputError(str(path), "several pictures in one file", "save the one that is meant")
         if _bits(image, data) > 8:
             raise InputError(str(path), "more than 8 bits a channel", "save it with 8 bits, scaled as you mean it")
+        before = image.getexif().get(ORIENTATION, 1)
         _load(image, data)
+        orientation = image.getexif().get(ORIENTATION, 1) if before in UPRIGHT else before
     except InputError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(str(path), f"far more than {MAX_PIXELS:,} pixels", "save it smaller") from error
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error and more on broken files
-        what = f"not a whole {' or '.join(formats)} picture ({error or type(error).__name__})"
-        raise InputError(str(path), " ".join(what.split()), "replace the file; nothing is put in its place") from error
-    return image
+        what = f"not a whole {' or '.join(formats)} picture ({reason(error)})"
+        raise InputError(str(path), what, "replace the file; nothing is put in its place") from error
+    return image, orientation
+
+
+def reason(error: Exception) -> str:
+    """What a decoder says in one line; where it knows nothing of the file, it would name our memory instead."""
+    if isinstance(error, UnidentifiedImageError):
+        return "its bytes are of no such picture"
+    return " ".join(str(error or type(error).__name__).split())
 
 
 def _bytes(path: Path) -> bytes:
@@ -165,12 +194,12 @@ def _load(image: Image.Image, data: bytes) -> None:
 
 def _rgb(image: Image.Image, path: Path) -> Image.Image:
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
-        image = image.convert("RGBA")
-        if np.asarray(image)[..., 3].min() < 255:
+        if np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
             raise InputError(str(path), "transparent pixels", "save it without an alpha channel")
+        image = image.convert("L" if image.mode in ("L", "LA") else "RGB")
     elif image.mode not in ("RGB", "L", "1", "P", "CMYK", "YCbCr"):
         raise InputError(str(path), f"pixels of mode {image.mode}", "save it as an 8-bit RGB picture")
-    return image.convert("RGB")
+    return profiles.in_srgb(image, path)
 
 
 def _one_channel(pixels: NDArray[np.uint8], path: Path) -> NDArray[np.uint8]:

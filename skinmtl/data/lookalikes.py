@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,9 +44,9 @@ class Look(NamedTuple):
     features: NDArray[np.uint8]  # (n, 128), SIFT
 
 
-def look(path: Path) -> Look:
-    """Read one photograph; InputError where it cannot be read."""
-    image = read_image(path)
+def look(path: Path, has_mask: bool = False) -> Look:
+    """Read one photograph; InputError where it cannot be read, as training could not."""
+    image = read_image(path, has_mask)
     square = fit_image(image, (64, 64))
     grey = cv2.cvtColor(square, cv2.COLOR_RGB2GRAY).astype(np.float32)
     pattern = cv2.resize(grey - cv2.GaussianBlur(grey, (0, 0), 6), (16, 16), interpolation=cv2.INTER_AREA)
@@ -74,13 +75,13 @@ def _features(image: NDArray[np.uint8]) -> tuple[Floats, NDArray[np.uint8]]:
     return places, described.astype(np.uint8)
 
 
-def looks(paths: Iterable[Path]) -> list[Look]:
+def looks(paths: Iterable[Path], have_masks: Iterable[bool] = repeat(False)) -> list[Look]:
     """Every photograph's look; those that cannot be read are listed, up to `MOST_FAULTS` of them."""
     found: list[Look] = []
     faults: list[SkinmtlError] = []
-    for path in paths:
+    for path, has_mask in zip(paths, have_masks, strict=False):
         try:
-            found.append(look(path))
+            found.append(look(path, has_mask))
         except InputError as fault:
             faults.append(fault)
         if len(faults) == MOST_FAULTS:

@@ -78,13 +78,20 @@ def beginning(here: Run, init_from: str | None, allow_change: bool) -> Start:
 def check_data(here: Run, data: DataModule, start: Start) -> None:
     """Refuse to go on with other photographs or another split than the run began with."""
     info = here.info()
-    for key, before, now, fix in (
+    split, images = dig(info, "split", "hash"), dig(info, "data", "hash")
+    for key, before, now, same, fix in (
         # Under another split the run would be tested on lesions that it has learned from.
-        ("data.split", dig(info, "split", "hash"), data.split_hash, ANOTHER),
-        ("data.root", dig(info, "data", "hash"), data.data_hash, f"give the same again, or go on with {ALLOW}"),
+        ("data.split", split, data.split_hash, split in (None, data.split_hash), ANOTHER),
+        (
+            "data.root",
+            images,
+            data.data_hash,
+            images is None or data.is_of(images),
+            f"give the same again, or go on with {ALLOW}",
+        ),
     ):
         may = start.allow_change and key != "data.split"
-        if start.resumed and not may and before not in (None, now):
+        if start.resumed and not may and not same:
             raise ConfigError(key, f"sha256 {now[:12]}, the run began with {str(before)[:12]}", fix)
 
 
@@ -227,7 +234,7 @@ def start_from(parent: Run, module: MultiTaskModule, data: DataModule, here: Run
     keep_seen(here, data, seen)
     # Without lesion ids there, nobody knows which lesions it has seen; a further source's were vouched for beside that
     # run's photographs alone.
-    unknown = bool((seen["group"] == "").any()) and data.data_hash != facts["data_hash"]
+    unknown = bool((seen["group"] == "").any()) and not data.is_of(facts["data_hash"])
     data.leaky = data.leaky or unknown or bool(parent.info().get("leaky"))
     data.shuffled = data.shuffled or dig(parent.info(), "shuffled") or None
     try:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from skinmtl.data.prepare import progress
+from skinmtl.data import progress
 from skinmtl.data.prepare.web import PATIENT, Broken, Patience, Stale, open_url, wait
 from skinmtl.errors import InputError, Interrupted, ResourceError
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from skinmtl.data.images import ORIENTATION
+from skinmtl.data.images import ORIENTATION, reason
 from skinmtl.data.jpeg import BARE, END, MARKER, SCAN, SCAN_END, find_code
 from skinmtl.errors import InputError
 
@@ -45,8 +45,7 @@ def without_metadata(data: bytes, path: Path) -> bytes:
             raise InputError(str(path), what, "save it as PNG, or leave it out")
         turned = _orientation(data) if clean != data else None
     except (struct.error, IndexError, ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        what = " ".join(f"not a whole JPEG or PNG picture ({error})".split())
-        raise InputError(str(path), what, "replace the file") from error
+        raise InputError(str(path), f"not a whole JPEG or PNG picture ({reason(error)})", "replace the file") from error
     if turned is None:
         return clean
     block = _exif(turned)

@@ -7,7 +7,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from skinmtl.data.prepare import archives, exif, progress
+from skinmtl.data import progress
+from skinmtl.data.prepare import archives, exif
 from skinmtl.data.prepare.folders import walk
 from skinmtl.data.prepare.names import checked_name, is_archive, is_picture, is_table, stem
 from skinmtl.errors import InputError, ResourceError, SkinmtlError

@@ -13,9 +13,9 @@ from typing import TypeVar
 
 import pandas as pd
 
-from skinmtl.data import sources
+from skinmtl.data import progress, sources
 from skinmtl.data.images import read_image, read_mask
-from skinmtl.data.prepare import manifest, progress
+from skinmtl.data.prepare import manifest
 from skinmtl.data.prepare.folders import walk
 from skinmtl.data.prepare.names import is_picture
 from skinmtl.errors import Faults, InputError, SkinmtlError
