@@ -105,7 +105,8 @@ def _bases_first(module: Module, kind: ast.ClassDef) -> Iterator[tuple[Module, a
         if name in ("object", "Generic", "Protocol", "ABC", "nn.Module"):  # which take nothing of a name
             continue
         found = _in_module(module, name, 0)
-        if found is None or not isinstance(found[1], ast.ClassDef):
+        # A class may have the name of its base, which is then not the one that the module ends with.
+        if found is None or not isinstance(found[1], ast.ClassDef) or found[1] is kind:
             yield module, None
         else:
             yield from _bases_first(found[0], found[1])
@@ -178,17 +179,17 @@ def _module(name: str) -> Module | None:
         base = Path(place, *rest)
         for file in (base / "__init__.py", base.with_name(f"{base.name}.py")):
             if (file.name == "__init__.py" or rest) and file.is_file():
-                return _parsed(name, file.name == "__init__.py", file.read_text(encoding="utf-8"))
+                return _parsed(name, file.name == "__init__.py", file.read_bytes())
     if not rest and spec.origin is not None and spec.origin.endswith(".py"):
-        return _parsed(name, False, Path(spec.origin).read_text(encoding="utf-8"))
+        return _parsed(name, False, Path(spec.origin).read_bytes())
     return None
 
 
 @lru_cache(maxsize=200)
-def _parsed(name: str, is_package: bool, text: str) -> Module | None:
+def _parsed(name: str, is_package: bool, text: bytes) -> Module | None:
     try:
         return Module(name, is_package, ast.parse(text))
-    except SyntaxError:
+    except (SyntaxError, ValueError):
         return None
 
 

@@ -348,6 +348,35 @@ def test_source_texts_tell_the_same_of_a_constructor_as_the_thing_itself(constru
 
 
 @pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("class Thing:\n    def __init__(self, a, b=1, *, c): ...\n", ["a", "b"]),
+        ("class Base:\n    def __init__(self, a): ...\nclass Thing(Base):\n    pass\n", ["a"]),
+        (
+            "class Base:\n    def __init__(self, a): ...\nclass Thing(Base):\n    def __init__(self, b, **k): ...\n",
+            ["b", "a"],
+        ),
+        ("import torch\nclass Thing(torch.nn.Module):\n    def __init__(self, a): ...\n", ["a"]),
+        ("def Thing(a, *, b): ...\n", ["a"]),
+        # What a text does not tell is left to the import.
+        ("from dataclasses import dataclass\n@dataclass\nclass Thing:\n    a: int\n", None),
+        ("from torch.optim import Adam as Thing\nclass Thing(Thing):\n    pass\n", None),
+        ("Thing = type('Thing', (), {})\n", None),
+        ("class Thing(\n", None),
+        ("name = 'caf\xe9'\nclass Thing:\n    def __init__(self, a): ...\n", None),
+    ],
+)
+def test_source_texts_tell_what_they_can_and_import_nothing(
+    text: str, told: list[str] | None, canary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ALLOW, "canary")
+    (canary.parent / "canary.py").write_text(text, encoding="latin-1")
+    found = outline("canary.Thing")
+    assert (found and [argument.name for argument in found[1].values() if argument.is_key]) == told
+    assert "canary" not in sys.modules
+
+
+@pytest.mark.parametrize(
     ("target", "name", "value"),
     [
         ("torch.optim.AdamW", "betas", [0.9]),
