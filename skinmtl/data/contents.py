@@ -1,4 +1,4 @@
-"""Which bytes stand in a file: a sha256 of them, kept in a small file, and made again where the file may have changed."""
+"""Which bytes stand in a file: a sha256, kept in a small file, and made again only where the file may have changed."""
 
 from __future__ import annotations
 
