@@ -80,7 +80,7 @@ class Argument:
             faults = error.errors(include_url=False)
             depth = max(len(fault["loc"]) for fault in faults)
             said = dict.fromkeys(_phrase(fault["msg"]) for fault in faults if len(fault["loc"]) == depth)
-            return "it should be " + " or ".join(said)
+            return "it should be " + " or ".join(sorted(said))  # typing keeps unions in the order first met
         if self._least is not None and isinstance(value, (int, float)) and value < self._least:
             return f"it should be greater than or equal to {self._least:g}"
         return None

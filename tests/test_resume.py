@@ -23,6 +23,7 @@ CONFIG = {
     "name": "resnet18_unet",
     "seed": 0,
     "tasks": ["seg", "cls"],
+    "class_weights": "auto",
     "data": {"_target_": "skinmtl.data.datamodule.DataModule", "root": "d", "batch_size": 4, "fold": 0, "workers": 2},
     "optim": {"_target_": "torch.optim.AdamW", "lr": 0.1},
     "trainer": {
@@ -154,6 +155,9 @@ def test_other_photographs_may_be_allowed_and_another_split_may_not(tmp_path: Pa
 
     class Data:
         split_hash, data_hash = "a" * 64, "c" * 64
+
+        def is_of(self, data_hash: str) -> bool:
+            return data_hash == self.data_hash
 
     check_data(run, Data(), allowed)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"data\.root: sha256 cccccccccccc, the run began with bbbbbbbbbbbb"):

@@ -31,5 +31,6 @@ def train(folder: Path, root: Path, overrides: Sequence[str], experiment: str = 
     places = [f"data.root={root}", "data.synthetic=null"]
     places += [f"data.{key}={folder.parent / key}" for key in ("cache_dir", "split_dir")]
     cfg = compose([*SHORT, *places, *overrides], experiment)
-    run(**{str(key): value for key, value in cfg.items()}, folder=folder)
+    command = " ".join(["python train.py", f"experiment={experiment}", *places, *overrides])
+    run(**{str(key): value for key, value in cfg.items()}, folder=folder, command=command)
     return Run(folder)
