@@ -89,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("run", type=_path, help="a run's folder")
     command.add_argument("images", type=_path, nargs="+", help="photographs, or folders of them")
     command.add_argument("--out", type=_path, help="where to write (default: RUN/predict)")
+    command.add_argument("--replace", action="store_true", help="take away the predictions that are there already")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     command.set_defaults(act=predict)
 
@@ -196,22 +197,34 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def predict(arguments: argparse.Namespace) -> int:
     """Masks, overlays and predictions.csv; photographs that cannot be read are listed in errors.csv, exit 2."""
-    from skinmtl.predict import write_predictions
+    from skinmtl.photographs import listed, some
+    from skinmtl.prediction_folder import write_predictions
     from skinmtl.runs import Run
 
-    photographs = _photographs(arguments.images)
+    photographs, passed_over = listed(arguments.images)
     status = Run.open(arguments.run).status
     if status != "finished":
         print(f"{arguments.run}: this run is not finished ({status}): its best weights so far", file=sys.stderr)
+    if passed_over:
+        print(f"passed over, not predicted: {some(passed_over)}", file=sys.stderr)
     out = arguments.out or arguments.run / "predict"
-    failed = write_predictions(arguments.run, photographs, out, arguments.device)
-    count = len(photographs) - failed
-    print(f"{out}: {count} photograph{'' if count == 1 else 's'} predicted. {RESEARCH}")
-    if failed:
-        print(
-            f"skinmtl: error: {out / 'errors.csv'}: {failed} photographs could not be read; fix: see the file",
-            file=sys.stderr,
+    with processes.stoppable() as stop:
+        stop.looked_for = True
+        failed = write_predictions(
+            arguments.run,
+            photographs,
+            out,
+            arguments.device,
+            passed_over=passed_over,
+            replace=arguments.replace,
+            stopped=lambda: stop.asked,
         )
+    count = len(photographs) - failed
+    others = f", {len(passed_over)} passed over (skipped.csv)" if passed_over else ""
+    print(f"{out}: {count} photograph{'' if count == 1 else 's'} predicted{others}. {RESEARCH}")
+    if failed:
+        what = f"{failed} photograph{'' if failed == 1 else 's'} could not be read"
+        print(f"skinmtl: error: {out / 'errors.csv'}: {what}; fix: see the file", file=sys.stderr)
     return 2 if failed else 0
 
 
@@ -354,20 +367,6 @@ def _data_root(word: str | None) -> Path | None:
 
 def _table_file(path: Path) -> Path:
     return path / "predictions.csv" if path.is_dir() else path
-
-
-def _photographs(paths: Sequence[Path]) -> list[Path]:
-    """Files as given, folders as the photographs in them, in order of name."""
-    suffixes = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            found += sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes)
-        else:
-            found.append(path)
-    if not found:
-        raise InputError(", ".join(map(str, paths)), "no photograph there", f"give files ending in {sorted(suffixes)}")
-    return found
 
 
 if __name__ == "__main__":

@@ -67,6 +67,12 @@ def build(node: Mapping[str, Any], **parts: Any) -> Any:
     return make if node.get("_partial_") else make(**handed_in(constructor, parts))
 
 
+def without_weights(node: Node) -> Node:
+    """A network's node without published weights, where its `weights` may be null: others take their place."""
+    weights = arguments(find(node["_target_"])).get("weights") if "weights" in node else None
+    return {**node, "weights": None} if weights is not None and weights.misfit(None) is None else node
+
+
 def _admit(node: Any) -> None:
     """Refuse a `_target_` that is not admitted, however deep: a saved config may come from a stranger's run folder."""
     plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
@@ -501,6 +507,7 @@ def _dry(tree: Node) -> Iterator[SkinmtlError]:
     from pytorch_lightning.callbacks import ModelCheckpoint
 
     from skinmtl.data.diagnoses import check_groups
+    from skinmtl.network import check_logits
 
     for key in ("augment", "sampler", "weighting", "gradients"):
         yield from _attempt(tree[key], key, lambda node: build(node, tasks=tree["tasks"]))
@@ -526,9 +533,8 @@ def _dry(tree: Node) -> Iterator[SkinmtlError]:
 
     def connect(node: Node) -> None:
         # As many classes as any data has. Not on the meta device, where smp's mit_* encoders cannot be built.
-        network = build({**node, "weights": None} if "weights" in node else node, **parts, mask_classes=2, dx_classes=2)
-        if not type(network).__module__.startswith("skinmtl."):
-            _try_network(network, tree["tasks"], parts["size"])
+        sized = parts | {"mask_classes": 2, "dx_classes": 2}
+        check_logits(build(without_weights(node), **sized), **sized)
 
     yield from _attempt(tree["model"], "model", connect)
     trainer = dict(tree["trainer"])
@@ -548,24 +554,6 @@ def _dry_callbacks(nodes: Mapping[str, Node]) -> Iterator[SkinmtlError]:
 
     for where, node in nodes.items():
         yield from _attempt(node, where, partial(make, where))
-
-
-def _try_network(network: Any, tasks: Sequence[str], size: tuple[int, int]) -> None:
-    """Show a black image of the right size to a network of the user's own.
-
-    Raises:
-        ConfigError: it does not give each task's logits.
-    """
-    import torch
-
-    wanted = {"seg": (1, 2, *size), "cls": (1, 2)}
-    with torch.inference_mode():
-        given = network.eval()(torch.zeros((1, 3, *size), dtype=torch.uint8))
-    shapes = {name: tuple(logits.shape) for name, logits in given.items()} if isinstance(given, Mapping) else None
-    if shapes is None or any(shapes.get(task) != wanted[task] for task in tasks):
-        what = f"gives {shapes or type(given).__name__} for one image and two classes of each task"
-        fix = f"give logits by task, { ({task: wanted[task] for task in tasks}) }"
-        raise ConfigError("model._target_", f"{type(network).__name__} {what}", fix)
 
 
 def _attempt(node: Node, where: str, make: Callable[[Node], Any]) -> Iterator[SkinmtlError]:

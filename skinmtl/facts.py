@@ -14,6 +14,7 @@ SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)
 PLACES = {"root", "masks", "lesions", "split", "cache_dir", "split_dir", "resume", "init_from"}  # keys that name paths
 FILE = re.compile(r"\.(csv|tsv|json|ya?ml|npy|npz|pt|pth|ckpt|safetensors|zip|tar|gz|jpe?g|png)$", re.IGNORECASE)
 RENAMED = {"mean_image_hd95": "mean_image_hd95_pooled", "ece": "ece_rank_bins"}  # by version 2 of a predictions table
+HAM10000 = {"dataverse", "kaggle", "mirror", "isic2018_task3"}  # layouts in which its photographs are published
 SCORE = re.compile(r"(train|val|step|weight|gradients)/\w+(/\w+)?")  # columns of metrics.csv
 HEADLINES = {
     "mean_image_dice": "Dice, mean over images",
@@ -118,6 +119,11 @@ def without_paths_in(text: str, known: Iterable[str] = ()) -> str:
 def stamps(info: Mapping[str, Any]) -> str:
     """What every score of a run has to be shown with, from its run.json: such as "LEAKY SYNTHETIC", or nothing."""
     return " ".join(name.upper() for name in ("leaky", "synthetic", "shuffled") if info.get(name))
+
+
+def is_ham10000(info: Mapping[str, Any]) -> bool:
+    """Whether a run's photographs are HAM10000's, by the layout that run.json names; drawn ones borrow it."""
+    return not info.get("synthetic") and dig(info, "data", "layout") in HAM10000
 
 
 def words(name: str) -> str:

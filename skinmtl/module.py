@@ -80,8 +80,8 @@ class MultiTaskModule(pl.LightningModule):
 
     def forward(self, image: Tensor) -> Logits:
         """Logits by task name, float32, for (B, 3, H, W) uint8 photographs."""
-        logits: Logits = self.network(image)
-        return logits
+        # Ours give float32 as it is; one of somebody else's may give what autocast makes.
+        return {name: values.float() for name, values in self.network(image).items()}
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         return self._step(batch, "train")

@@ -6,22 +6,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
-from PIL import Image
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 from skinmtl import checkpoints, config
 from skinmtl.data.images import fit_image, read_image
 from skinmtl.errors import InputError
-from skinmtl.figures import mask_palette, overlay
-from skinmtl.runs import Run, write_text
+from skinmtl.runs import Run
 from skinmtl.tasks import Diagnosis, Segmentation
+
+Photograph = Path | str | NDArray[Any] | Tensor
+SHAPES = "give (H, W, 3) uint8 RGB, 0 to 255, or floats from 0 to 1; grey (H, W) or (H, W, 1) and RGBA, too; or a file"
+TOGETHER = 32  # photographs that pass through the network at once
 
 
 @dataclass(frozen=True)
@@ -71,42 +71,60 @@ class Predictor:
         self.mask_classes, self.dx_classes = tuple(mask_classes), tuple(dx_classes)
         self.views: tuple[tuple[int, ...], ...] = ((), (3,), (2,), (2, 3)) if flips else ((),)  # axes of (B, 3, H, W)
 
-    def predict(self, image: NDArray[np.uint8] | Path | str) -> Prediction:
-        """Predict one photograph.
+    @overload
+    def predict(self, image: Path | str) -> Prediction: ...
+    @overload
+    def predict(self, image: list[Any] | tuple[Any, ...]) -> list[Prediction]: ...
+    @overload
+    def predict(self, image: NDArray[Any] | Tensor) -> Any: ...  # noqa: ANN401 -- its shape says which of the two
+    def predict(self, image: Photograph | list[Any] | tuple[Any, ...]) -> Prediction | list[Prediction]:
+        """Predict one photograph, or a batch of them as a list.
 
         Args:
-            image: a file, or (H, W, 3) uint8 RGB.
+            image: a file; or an array or tensor whose last axis is colour: (H, W, 3) RGB, (H, W, 4) RGBA without
+                transparency, (H, W) or (H, W, 1) grey. Of uint8, values are 0 to 255; of a float type, 0 to 1, neither
+                normalised nor scaled, and they are rounded to bytes: x and x / 255 are one photograph. Or a batch: a
+                list or tuple of any of these, of any sizes, or an array (B, H, W, 3), (B, H, W, 4) or (B, H, W, 1).
 
         Raises:
-            InputError: the file is not a whole photograph, or the array is none.
+            InputError: a file is not a whole photograph, or an array is none by these rules.
         """
-        pixels = read_image(Path(image)) if isinstance(image, (str, Path)) else np.asarray(image)
-        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
-            what = f"{pixels.dtype} of shape {pixels.shape}"
-            raise InputError("image", what, "give (H, W, 3) uint8 RGB, 0 to 255, or a file")
-        return next(self.predict_each([pixels], batch_size=1))
+        if isinstance(image, list | tuple) or (isinstance(image, np.ndarray | Tensor) and image.ndim == 4):
+            return list(self.predict_each(image))
+        return next(self.predict_each([image]))
 
-    def predict_each(self, images: Iterable[NDArray[np.uint8]], batch_size: int = 32) -> Iterator[Prediction]:
-        """A prediction for each (H, W, 3) uint8 RGB photograph, in order, held in memory a batch at a time."""
+    def predict_each(self, images: Iterable[Photograph], batch_size: int = TOGETHER) -> Iterator[Prediction]:
+        """A prediction for each photograph, in order, as they are asked for: for more of them than memory holds.
+
+        `batch_size` of them pass through the network together. That moves a probability by less than 1e-5 and no more
+        than the pixels of a mask that are as near to a threshold.
+
+        Args:
+            images: photographs as `predict` takes them, one at a time; a generator may read them.
+            batch_size: how many are read ahead, of which the network's size alone is kept.
+
+        Raises:
+            InputError: as `predict`.
+        """
         photographs = iter(images)
-        while batch := list(islice(photographs, batch_size)):
-            fitted = np.stack([fit_image(image, self.size) for image in batch])
-            tensor = torch.from_numpy(fitted).permute(0, 3, 1, 2).to(self.device)
-            yield from self._read(tensor, [image.shape[:2] for image in batch])
+        while batch := [(fit_image(p, self.size), p.shape[:2]) for p in map(as_bytes, islice(photographs, batch_size))]:
+            tensor = torch.from_numpy(np.stack([fitted for fitted, _ in batch])).permute(0, 3, 1, 2).to(self.device)
+            seg, cls = self._read(tensor)
+            for i, (_, size) in enumerate(batch):
+                yield self._one(None if seg is None else seg[i : i + 1], None if cls is None else cls[i], size)
 
     @torch.inference_mode()
-    def _read(self, images: Tensor, own: Sequence[tuple[int, ...]]) -> list[Prediction]:
+    def _read(self, images: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Probabilities of masks (B, 1 or M, H, W), at network size, and of diagnoses (B, K), as far as trained."""
         views = [(axes, self.network(images.flip(axes))) for axes in self.views]
         seg = cls = None
         if "seg" in self.tasks:
             seg = torch.stack([Segmentation.probabilities(logits["seg"]).flip(axes) for axes, logits in views]).mean(0)
         if "cls" in self.tasks:
             cls = torch.stack([Diagnosis.probabilities(logits["cls"]) for _, logits in views]).mean(0)
-        return [
-            self._one(None if seg is None else seg[i : i + 1], None if cls is None else cls[i], (size[0], size[1]))
-            for i, size in enumerate(own)
-        ]
+        return seg, cls
 
+    @torch.inference_mode()
     def _one(self, seg: Tensor | None, cls: Tensor | None, size: tuple[int, int]) -> Prediction:
         names = None if cls is None else dict(zip(self.dx_classes, cls.tolist(), strict=True))
         if seg is None:
@@ -120,6 +138,51 @@ class Predictor:
             input_mask=Segmentation.read(seg)[0].cpu().numpy(),
             probabilities=names,
         )
+
+
+def as_bytes(image: Photograph) -> NDArray[np.uint8]:
+    """One photograph as (H, W, 3) uint8 RGB, by the rules of `Predictor.predict`.
+
+    Raises:
+        InputError: it is none by these rules.
+    """
+    if isinstance(image, str | Path):
+        return read_image(Path(image))
+    if not isinstance(image, np.ndarray | Tensor):
+        what = f"a {type(image).__module__}.{type(image).__name__}".replace("builtins.", "")
+        raise InputError("image", what, f"{SHAPES}; of a PIL picture numpy.asarray(picture.convert('RGB'))")
+    if isinstance(image, Tensor):
+        image = image.detach().cpu()
+        image = image.float().numpy() if image.is_floating_point() else image.numpy()
+    what = f"{image.dtype} of shape {image.shape}"
+    if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))) or not image.size:
+        first = image.ndim == 3 and image.shape[0] in (1, 3, 4)
+        fix = (
+            "put colour last: numpy.moveaxis(image, 0, -1), or image.permute(1, 2, 0) of a tensor" if first else SHAPES
+        )
+        raise InputError("image", what, fix)
+    pixels = _scaled(image, what)
+    if pixels.ndim == 3 and pixels.shape[2] == 4:
+        if pixels[..., 3].min() < 255:
+            raise InputError("image", f"{what} with transparent pixels", "lay it on a background, and give RGB")
+        pixels = pixels[..., :3]
+    if pixels.ndim == 2 or pixels.shape[2] == 1:
+        pixels = np.repeat(pixels.reshape(*pixels.shape[:2], 1), 3, axis=2)
+    return np.ascontiguousarray(pixels)
+
+
+def _scaled(image: NDArray[Any], what: str) -> NDArray[np.uint8]:
+    """Bytes as they are, floats from 0 to 1 as the nearest bytes."""
+    if image.dtype == np.uint8:
+        return image
+    if not np.issubdtype(image.dtype, np.floating):
+        fix = "give uint8: image.astype(numpy.uint8) where values are 0 to 255, else scaled as you mean it"
+        raise InputError("image", what, fix)
+    low, high = float(image.min()), float(image.max())
+    if not (low >= 0 and high <= 1):
+        fix = "give floats from 0 to 1, not normalised, or uint8: image.astype(numpy.uint8) where values are 0 to 255"
+        raise InputError("image", f"{what} from {low:.4g} to {high:.4g}", fix)
+    return np.rint(image.astype(np.float32, copy=False) * 255).astype(np.uint8)
 
 
 def load_run(path: Path | str, which: str = "best", device: str = "auto") -> Predictor:
@@ -141,7 +204,7 @@ def load_run(path: Path | str, which: str = "best", device: str = "auto") -> Pre
     if not isinstance(facts, dict):
         raise InputError(str(run.checkpoint(which)), "not a checkpoint of skinmtl", "give a run that train.py made")
     network = config.build(
-        {**cfg.model, "weights": None},
+        config.without_weights(cfg.model),
         tasks=facts["tasks"],
         mask_classes=len(facts["mask_classes"]),
         dx_classes=len(facts["dx_classes"]),
@@ -170,58 +233,3 @@ def network_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The network's own tensors out of a checkpoint's, by the network's names."""
     prefix = "network."
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-
-
-def write_predictions(run: Path, photographs: Sequence[Path], out: Path, device: str = "auto") -> int:
-    """Predict photographs into a folder; gives the number that could not be read.
-
-    Writes `masks/<name>.png` (the photograph's own size; 0 and 255, or a palette picture whose index is the mask class
-    where there are more than two), `overlays/<name>.png`, `predictions.csv` (one row per photograph: file, diagnosis,
-    every probability, the share of the image that each mask class but the background has) and `errors.csv` (file, what
-    is wrong), each whole or not at all. Photographs are named by their stems; InputError when two share one.
-    """
-    stems = [path.stem for path in photographs]
-    if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
-        raise InputError(
-            twice[0], "two photographs have this name", "predict their folders one at a time, each with --out"
-        )
-    predictor = load_run(run, device=device)
-    for name in ("masks", "overlays"):
-        (out / name).mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, object]] = []
-    errors: list[dict[str, str]] = []
-    for path in track(photographs, "predicting", console=Console(stderr=True), transient=True):
-        try:
-            image = read_image(path)
-        except InputError as error:
-            errors.append({"file": path.name, "error": error.what, "fix": error.fix})
-            continue
-        prediction = predictor.predict(image)
-        rows.append({"file": path.name} | _write_one(prediction, image, path.stem, out, predictor.mask_classes))
-    write_text(out / "predictions.csv", pd.DataFrame(rows).to_csv(index=False))
-    write_text(out / "errors.csv", pd.DataFrame(errors, columns=["file", "error", "fix"]).to_csv(index=False))
-    note = "Research use only: not a medical device. HAM10000 is CC BY-NC 4.0, and so are weights trained on it.\n"
-    write_text(out / "README.txt", note)
-    return len(errors)
-
-
-def _write_one(
-    prediction: Prediction, image: NDArray[np.uint8], stem: str, out: Path, mask_classes: Sequence[str]
-) -> dict[str, object]:
-    row: dict[str, object] = {}
-    if prediction.probabilities is not None:
-        row |= {"dx": prediction.dx} | {f"prob_{dx}": p for dx, p in prediction.probabilities.items()}
-    if prediction.mask is not None:
-        row |= {f"{name}_share": float((prediction.mask == i).mean()) for i, name in enumerate(mask_classes) if i}
-        mask = Image.fromarray(prediction.mask * 255 if len(mask_classes) == 2 else prediction.mask)
-        if len(mask_classes) > 2:
-            mask.putpalette(mask_palette(len(mask_classes)))
-        _write_png(out / "masks" / f"{stem}.png", mask)
-        _write_png(out / "overlays" / f"{stem}.png", Image.fromarray(overlay(image, prediction.mask)))
-    return row
-
-
-def _write_png(path: Path, picture: Image.Image) -> None:
-    temp = path.with_name(f".{path.name}.tmp")
-    picture.save(temp, format="png")
-    temp.replace(path)

@@ -18,12 +18,12 @@ FLOORS = """
     types errors ranks rarity logs foreign signatures
     losses.terms encoders decoders heads weights predictions facts
     losses.seg losses.cls
-    data network losses.__init__ weighting gradients metrics scores optim figures page constructors
+    data network losses.__init__ weighting gradients metrics scores optim figures page constructors photographs
     tasks runs config checkpoints processes overrides
     module jobs
     predict callbacks tracking
     resumable
-    evaluate baselines settings audit
+    evaluate baselines settings audit prediction_folder
     answer
     report
     train.record

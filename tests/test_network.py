@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from skinmtl.decoders import DECODERS
 from skinmtl.errors import ConfigError, InputError
-from skinmtl.network import MultiTaskNet
+from skinmtl.network import MultiTaskNet, check_logits
 
 TRUNK = 11_176_512  # ResNet-18 without its classifier, as torchvision builds it
 KINDS = {"tasks": ("seg", "cls"), "mask_classes": 2, "dx_classes": 7, "size": (64, 96)}
@@ -211,3 +211,68 @@ def test_a_file_that_is_no_state_dict_is_said(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, tmp_path / "facts.pth")
     with pytest.raises(InputError, match="holds no tensors by name"):
         net(weights=str(tmp_path / "facts.pth"))
+
+
+@pytest.mark.parametrize(
+    ("arch", "encoder", "size", "fix"),
+    [
+        ("unet", "tu-swin_tiny_patch4_window7_224", (64, 64), "use data.size=224, which it is made for, or another"),
+        ("unet", "tu-vit_tiny_patch16_224", (224, 224), "take an encoder whose feature maps are each half"),
+        ("deeplabv3plus", "tu-swin_tiny_patch4_window7_224", (224, 224), "take model.arch=unet, or another encoder"),
+        ("deeplabv3plus", "tu-vit_tiny_patch16_224", (224, 224), "take an encoder whose feature maps are each half"),
+    ],
+)
+def test_the_fix_of_an_encoder_that_does_not_fit_is_not_what_was_done_already(
+    arch: str, encoder: str, size: tuple[int, int], fix: str
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        net(arch, encoder, size=size)
+    assert raised.value.fix.startswith(fix)
+
+
+class Plain(torch.nn.Module):
+    """The least that a network of one's own is; `spoilt` says what it lacks."""
+
+    def __init__(self, spoilt: str = "") -> None:
+        super().__init__()
+        self.spoilt = spoilt
+        self.mask, self.name = torch.nn.Conv2d(3, 1, 1), torch.nn.Linear(3, 7)
+        self.drop = torch.nn.Dropout(0.5)
+
+    def forward(self, image: torch.Tensor) -> object:
+        if self.spoilt == "bytes":
+            return self.mask(image)
+        x = self.drop(image / 255)
+        if self.spoilt == "dict":
+            return self.mask(x), self.name(x.mean((2, 3)))
+        if self.spoilt == "cls":
+            return {"seg": self.mask(x)}
+        if self.spoilt == "shape":
+            return {"seg": self.mask(x)[..., ::2], "cls": self.name(x.mean((2, 3)))}
+        return {"seg": self.mask(x), "cls": self.name(x.mean((2, 3)))}
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "says"),
+    [
+        ("bytes", r"does not take \(2, 3, 64, 96\) uint8 photographs.*scale them itself"),
+        ("dict", "gives a tuple, no dict of logits by task"),
+        ("cls", r"gives no logits\['cls'\]"),
+        ("shape", r"float32 of shape \(2, 1, 64, 48\).*give float32 logits of shape \(2, 1, 64, 96\)"),
+    ],
+)
+def test_a_network_of_ones_own_is_told_what_it_lacks(spoilt: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        check_logits(Plain(spoilt), **KINDS)  # type: ignore[arg-type]
+
+
+def test_looking_at_a_network_of_ones_own_leaves_it_and_all_chance_as_they_were() -> None:
+    network = Plain()
+    torch.manual_seed(0)
+    wanted = torch.rand(1)
+    torch.manual_seed(0)
+    check_logits(network, **KINDS)  # type: ignore[arg-type]
+    assert network.training and torch.rand(1) == wanted
+    network.requires_grad_(False)
+    with pytest.raises(ConfigError, match="no parameter to train"):
+        check_logits(network, **KINDS)  # type: ignore[arg-type]

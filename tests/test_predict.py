@@ -6,18 +6,20 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from training import train
 
 import skinmtl
 from skinmtl import cli
 from skinmtl.errors import ConfigError, InputError
-from skinmtl.predict import Predictor
+from skinmtl.predict import Predictor, as_bytes
 from skinmtl.runs import Run
 
 
@@ -93,18 +95,6 @@ def test_evaluation_predicts_what_prediction_predicts(run: Run, synthetic_root: 
     assert int((prediction.mask > 0).sum()) == pytest.approx(row["tp_lesion"] + row["fp_lesion"], abs=2)
 
 
-def test_predict_writes_masks_overlays_and_a_table(run: Run, photograph: Path, tmp_path: Path) -> None:
-    assert cli.main(["predict", str(run.path), str(photograph), "--out", str(tmp_path / "out")]) == 0
-    with Image.open(tmp_path / "out" / "masks" / "new.png") as file:
-        mask = np.array(file)
-    assert mask.shape == (75, 101) and set(np.unique(mask)) <= {0, 255}
-    with Image.open(tmp_path / "out" / "overlays" / "new.png") as overlay:
-        assert overlay.size == (101, 75)
-    table = pd.read_csv(tmp_path / "out" / "predictions.csv")
-    assert table.filter(like="prob_").sum(axis=1).iloc[0] == pytest.approx(1)
-    assert "not a medical device" in (tmp_path / "out" / "README.txt").read_text()
-
-
 def test_a_run_that_still_trains_predicts_with_its_best_weights_so_far_and_says_so(
     run: Run, photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,26 +104,6 @@ def test_a_run_that_still_trains_predicts_with_its_best_weights_so_far_and_says_
         with copy.held():
             assert cli.main(["predict", str(copy.path), str(photograph), "--out", str(tmp_path / status)]) == 0
         assert ("not finished (running)" in capsys.readouterr().err) is said
-
-
-def test_a_folder_with_a_broken_photograph_is_predicted_but_for_that(
-    run: Run, photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (photograph.parent / "broken.jpg").write_bytes(b"<html>not a photograph</html>")
-    assert cli.main(["predict", str(run.path), str(photograph.parent), "--out", str(tmp_path / "out")]) == 2
-    assert list(pd.read_csv(tmp_path / "out" / "errors.csv")["file"]) == ["broken.jpg"]
-    assert list(pd.read_csv(tmp_path / "out" / "predictions.csv")["file"]) == ["new.png"]
-    assert "errors.csv" in capsys.readouterr().err
-
-
-def test_two_photographs_of_one_name_are_refused_before_anything_is_written(
-    run: Run, photograph: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "other").mkdir()
-    shutil.copy(photograph, tmp_path / "other" / "new.png")
-    both = [str(photograph), str(tmp_path / "other" / "new.png")]
-    assert cli.main(["predict", str(run.path), *both, "--out", str(tmp_path / "out")]) == 2
-    assert not (tmp_path / "out").exists()
 
 
 def test_evaluate_repeats_the_scores_when_the_data_moved(run: Run, synthetic_root: Path, tmp_path: Path) -> None:
@@ -225,10 +195,94 @@ def test_no_folder_of_the_machine_stands_in_run_json_or_in_a_checkpoint(run: Run
     assert str(synthetic_root).encode() not in run.checkpoint().read_bytes()
 
 
-@pytest.mark.parametrize("image", [np.random.default_rng(0).random((48, 64, 3)), np.zeros((48, 64), np.uint8)])
-def test_an_array_that_is_no_photograph_is_refused(run: Run, image: np.ndarray) -> None:
-    with pytest.raises(InputError, match=r"give \(H, W, 3\) uint8 RGB"):
+COLOUR = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+GREY = COLOUR[..., 0]
+OPAQUE = np.dstack([COLOUR, np.full((48, 64), 255, np.uint8)])
+
+
+@pytest.mark.parametrize(
+    ("image", "bytes_of_it"),
+    [
+        (COLOUR / 255, COLOUR),
+        ((COLOUR / 255).astype(np.float16), COLOUR),
+        (torch.from_numpy(COLOUR), COLOUR),
+        (torch.from_numpy(COLOUR) / 255, COLOUR),
+        (OPAQUE, COLOUR),
+        (OPAQUE / 255, COLOUR),
+        (GREY, np.dstack([GREY] * 3)),
+        (GREY[..., None] / 255, np.dstack([GREY] * 3)),
+        (COLOUR[:, ::-1], COLOUR[:, ::-1]),
+    ],
+)
+def test_one_photograph_is_the_same_bytes_however_it_is_handed_in(image: object, bytes_of_it: np.ndarray) -> None:
+    np.testing.assert_array_equal(as_bytes(image), bytes_of_it)
+
+
+def test_every_byte_comes_back_from_its_share_of_255() -> None:
+    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    np.testing.assert_array_equal(as_bytes(ramp / 255)[..., 0], ramp)
+    np.testing.assert_array_equal(as_bytes((ramp / 255).astype(np.float32))[..., 0], ramp)
+
+
+NAN = np.where(np.arange(48 * 64 * 3).reshape(48, 64, 3) == 7, np.nan, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("image", "says"),
+    [
+        (COLOUR.astype(np.float32), r"from 0 to 255; fix: give floats from 0 to 1, not normalised"),
+        ((COLOUR / 255 - 0.5) / 0.2, "not normalised"),
+        (NAN, "from nan to nan"),
+        (COLOUR.astype(np.uint16), r"uint16 of shape \(48, 64, 3\); fix: give uint8"),
+        (COLOUR.astype(np.int64), r"give uint8"),
+        (COLOUR > 127, r"bool of shape"),
+        (COLOUR.transpose(2, 0, 1), r"numpy\.moveaxis\(image, 0, -1\)"),
+        (torch.from_numpy(COLOUR).permute(2, 0, 1) / 255, r"image\.permute\(1, 2, 0\)"),
+        (np.dstack([COLOUR, GREY]), "transparent"),
+        (COLOUR[..., :2], r"give \(H, W, 3\) uint8 RGB"),
+        (COLOUR[:0], r"give \(H, W, 3\) uint8 RGB"),
+        (Image.fromarray(COLOUR).convert("P"), r"numpy\.asarray\(picture\.convert\('RGB'\)\)"),
+        (None, "NoneType"),
+    ],
+)
+def test_an_array_that_is_no_photograph_is_refused(run: Run, image: object, says: str) -> None:
+    with pytest.raises(InputError, match=says):
         skinmtl.load_run(run.path).predict(image)
+
+
+def test_a_batch_is_a_list_of_predictions(run: Run, photograph: Path) -> None:
+    predictor = skinmtl.load_run(run.path)
+    for batch in ([COLOUR, photograph, GREY / 255], (str(photograph),), np.stack([COLOUR, COLOUR])):
+        together = predictor.predict(batch)
+        assert len(together) == len(batch)
+        for one, image in zip(together, batch, strict=True):
+            assert one.probabilities == pytest.approx(predictor.predict(image).probabilities, abs=1e-5)
+    assert predictor.predict([]) == []
+    with pytest.raises(InputError, match=r"image\.permute"):
+        predictor.predict(torch.zeros(2, 3, 48, 64, dtype=torch.uint8))
+
+
+def test_photographs_are_read_a_batch_ahead_and_answered_one_by_one(run: Run) -> None:
+    read: list[int] = []
+
+    def reading() -> Iterator[np.ndarray]:
+        for i in range(7):
+            read.append(i)
+            yield COLOUR
+
+    answers = skinmtl.load_run(run.path).predict_each(reading(), batch_size=3)
+    next(answers)
+    assert read == [0, 1, 2]
+    assert len(list(answers)) == 6
+
+
+def test_the_network_itself_takes_bytes_and_refuses_what_else_it_is_fed(run: Run) -> None:
+    predictor = skinmtl.load_run(run.path)
+    image = torch.from_numpy(COLOUR[:32, :32]).permute(2, 0, 1)[None]
+    assert set(predictor.network(image)) == {"seg", "cls"}
+    for wrong in (image / 255, image.double(), image.int()):
+        with pytest.raises(InputError, match=r"takes bytes.*\(image \* 255\)\.round\(\)\.to\(torch\.uint8\)"):
+            predictor.network(wrong)
 
 
 @pytest.mark.parametrize("part", ["model", "data"])

@@ -163,6 +163,23 @@ class Brightest(Head):
         return self.linear(features.amax((2, 3)))
 
 
+class Pixels(nn.Module):
+    def __init__(self, width: int = 8, weights: str = __file__, *, dx_classes: int) -> None:
+        super().__init__()
+        assert weights == __file__
+        self.body = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+        self.mask, self.name = nn.Conv2d(width, 1, 1), nn.Linear(width, dx_classes)
+
+    def forward(self, image):
+        x = self.body(image / 255)
+        return {"seg": self.mask(x), "cls": self.name(x.mean((2, 3)))}
+
+
+class Speechless(Pixels):
+    def forward(self, image):
+        return {"seg": super().forward(image)["seg"]}
+
+
 class Hinge(nn.Module):
     def forward(self, logits, batch):
         own = logits.gather(1, batch["dx"].clamp(min=0)[:, None])
@@ -193,9 +210,10 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A package of one's own with two lines of YAML for each of its classes; gives the word that finds them."""
     (tmp_path / "outside.py").write_text(OUTSIDE)
     groups = {"model/encoder": "Thumbnail", "model/head": "Brightest", "loss/cls": "Hinge"}
-    for group, name in (groups | {"weighting": "Turns", "gradients": "OneOnly"}).items():
+    groups |= {"weighting": "Turns", "gradients": "OneOnly", "model": "Pixels"}
+    for group, name in groups.items():
         file = tmp_path / "conf" / group / f"{name.lower()}.yaml"
-        file.parent.mkdir(parents=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"# One of mine.\n_target_: outside.{name}\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     return f"hydra.searchpath=[file://{tmp_path / 'conf'}]"
@@ -213,6 +231,21 @@ def test_an_encoder_and_a_head_from_outside_are_a_class_and_two_lines_each(
     assert state["network.encoder.convolution.weight"].shape == (8, 3, 3, 3)
     assert state["network.class_head.linear.weight"].shape[1] == 8
     assert skinmtl.load_run(run.path).predict(np.zeros((40, 50, 3), np.uint8)).dx is not None
+
+
+def test_a_network_of_ones_own_trains_evaluates_and_predicts(
+    outside: str, synthetic_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SKINMTL_ALLOW", "outside")
+    (tmp_path / "conf" / "model" / "pixels.yaml").write_text("_target_: outside.Pixels\nweights: null\n")
+    mine = [outside, "model=pixels", f"model.weights={tmp_path / 'outside.py'}"]
+    with pytest.raises(Faults, match=r"model\._target_: Speechless gives no logits\['cls'\]"):
+        train(tmp_path / "refused", synthetic_root, [*mine, "model._target_=outside.Speechless"])
+    run = train(tmp_path / "run", synthetic_root, [*mine, "trainer.precision=bf16-mixed"])
+    assert run.info()["status"] == "finished" and run.info()["encoder_weights"] is None
+    assert set(json.loads((run.path / "scores.json").read_text())["parts"]["test"]["scores"]) == {"seg", "cls"}
+    prediction = skinmtl.load_run(run.path).predict(np.zeros((40, 50, 3), np.uint8))
+    assert prediction.dx is not None and prediction.mask.shape == (40, 50)
 
 
 def test_a_loss_a_weighting_and_a_gradient_method_from_outside_train_as_they_say(

@@ -252,7 +252,7 @@ def _train(nodes: Mapping[str, Any], here: Run, start: Start, stop: Stop, board:
         facts["init_from"] = start_from(Run.open(start.init_from), module, data, here)
     else:
         keep_seen(here, data)
-    facts |= data_facts(data) | {"encoder_weights": module.network.weights_file}
+    facts |= data_facts(data) | {"encoder_weights": getattr(module.network, "weights_file", None)}
     if first:
         say_shares(nodes, data, module)
         here.update(facts)

@@ -23,6 +23,7 @@ from skinmtl.data.splits import STAGES
 from skinmtl.errors import ConfigError, InputError
 from skinmtl.facts import flat, shareable
 from skinmtl.module import MultiTaskModule
+from skinmtl.network import check_logits
 from skinmtl.optim import with_rates
 from skinmtl.processes import Stop
 from skinmtl.resumable import Resumable
@@ -88,6 +89,7 @@ def build_module(nodes: Mapping[str, Any], data: DataModule) -> MultiTaskModule:
         dx_classes=len(data.dx_classes),
         size=data.size,
     )
+    check_logits(network, tasks, len(data.mask_classes), len(data.dx_classes), data.size)
     gradients = config.build(nodes["gradients"], tasks=tasks)
     if (gradients.apart or gradients.cosine_every) and len(tasks) > 1 and not hasattr(network, "encoder"):
         what = f"{type(network).__name__} has no `encoder`, on which the tasks' gradients would be taken"
@@ -100,7 +102,7 @@ def build_module(nodes: Mapping[str, Any], data: DataModule) -> MultiTaskModule:
         network.to(memory_format=torch.channels_last),
         [TASKS[task](losses[task], classes[task]) for task in tasks],
         config.build(nodes["weighting"], tasks=tasks),
-        with_rates(config.build(nodes["optim"]), network.rates()),
+        with_rates(config.build(nodes["optim"]), network.rates() if hasattr(network, "rates") else {}),
         config.build(nodes["schedule"]),
         gradients=gradients,
         seed=nodes["seed"],
