@@ -21,6 +21,7 @@ from skinmtl.data.datamodule import DataModule
 from skinmtl.data.images import fit_mask, read_image, read_mask, read_pair
 from skinmtl.errors import InputError
 from skinmtl.facts import stamps
+from skinmtl.lettering import labels
 from skinmtl.predict import Prediction, Predictor, load_run
 from skinmtl.runs import Run, write_text
 
@@ -165,6 +166,7 @@ def draw(run: Run, table: pd.DataFrame, predictor: Predictor, data: DataModule) 
 def _pictures(rows: pd.DataFrame, predictor: Predictor, data: DataModule) -> Iterator[figures.Example]:
     """Photograph, true mask, predicted mask and title of a few rows, predicted again."""
     files = data.table.set_index("image_id")[["image", "mask"]].to_dict("index")
+    shown = dict(zip(data.dx_classes, labels(data.dx_classes), strict=True))
     for row in rows.itertuples():
         place = files[row.image_id]
         image, outline = read_pair(place["image"], place["mask"])
@@ -172,7 +174,7 @@ def _pictures(rows: pd.DataFrame, predictor: Predictor, data: DataModule) -> Ite
         target = data.mask_rule.of(outline)
         prediction = predictor.predict(image)
         assert prediction.mask is not None
-        words = [f"Dice {row.dice:.2f}"] + ([row.dx] if isinstance(row.dx, str) else [])
+        words = [f"Dice {row.dice:.2f}"] + ([shown[row.dx]] if isinstance(row.dx, str) else [])
         if prediction.dx is not None:
-            words.append(f"as {prediction.dx}")
+            words.append(f"as {shown[prediction.dx]}")
         yield figures.Example(image, target, prediction.mask, "  ".join(words))

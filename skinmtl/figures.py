@@ -5,9 +5,12 @@ Every function gives a `Figure` five inches wide, whose ten-point text stays rea
 
 from __future__ import annotations
 
+import colorsys
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NamedTuple
 
 import cv2
@@ -22,6 +25,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from skinmtl.lettering import labels, letter
+
 # Okabe and Ito's palette without its yellow, which vanishes on white. Told apart with any kind of colour vision.
 BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
@@ -29,6 +34,8 @@ BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE = (
 CLASS_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, BLACK, SKY)  # by a class's place in the list
 TRUE_CONTOUR, PREDICTED_CONTOUR = SKY, "#F0E442"
 GREY = "#767676"
+MARKERS = "osD^vPX"
+Dash = str | tuple[float, tuple[float, ...]]
 WIDTH = 5.0  # inches
 
 
@@ -44,10 +51,12 @@ class Example(NamedTuple):
 def save(figure: Figure, path: Path, stamp: str = "") -> Path:
     """Write a figure as .svg, .png or .jpg (photographs: a tenth of the bytes); same figure, same bytes.
 
-    `stamp` is a word such as LEAKY that nobody may overlook: it goes where the picture goes.
+    Its words are drawn as they are written, in whatever fonts have their letters. `stamp` is a word such as LEAKY that
+    nobody may overlook: it goes where the picture goes.
     """
     if stamp:
         figure.suptitle(stamp, x=0.99, ha="right", fontsize=10, color="#b00020", weight="bold")
+    letter(figure)
     content = io.BytesIO()
     kind = path.suffix.removeprefix(".")
     if kind == "svg":
@@ -65,8 +74,21 @@ def save(figure: Figure, path: Path, stamp: str = "") -> Path:
 
 
 def colours(classes: Sequence[str]) -> dict[str, str]:
-    """A colour for each class, by its place in the list: the same list gives the same colours in every figure."""
+    """A colour for each class, by its place in the list: the same list gives the same colours in every figure.
+
+    Seven can be told apart; beyond, a class is told by its colour and its line, as `dashes` gives it.
+    """
     return {name: CLASS_COLOURS[i % len(CLASS_COLOURS)] for i, name in enumerate(classes)}
+
+
+def dashes(classes: Sequence[str]) -> dict[str, Dash]:
+    """A line for each class: solid for the first seven, then another one for each time the colours begin again."""
+    return {name: _dash(i // len(CLASS_COLOURS)) for i, name in enumerate(classes)}
+
+
+def _dash(turn: int) -> Dash:
+    """Lines that differ in what is on and off; the first four by the names that matplotlib has for them."""
+    return ("-", "--", ":", "-.")[turn] if turn < 4 else (0.0, (2.0 * turn, 2.0, 1.0, 2.0, 1.0, 2.0))
 
 
 def confusion(counts: NDArray[np.int64], classes: Sequence[str]) -> Figure:
@@ -79,13 +101,18 @@ def confusion(counts: NDArray[np.int64], classes: Sequence[str]) -> Figure:
     counts = np.asarray(counts)
     n = counts.sum(axis=1)
     share = counts / np.maximum(n, 1)[:, None]
-    figure, (axes,) = _panels(1, WIDTH * 0.92)
+    names = labels(classes)
+    longest = max((len(name) for name in names), default=0)
+    figure, (axes,) = _panels(1, WIDTH * (0.92 if longest <= 8 else 1.1))
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    points = min(10.0, 90 / len(classes)) if classes else 10.0  # more classes than nine have smaller squares
     for (row, column), count in np.ndenumerate(counts):
         ink = "white" if share[row, column] > 0.55 else "black"
-        axes.text(column, row, str(count), ha="center", va="center", color=ink)
-    axes.set_xticks(range(len(classes)), classes, rotation=90 if len(classes) > 4 else 0)
-    axes.set_yticks(range(len(classes)), [f"{name} ({k})" for name, k in zip(classes, n, strict=True)])
+        axes.text(column, row, str(count), ha="center", va="center", color=ink, fontsize=points)
+    turned = 90 if len(classes) > 4 or longest > 8 else 0
+    axes.set_xticks(range(len(classes)), [fill(name, 22) for name in names], rotation=turned, fontsize=points)
+    rows = [f"{fill(name, 22)} ({k})" for name, k in zip(names, n, strict=True)]
+    axes.set_yticks(range(len(classes)), rows, fontsize=points)
     axes.set(xlabel="predicted", ylabel="true (images)")
     axes.spines[:].set_visible(False)
     return figure
@@ -101,19 +128,24 @@ def roc(target: NDArray[np.int64], probabilities: NDArray[np.float64], classes: 
     """
     known = target >= 0
     target, probabilities = target[known], probabilities[known]
-    figure, (axes,) = _panels(1, WIDTH * 1.28)
+    names = labels(classes)
+    columns = 2 if max((len(name) for name in names), default=0) <= 12 else 1
+    figure, (axes,) = _panels(1, WIDTH + 0.2 * (3 + math.ceil(len(classes) / columns)))
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
-    for i, (name, colour) in enumerate(colours(classes).items()):
+    dash = dashes(names)
+    for i, (name, colour) in enumerate(colours(names).items()):
         positive = target == i
+        shown = f" {name}" if name.startswith("_") else name  # matplotlib leaves such a label out of legends
         n = int(positive.sum())
         if n in (0, len(target)):
-            axes.plot([], [], color=colour, label=f"{name}: undefined (n = {n})")
+            axes.plot([], [], color=colour, linestyle=dash[name], label=f"{shown}: undefined (n = {n})")
             continue
         false, true, _ = roc_curve(positive, probabilities[:, i])
         area = roc_auc_score(positive, probabilities[:, i])
-        axes.plot(false, true, color=colour, linewidth=1.6, label=f"{name}: {area:.3f} (n = {n})")
+        label = f"{shown}: {area:.3f} (n = {n})"
+        axes.plot(false, true, color=colour, linestyle=dash[name], linewidth=1.6, label=label)
     axes.set(xlabel="1 − specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, title="area under the curve")
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False, title="area under the curve")
     return figure
 
 
@@ -250,9 +282,16 @@ def overlay(
 
 
 def mask_palette(classes: int) -> list[int]:
-    """Red, green and blue of each mask class in one list, 0 to 255: black for the background, then bright colours."""
-    shown = [BLACK, *_cycle((SKY, ORANGE, GREEN, PURPLE, BLUE, RED))]
-    return [value for colour in shown[:classes] for value in _rgb(colour)]
+    """Red, green and blue of each mask class in one list, 0 to 255: black for the background, then bright colours.
+
+    Beyond seven they are hues a golden angle apart, no two the same.
+    """
+    shown = [_rgb(colour) for colour in (BLACK, SKY, ORANGE, GREEN, PURPLE, BLUE, RED)]
+    for place in range(classes - len(shown)):
+        hue, bright = (place * 0.618034) % 1, (1.0, 0.75, 0.5)[place % 3]
+        red, green, blue = colorsys.hsv_to_rgb(hue, 0.6, bright)
+        shown.append((round(255 * red), round(255 * green), round(255 * blue)))
+    return [value for colour in shown[:classes] for value in colour]
 
 
 def gallery(rows: Sequence[Example | tuple[Any, Any, Any, str]]) -> Figure:
@@ -319,7 +358,7 @@ def tradeoff(
     figure, (axes,) = _panels(1, WIDTH * 0.95 + 0.2 * len(table))
     if joined:
         axes.plot(table[x], table[y], color=GREY, linewidth=0.8, linestyle=":", zorder=0)
-    for (_, row), colour, marker in zip(table.iterrows(), _cycle(CLASS_COLOURS), _cycle("osD^vPX"), strict=False):
+    for (_, row), colour, marker in zip(table.iterrows(), _cycle(CLASS_COLOURS), _markers(), strict=False):
         for name, line in ((x, axes.hlines), (y, axes.vlines)):
             if pd.notna(row.get(f"{name}_low")):
                 line(row[y if name == x else x], row[f"{name}_low"], row[f"{name}_high"], color=colour, linewidth=1)
@@ -342,7 +381,7 @@ def cosines(table: pd.DataFrame) -> Figure:
     settings = list(dict.fromkeys(table["setting"]))
     figure, (axes,) = _panels(1, WIDTH * 0.7 + 0.2 * len(settings))
     axes.axhline(0, color=GREY, linewidth=1, linestyle=":")
-    for name, colour, marker in zip(settings, _cycle(CLASS_COLOURS), _cycle("osD^vPX"), strict=False):
+    for name, colour, marker in zip(settings, _cycle(CLASS_COLOURS), _markers(), strict=False):
         mean = table[table["setting"] == name].groupby("step")["cosine"].mean()
         label = _wrapped(name, 46)
         axes.plot(mean.index, mean, color=colour, marker=marker, markersize=4, linewidth=1.2, label=label)
@@ -388,6 +427,12 @@ def _rgb(colour: str) -> tuple[int, int, int]:
 
 def _cycle(values: Sequence[str], times: int = 100) -> list[str]:
     return list(values) * times
+
+
+def _markers() -> list[str]:
+    """A marker for each point, another one each time that the colours begin again: 49 pairs of the two."""
+    n = len(MARKERS)
+    return [MARKERS[(place + place // n) % n] for place in range(n * n)] * 3
 
 
 def _wrapped(text: str, width: int = 24) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -16,8 +17,10 @@ from skinmtl.errors import InputError
 from skinmtl.facts import (
     HEADLINES,
     NOT_RECORDED,
+    PATH,
     dig,
     flat,
+    is_ham10000,
     read_scores,
     said,
     score_words,
@@ -25,6 +28,7 @@ from skinmtl.facts import (
     without_paths_in,
     words,
 )
+from skinmtl.lettering import LONGEST
 from skinmtl.predictions import dx_classes, mask_classes
 from skinmtl.runs import Run, write_text
 from skinmtl.scores import DRAWS, Sample
@@ -32,7 +36,8 @@ from skinmtl.scores import DRAWS, Sample
 __all__ = ["study_report", "write_run_report"]
 
 TOO_FEW = 20  # lesions; below, a subgroup's score is mostly chance
-SUSPICIOUS = {"balanced_accuracy": 0.85, "mean_image_dice": 0.96}
+SUSPICIOUS = {"balanced_accuracy": 0.85, "mean_image_dice": 0.96}  # of HAM10000, its seven diagnoses apart
+HAM_CLASSES = {"akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"}
 SUBGROUPS = {
     "sex": "sex",
     "age": "age",
@@ -76,17 +81,22 @@ HOW_TO_READ = (
 )
 NOT_PROVIDED = (
     "External validation: no photograph of another clinic, camera or country was tested.",
-    "Skin tone: HAM10000 does not record it; nearly all photographs show light skin.",
     "A human reader: nobody looked at these test photographs for comparison.",
     "Decision thresholds and prevalence of any practice: classes are taken by the largest probability.",
-    "The official ISIC 2018 test scores: their masks and labels are another set, drawn in another way.",
     "Variation between trainings: the intervals speak of the lesions sampled, not of other seeds or folds.",
     "Photographs that show no lesion, or a lesion of a class that is not in the list.",
 )
-MASKS = (
+# What is known of HAM10000, and said of it alone; of drawn photographs nothing of the kind has a meaning.
+HAM_NOT_PROVIDED = (
+    "Skin tone: HAM10000 does not record it; nearly all photographs show light skin.",
+    "The official ISIC 2018 test scores: their masks and labels are another set, drawn in another way.",
+)
+SKIN_TONE = "Skin tone: no score is told by it."
+HAM_MASKS = (
     "The lesion masks of HAM10000 were started by a network and corrected by one dermatologist. A network agrees with "
     "them more easily than with the masks of the official ISIC test sets: Dice here is not comparable with Dice there."
 )
+HAM_LICENCE = "HAM10000 is licensed CC BY-NC 4.0, and so are weights trained on it."
 
 
 def write_run_report(folder: Path, ending: Mapping[str, Any] | None = None) -> Path:
@@ -102,8 +112,10 @@ def write_run_report(folder: Path, ending: Mapping[str, Any] | None = None) -> P
     scores = read_scores(run.path)
     table = run.predictions() if run.predictions_file.is_file() else pd.DataFrame()
     title = f"{info.get('name', NOT_RECORDED)} · {info.get('run_id', run.path.name)}"
+    config, otherwise = _known_config(run)
+    split_by = dig(config, "data", "split_by")
     parts = [
-        *_head(info, scores),
+        *_head(info, scores, split_by),
         *_scores(info, scores),
         _classes(info, scores),
         _mask_classes(scores),
@@ -112,21 +124,22 @@ def write_run_report(folder: Path, ending: Mapping[str, Any] | None = None) -> P
         _subgroups(table),
         _split(info),
         _training(info),
-        _config(run),
+        _config(config, otherwise),
         page.section("How to read this page", page.bullets((CHOSEN[info.get("keep", "best")], *HOW_TO_READ))),
-        page.section("Not provided", page.bullets(NOT_PROVIDED)),
+        page.section("Not provided", page.bullets(_not_provided(info))),
     ]
     write_text(out := run.path / "report.html", page.page(title, parts))
     return out
 
 
-def _head(info: Mapping[str, Any], scores: Mapping[str, Any]) -> Iterator[str]:
+def _head(info: Mapping[str, Any], scores: Mapping[str, Any], split_by: object) -> Iterator[str]:
     yield f"<h1>{escape(said(info.get('name')))}</h1>"
     started = said(info.get("started")).replace("T", " ").replace("+00:00", " UTC")
     words = (f"run {said(info.get('run_id'))}", f"started {started}", said(info.get("status")))
     yield page.paragraph(" · ".join(words), soft=True)
-    yield page.paragraph("Research use only: not a medical device.")
-    yield from _stamps(info, scores)
+    licence = f" {HAM_LICENCE}" if is_ham10000(info) else ""
+    yield page.paragraph(f"Research use only: not a medical device.{licence}")
+    yield from _stamps(info, scores, split_by)
     test = dig(scores, "parts", "test")
     if test is None:
         reason = f" The run ended with: {info['error']}" if info.get("error") else ""
@@ -138,13 +151,32 @@ def _head(info: Mapping[str, Any], scores: Mapping[str, Any]) -> Iterator[str]:
     yield page.paragraph(f"{_size(test)} Interval: {said(scores.get('interval'))}.", soft=True)
 
 
-def _stamps(info: Mapping[str, Any], scores: Mapping[str, Any]) -> Iterator[str]:
+def _not_provided(info: Mapping[str, Any]) -> Iterator[str]:
+    yield from NOT_PROVIDED
+    if is_ham10000(info):
+        yield from HAM_NOT_PROVIDED
+    elif not info.get("synthetic"):
+        yield SKIN_TONE
+
+
+def _why_leaky(info: Mapping[str, Any], split_by: object) -> str:
+    """What made a split leak: it was drawn so, or lesions are not known, of the data, of a further source."""
+    if split_by == "photograph":
+        return "The split was drawn by photograph (data.split_by=photograph), not by lesion"
+    if any(facts.get("leaky") for facts in (info.get("also") or {}).values()):
+        return "A further source names no lesions"
+    if info.get("init_from") is not None:
+        return "The weights that it started from may have seen its lesions, or the data name none"
+    return "The data name no lesions"
+
+
+def _stamps(info: Mapping[str, Any], scores: Mapping[str, Any], split_by: object) -> Iterator[str]:
     if info.get("synthetic"):
         yield page.stamp(
             "SYNTHETIC", "The photographs are made up. These scores say nothing about patients.", made=True
         )
     if info.get("leaky") or "LEAKY" in str(scores.get("stamp")):
-        text = "The data name no lesions: photographs of one lesion may stand in training and test. "
+        text = f"{_why_leaky(info, split_by)}: photographs of one lesion may stand in training and test. "
         yield page.stamp("LEAKY", text + "These scores are too good, their intervals too narrow: compare with nothing.")
     if info.get("shuffled"):
         text = "A negative control: each training photograph came with the mask or the diagnosis of another."
@@ -152,7 +184,8 @@ def _stamps(info: Mapping[str, Any], scores: Mapping[str, Any]) -> Iterator[str]
     for name, limit in SUSPICIOUS.items():
         task = "cls" if name == "balanced_accuracy" else "seg"
         value = dig(scores, "parts", "test", "scores", task, name, "value")
-        if value is not None and value > limit and not info.get("synthetic"):
+        known = is_ham10000(info) and (task == "seg" or set(info.get("dx_classes") or ()) == HAM_CLASSES)
+        if value is not None and value > limit and known:
             text = f"Check for leakage. {HEADLINES[name]} is {value:.3f}; above {limit} is hardly plausible here."
             yield page.stamp("SUSPICIOUS", text)
 
@@ -167,7 +200,7 @@ def _scores(info: Mapping[str, Any], scores: Mapping[str, Any]) -> Iterator[str]
         rows = [(words(name), [score_words(tasks[part].get(name)) for part in tasks]) for name in names]
         below = _reasons(list(tasks.values()))
         head = ["score", *(_part_name(part, content) for part, content in parts.items())]
-        masks = page.paragraph(MASKS, soft=True) if task == "seg" and not info.get("synthetic") else ""
+        masks = page.paragraph(HAM_MASKS, soft=True) if task == "seg" and is_ham10000(info) else ""
         yield page.section(title, page.table(head, rows), below, masks)
 
 
@@ -204,6 +237,8 @@ def _classes(info: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
         "Test part, each class against all others. Precision depends on how common the class is in this test part. "
         "Means are over the classes that occur."
     )
+    if not all(name.isascii() and len(name) <= LONGEST for name in classes):
+        note += " A name that figures cannot draw or tell apart is its place in this list there: class 1, class 2, ..."
     table = page.table([*head, "specificity", "AUROC"], rows)
     return page.section("By class: classification report", table, page.paragraph(note, soft=True))
 
@@ -320,7 +355,7 @@ def _also(facts: Mapping[str, Any]) -> str:
 def _training(info: Mapping[str, Any]) -> str:
     rate, seconds = info.get("images_per_second"), info.get("seconds") or {}
     rows = [
-        ("command", without_paths_in(said(info.get("command")))),
+        *_command(info),
         ("commit", said(info.get("commit"))),
         ("tasks", said(info.get("tasks"))),
         ("seed", said(info.get("seed"))),
@@ -343,17 +378,31 @@ def _training(info: Mapping[str, Any]) -> str:
     return page.section("Training", page.facts(rows)) + "\n" + page.section("Versions", page.facts(versions))
 
 
+def _command(info: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The command, for a reader to type: paths are blanks to fill in, which no shell takes for a value."""
+    known = without_paths_in(said(info.get("command")))
+    filled = re.sub(r"""([\w./+~]+)=(['"]?)\[path\]\2""", r"\1=<\1>", known).replace(PATH, "<path>")
+    yield "command", filled
+    if filled != known:
+        yield "in place of <...>", "a path of your own: none is shown here, for a name in it could be a person's"
+
+
 def _batch(info: Mapping[str, Any]) -> str:
     processes, photographs = info.get("world_size"), info.get("global_batch")
     return f"{processes} × {photographs // processes}" if processes and photographs else NOT_RECORDED
 
 
-def _config(run: Run) -> str:
+def _known_config(run: Run) -> tuple[Mapping[Any, Any], str]:
+    """The run's config, nothing where it cannot be read; and what stands in its place."""
     try:
-        rows = [(key, str(shareable(key, value))) for key, value in flat(run.config()).items()]
+        return run.config(), NOT_RECORDED
     except InputError as error:
-        rows = [("config", f"{NOT_RECORDED}: {error.what}")]
-    return page.section("Configuration", page.facts(rows))
+        return {}, f"{NOT_RECORDED}: {error.what}"
+
+
+def _config(config: Mapping[Any, Any], otherwise: str) -> str:
+    rows = [(key, str(shareable(key, value))) for key, value in flat(config).items()]
+    return page.section("Configuration", page.facts(rows or [("config", otherwise)]))
 
 
 def _size(part: Mapping[str, Any] | None) -> str:

@@ -11,11 +11,14 @@ import pandas as pd
 import pytest
 from fakes import DX, metrics, predictions
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont
+from matplotlib.text import Text
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.metrics import confusion_matrix, roc_auc_score
 
 from skinmtl import figures
+from skinmtl.lettering import _missing, labels
 
 INDEX = {name: i for i, name in enumerate(DX)}
 
@@ -236,3 +239,78 @@ def test_every_mask_class_has_a_colour_of_its_own_and_the_background_is_black() 
     colours = np.array(figures.mask_palette(4)).reshape(4, 3)
     assert colours[0].tolist() == [0, 0, 0]
     assert len({tuple(colour) for colour in colours.tolist()}) == 4
+
+
+def drawn(figure: Figure) -> set[str]:
+    return {text.get_text() for text in figure.findobj(Text)}
+
+
+ODD = ("$mel_{1}$", "_nv_%d", "<b>bold</b>", "a\\b", "سرطان")
+
+
+def test_names_are_drawn_as_they_are_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    counts = np.eye(len(ODD), dtype=np.int64)
+    confusion = figures.confusion(counts, ODD)
+    target = np.arange(20) % len(ODD)
+    roc = figures.roc(target, np.random.default_rng(0).dirichlet(np.ones(len(ODD)), 20), ODD)
+    for name, figure in (("confusion", confusion), ("roc", roc)):
+        figures.save(figure, tmp_path / f"{name}.png")  # a letter that no font has is a warning, and fails
+        assert not any(text.get_parse_math() for text in figure.findobj(Text) if "mel" in text.get_text())
+    assert set(ODD) <= drawn(confusion)
+    assert len(words(roc).split("\n")) == len(ODD), "a legend leaves out what begins with _"
+    assert not caplog.records
+
+
+def test_a_logarithmic_axis_keeps_its_powers_of_ten(tmp_path: Path) -> None:
+    figure = figures.features_in_place(np.array([30, 31]), np.array([3] * 500), 12)
+    figures.save(figure, tmp_path / "log.svg")
+    powers = [text for text in figure.findobj(Text) if "mathdefault" in text.get_text()]
+    assert powers and all(text.get_parse_math() for text in powers)
+
+
+def test_another_font_draws_the_letters_that_the_first_lacks(tmp_path: Path) -> None:
+    letter = "\N{DOUBLE-STRUCK ITALIC SMALL D}\N{MATHEMATICAL SCRIPT CAPITAL A}"
+    assert _missing(findfont(FontProperties()), letter), "choose a letter that the first font lacks"
+    assert labels([letter, "nv"]) == (letter, "nv")
+    figure = figures.confusion(np.eye(2, dtype=np.int64), (letter, "nv"))
+    figures.save(figure, tmp_path / "a.png")
+    used = {text.get_text(): text.get_fontfamily() for text in figure.findobj(Text)}
+    assert len(used[letter]) > 1 and len(used["nv"]) == 1
+
+
+def test_a_name_that_no_font_has_is_its_place_and_that_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ("\U0010fffd\U0010fffc", "nv", "mel \U0010fffd")  # private letters: no font has any
+    for _ in range(2):
+        figure = figures.confusion(np.eye(3, dtype=np.int64), names)
+        figures.save(figure, tmp_path / "a.png")
+    assert {"class 1", "nv", "class 3"} <= drawn(figure)
+    said = [record.getMessage() for record in caplog.records]
+    assert sum("class 1 for" in line and "class 3 for" in line for line in said) == 1
+    gallery = figures.gallery([(np.zeros((9, 9, 3), np.uint8), None, None, "as \U0010fffd")])
+    figures.save(gallery, tmp_path / "b.png")
+    assert "as \N{WHITE SQUARE}" in drawn(gallery)
+
+
+def test_long_names_lose_their_middle_and_alike_ones_are_told_by_their_place() -> None:
+    long = "pigmented benign keratosis with a name that goes on and on"
+    short, other = labels([long, "nv"])
+    assert len(short) <= 41 and short.startswith("pigmented benign") and short.endswith("goes on and on")
+    assert other == "nv"
+    assert labels([long, long.replace("with a name", "under a name")]) == ("class 1", "class 2")
+
+
+def test_no_two_classes_are_drawn_alike_however_many_there_are() -> None:
+    names = [f"class {i}" for i in range(60)]
+    looks = {(figures.colours(names)[name], figures.dashes(names)[name]) for name in names}
+    assert len(looks) == 60
+    assert {figures.dashes(DX)[name] for name in DX} == {"-"}
+    target = np.arange(120) % 60
+    legend = figures.roc(target, np.random.default_rng(0).dirichlet(np.ones(60), 120), names).legends[0]
+    assert len({(line.get_color(), str(line._dash_pattern)) for line in legend.get_lines()}) == 60
+    table = pd.DataFrame({"setting": names[:49], "mean_image_dice": 0.9, "balanced_accuracy": 0.7})
+    points = [line for line in figures.tradeoff(table).axes[0].lines if line.get_marker() not in ("None", "")]
+    assert len({(line.get_color(), line.get_marker()) for line in points}) == 49
+    palette = np.array(figures.mask_palette(256)).reshape(256, 3)
+    assert len(np.unique(palette, axis=0)) == 256 and not palette[0].any()

@@ -122,7 +122,7 @@ def test_page_names_no_folder_of_its_owner(run: Path) -> None:
 def test_commands_lose_the_folders_of_their_absolute_paths(tmp_path: Path) -> None:
     told = "train.py --config-path /home/somebody/0/.hydra hydra.run.dir='/home/some body/0' conf/x.yaml lr=1/2"
     text = read(write_run(tmp_path / "run", command=told)).text
-    assert "train.py --config-path [path] hydra.run.dir='[path]' conf/x.yaml lr=1/2" in text
+    assert "train.py --config-path <path> hydra.run.dir=<hydra.run.dir> conf/x.yaml lr=1/2" in text
 
 
 def test_page_says_how_to_read_it(run: Path) -> None:
@@ -231,6 +231,83 @@ def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
     page = read(run)
     assert "script" not in page.tags
     assert "<script>alert(1)</script>" in page.text
+
+
+HAM = {"hash": "d" * 64, "layout": "dataverse", "images": 3000}
+OWN = HAM | {"layout": "csv"}
+
+
+def test_what_is_known_of_ham10000_is_said_of_it_alone(tmp_path: Path) -> None:
+    pages = {
+        name: read(write_run(tmp_path / name, **changes)).text
+        for name, changes in {"ham": {}, "own": {"data": OWN}, "drawn": {"synthetic": True}}.items()
+    }
+    for sentence in ("corrected by one dermatologist", "HAM10000 does not record it", "CC BY-NC", "official ISIC 2018"):
+        assert [name for name, text in pages.items() if sentence in text] == ["ham"], sentence
+    assert "Skin tone: no score is told by it." in pages["own"]
+    assert [name for name, text in pages.items() if "HAM10000" in text] == ["ham"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "suspicious"),
+    [
+        ({}, True),
+        ({"data": OWN}, False),
+        ({"dx_classes": ["benign", "malignant"]}, False),
+        ({"dx_classes": [*DX, "scc"]}, False),
+    ],
+)
+def test_a_score_is_suspicious_only_where_it_is_known_what_is_plausible(
+    tmp_path: Path, changes: dict[str, Any], suspicious: bool
+) -> None:
+    words = read(write_run(tmp_path / "run", skill=6.0, **changes)).words
+    assert ("SUSPICIOUS" in words) is suspicious
+
+
+@pytest.mark.parametrize(
+    ("split_by", "changes", "why"),
+    [
+        ("lesion", {}, "The data name no lesions: photographs of one lesion"),
+        ("photograph", {}, "The split was drawn by photograph (data.split_by=photograph), not by lesion: "),
+        (
+            "lesion",
+            {"also": {"labels": {"images": 4, "leaky": True}}},
+            "A further source names no lesions: photographs",
+        ),
+    ],
+)
+def test_a_leak_is_told_with_its_own_reason(tmp_path: Path, split_by: str, changes: dict[str, Any], why: str) -> None:
+    run = write_run(tmp_path / "run", leaky=True, **changes)
+    config = yaml.safe_load((run / ".hydra" / "config.yaml").read_text())
+    config["data"]["split_by"] = split_by
+    (run / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
+    text = read(run).text
+    assert why in text and text.count("photographs of one lesion may stand") == 1
+
+
+def test_paths_in_the_command_are_blanks_that_nobody_takes_for_a_value(tmp_path: Path) -> None:
+    text = read(write_run(tmp_path / "run", command="python train.py seed=1 data.root=/home/somebody/ham")).text
+    assert "data.root=<data.root>" in text and "[path]" not in text[: text.index("Configuration")]
+    assert "in place of <...>" in text and "somebody" not in text
+    plain = read(write_run(tmp_path / "plain", command="python train.py seed=1")).text
+    assert "in place of" not in plain
+
+
+def test_class_names_are_text_in_every_table(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    odd = dict(zip(DX, ("<b>bold</b>", "黑色素瘤", "$mel_{1}$", "_nv_%d", "a\\b", "x" * 200, '"&amp;'), strict=True))
+    content = json.dumps(json.loads((run / "scores.json").read_text()), ensure_ascii=False)
+    stored = json.loads(content)
+    for part in stored["parts"].values():
+        part["classes"] = {odd[name]: facts for name, facts in part["classes"].items()}
+    (run / "scores.json").write_text(json.dumps(stored))
+    info = json.loads((run / "run.json").read_text()) | {"dx_classes": list(odd.values())}
+    (run / "run.json").write_text(json.dumps(info))
+    page = read(run)
+    assert all(page.text.count(name) >= 2 for name in odd.values())
+    assert "<b>bold</b>" in page.text
+    assert "is its place in this list there" in page.text
+    assert "is its place in this list there" not in read(write_run(tmp_path / "plain")).text
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
