@@ -240,7 +240,7 @@ def test_a_stop_leaves_a_folder_that_holds_what_its_table_says(run: Run, tmp_pat
     files, out = drawn(tmp_path / "in", 9), tmp_path / "out"
     asked = iter([False] * 14)
     with pytest.raises(Interrupted, match=r"of 9 photographs are predicted, skipped\.csv names the others"):
-        predictions.write_predictions(run.path, files, out, "cpu", stopped=lambda: next(asked, True))
+        prediction_folder.write_predictions(run.path, files, out, "cpu", stopped=lambda: next(asked, True))
     accounts(out)
     table, skipped = (pd.read_csv(out / name) for name in ("predictions.csv", "skipped.csv"))
     assert 0 < len(table) < 9 and len(table) + len(skipped) == 9
@@ -251,8 +251,8 @@ def test_a_signal_stops_a_call_and_what_a_killed_one_left_is_cleared(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files, out = drawn(tmp_path / "in", 3), tmp_path / "out"
-    (out / predictions.PARTIAL / "masks").mkdir(parents=True)
-    draw(out / predictions.PARTIAL / "masks" / "half.png")
+    (out / prediction_folder.PARTIAL / "masks").mkdir(parents=True)
+    draw(out / prediction_folder.PARTIAL / "masks" / "half.png")
     write = predictions._write_one
 
     def terminated(*arguments: object) -> dict[str, object]:
@@ -267,13 +267,13 @@ def test_a_signal_stops_a_call_and_what_a_killed_one_left_is_cleared(
 
 def test_a_call_that_fails_leaves_nothing(run: Run, photograph: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError):
-        predictions.write_predictions(run.path, [photograph], tmp_path / "out", device="cuda:99")
+        prediction_folder.write_predictions(run.path, [photograph], tmp_path / "out", device="cuda:99")
     assert not (tmp_path / "out").exists()
 
 
 def test_two_calls_do_not_write_one_folder(run: Run, photograph: Path, tmp_path: Path) -> None:
-    with predictions._beside(tmp_path / "out"), pytest.raises(InputError, match="another call is writing there"):
-        predictions.write_predictions(run.path, [photograph], tmp_path / "out", "cpu")
+    with prediction_folder._beside(tmp_path / "out"), pytest.raises(InputError, match="another call is writing there"):
+        prediction_folder.write_predictions(run.path, [photograph], tmp_path / "out", "cpu")
 
 
 @pytest.mark.parametrize("name", ["n" * 251 + ".png", "a,b\n.png", "%s {}.png"])
