@@ -253,7 +253,7 @@ def test_a_signal_stops_a_call_and_what_a_killed_one_left_is_cleared(
     files, out = drawn(tmp_path / "in", 3), tmp_path / "out"
     (out / prediction_folder.PARTIAL / "masks").mkdir(parents=True)
     draw(out / prediction_folder.PARTIAL / "masks" / "half.png")
-    write = predictions._write_one
+    write = prediction_folder._write_one
 
     def terminated(*arguments: object) -> dict[str, object]:
         os.kill(os.getpid(), signal.SIGTERM)
