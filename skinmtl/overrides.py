@@ -17,6 +17,8 @@ from skinmtl.errors import ConfigError
 from skinmtl.facts import PLACES
 
 PATHS = PLACES | {"weights", "duplicates", "dir"}  # last words of the keys that may name a file or a folder
+# Options of Hydra's whose next word is theirs.
+VALUED = {"-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir", "-p", "--package"}
 SWEPT = re.compile(r"(choice|glob|range|interval|sort|shuffle|tag)\(.*\)")  # several values, in Hydra's own words
 
 
@@ -30,7 +32,8 @@ def readable(words: Sequence[str], sweep: bool) -> list[str]:
     Raises:
         ConfigError: a value that is no path and cannot be read, with the word that can.
     """
-    return [_readable(word, sweep) for word in words]
+    before = ["", *words]
+    return [word if last in VALUED else _readable(word, sweep) for last, word in zip(before, words, strict=False)]
 
 
 def _readable(word: str, sweep: bool) -> str:

@@ -76,6 +76,11 @@ def test_what_cannot_be_read_is_shown_as_it_can_be(word: str) -> None:
     assert read(shown) == word.partition("=")[2]
 
 
+def test_what_belongs_to_an_option_is_left_to_it() -> None:
+    words = ["--config-path", "/x/ham=10000, (ü)/.hydra", "-cn", "a=(b", "seed=0"]
+    assert readable(words, sweep=False) == words
+
+
 def test_where_a_sweep_writes_is_one_place() -> None:
     assert read(readable(["hydra.sweep.dir=a, ü"], sweep=True)[0]) == "a, ü"
 
