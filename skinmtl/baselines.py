@@ -25,7 +25,7 @@ from sklearn.preprocessing import StandardScaler
 
 from skinmtl import config, scores
 from skinmtl.data import cache, sources, splits
-from skinmtl.data.diagnoses import REST, grouped
+from skinmtl.data.diagnoses import REST, grouped, named
 from skinmtl.data.images import Size, fit_image, read_image, read_pair
 from skinmtl.data.masks import BINARY, MaskClasses
 from skinmtl.errors import InputError
@@ -56,7 +56,8 @@ def compare_run(run: Run, data_root: Path | None = None) -> pd.DataFrame:
     if data_root is None and cfg.synthetic is not None:
         config.build(cfg.synthetic).write(root)
     masks, lesions = (Path(cfg[key]) if cfg.get(key) else None for key in ("masks", "lesions"))
-    table = sources.read(root, cfg.layout, cfg.allow_leak, masks, lesions)
+    groups = {str(name): list(of) if of != REST else of for name, of in (cfg.get("diagnoses") or {}).items()}
+    table = sources.read(root, cfg.layout, cfg.allow_leak, masks, lesions, named(groups))
     split = splits.load(run.split_file)
     splits.check(split, table, run.split_file)
     kept = Path(cfg.cache_dir) if cfg.get("cache_dir") else None
@@ -71,8 +72,8 @@ def compare_run(run: Run, data_root: Path | None = None) -> pd.DataFrame:
     stages = split.set_index("image_id")[f"fold_{cfg.fold}"].reindex(table["image_id"])
     height, width = facts["size"]
     table = table.assign(split=stages.to_numpy())
-    if cfg.get("diagnoses") is not None:
-        table = grouped(table, {str(name): list(of) if of != REST else of for name, of in cfg.diagnoses.items()})
+    if groups:
+        table = grouped(table, groups)
     mask_classes = config.build(cfg.mask_classes) if cfg.get("mask_classes") is not None else BINARY
     return compare(table, (height, width), run.predictions(), mask_classes)
 

@@ -356,7 +356,7 @@ def test_a_join_that_leaves_photographs_without_a_lesion_is_a_fault(root: Path) 
         sources.read(root, lesions=root / "lesions.csv")
     text = str(caught.value)
     assert "no row for these photographs: ISIC_0000000, ISIC_0000001; fix" in text
-    assert "lesion_id is blank: row 4 (ISIC_0000004)" in text
+    assert "lesion_id is missing: row 4 (ISIC_0000004)" in text
     assert "lesion HAM_1 has several diagnoses" in text
 
 

@@ -96,7 +96,7 @@ def test_all_faults_are_told_at_once_with_their_rows(root: Path) -> None:
         "lesion HAM_0000001 has several diagnoses: bcc (row 3), nv (row 4)",
         "age is not a number of years: row 6",
         "not an image id: row 7 (../ISIC_1)",
-        "lesion_id is blank: row 8",
+        "lesion_id is missing: row 8",
         "the same id twice: row 9 (ISIC_0000007), row 10 (ISIC_0000007)",
         "no such photograph: row 11 (ISIC_9999999)",
     ):

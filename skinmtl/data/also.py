@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -40,7 +40,12 @@ class Also:
         self.masks, self.lesions = Path(masks) if masks else None, Path(lesions) if lesions else None
 
     def read(
-        self, first: pd.DataFrame, known: str = "none", allow_leak: bool = False, keep: Path | None = None
+        self,
+        first: pd.DataFrame,
+        known: str = "none",
+        allow_leak: bool = False,
+        keep: Path | None = None,
+        names: Collection[str] = (),
     ) -> pd.DataFrame:
         """Its case table without what it has in common with the `first` source, with the diagnoses of that one.
 
@@ -51,12 +56,13 @@ class Also:
             known: which duplicates are known, as `duplicates.pairs` takes it.
             allow_leak: whether it may leak.
             keep: where it is kept what stands in files, as `contents.with_digests` has it.
+            names: as for `sources.read`.
 
         Raises:
             InputError: diagnoses that the first source does not know, a leak, a file that cannot be read, or nothing
                 left.
         """
-        table = sources.read(self.root, self.layout, allow_leak=True, masks=self.masks, lesions=self.lesions)
+        table = sources.read(self.root, self.layout, True, self.masks, self.lesions, names)
         first, table = (with_digests(cases, keep) for cases in (first, table))
         classes = list(first["dx"].cat.categories)
         if strange := sorted(set(table["dx"].dropna()) - set(classes)):

@@ -30,7 +30,7 @@ from skinmtl.data.also import Also, places
 from skinmtl.data.cache import Photographs
 from skinmtl.data.certificate import certificate
 from skinmtl.data.contents import with_digests
-from skinmtl.data.diagnoses import Groups, check_groups, grouped
+from skinmtl.data.diagnoses import Groups, check_groups, grouped, named
 from skinmtl.data.masks import BINARY, MaskClasses
 from skinmtl.data.mixing import Mixing, Partners
 from skinmtl.data.samplers import EpochSampler, InOrder, Place, Portion, Shuffle, Weigh
@@ -250,10 +250,11 @@ class DataModule(pl.LightningDataModule):
         """Read the table, the split and where the pixels are; the second call costs nothing."""
         if self._photographs is not None:
             return
-        first = sources.read(self.root, self.layout, self.allow_leak, self.masks, self.lesions)
+        names = named(self.dx_groups)
+        first = sources.read(self.root, self.layout, self.allow_leak, self.masks, self.lesions, names)
         first = with_digests(first, self.cache_dir)
         self.layout = first.attrs["layout"]
-        rules = self.duplicates, self.allow_leak, self.cache_dir
+        rules = self.duplicates, self.allow_leak, self.cache_dir, names
         further = {name: source.read(first, *rules) for name, source in self.also.items()}
         self.also_facts = {name: source.facts(further[name]) for name, source in self.also.items()}
         self.leaky = sources.is_leaky(first) or self.split_by == "photograph"

@@ -46,6 +46,11 @@ def check_groups(groups: Groups) -> None:
         raise Faults(faults)
 
 
+def named(groups: Groups | None) -> list[str]:
+    """The diagnoses that groups name; none of them is a word for missing."""
+    return [name for members in (groups or {}).values() if members != REST for name in members]
+
+
 def grouped(table: pd.DataFrame, groups: Groups) -> pd.DataFrame:
     """The case table with the group of each diagnosis as `dx`, and the diagnosis itself as `dx_original`.
 

@@ -13,7 +13,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from skinmtl.data.sources.layouts import without_suffix
-from skinmtl.data.sources.tables import read_table, shown
+from skinmtl.data.sources.tables import read_table, row_faults, shown
 from skinmtl.errors import Faults, InputError
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def pairs(choice: str, table: pd.DataFrame) -> list[Pair]:
     columns first and second, as `skinmtl audit` writes it; endings such as .jpg are taken off.
 
     Raises:
-        InputError: no such file, no table, or one of other photographs. Faults: rows with too many or too few cells.
+        InputError: no such file, no table, or one of other photographs. Faults: rows that name no two photographs.
     """
     if choice in ("known", "none"):
         return apart(KNOWN, table) if choice == "known" else []
@@ -122,9 +122,11 @@ def read(path: Path) -> list[Pair]:
     fix = "give known, none, or a CSV file with the columns first and second"
     if not path.is_file():
         raise InputError(f"data.duplicates={path}", "no such file", fix)
-    raw, faults = read_table(path, may_be_empty=True)
+    raw, faults = read_table(path, ("first", "second"), may_be_empty=True)
     if missing := [name for name in ("first", "second") if name not in raw]:
         raise InputError(str(path), f"no column {', '.join(missing)}", fix)
+    checks = {f"{name} is missing": (raw[name] == "", "name two photographs a row") for name in ("first", "second")}
+    faults += row_faults(path, raw["first"].where(raw["first"] != "", raw["second"]), checks)
     if faults:
         raise Faults(faults)
     return list(zip(raw["first"], raw["second"], strict=True))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from skinmtl.data import duplicates
 from skinmtl.data.duplicates import Pair
+from skinmtl.data.sources.tables import is_missing, row_faults
 from skinmtl.errors import FORBIDDEN, FULL, ConfigError, Faults, InputError, SkinmtlError
 
 logger = logging.getLogger(__name__)
@@ -164,7 +165,14 @@ def load(path: Path) -> pd.DataFrame:
     if missing or not folds:
         what = f"no column {', '.join(missing or ['fold_0'])}"
         raise InputError(str(path), what, "a split has the columns image_id, group, fold_0, fold_1, ...")
-    faults: list[SkinmtlError] = []
+    rows = split.set_axis(split.index + 2)
+    ids, groups = rows["image_id"], rows["group"]
+    checks = {
+        "image_id is missing": (ids == "", "every photograph needs its id"),
+        # A name such as unknown would join strangers; a photograph of that name may be a group of its own.
+        "group is missing": (is_missing(groups) & (groups != ids), "give the photograph's lesion"),
+    }
+    faults = row_faults(path, ids, checks)
     for name in folds:
         for row in np.flatnonzero(~split[name].isin(STAGES))[:10]:
             what = f"row {row + 2}, {name}: {split[name][row]!r}"

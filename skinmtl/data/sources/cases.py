@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +19,6 @@ from skinmtl.errors import Faults, InputError, SkinmtlError
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("image_id", "lesion_id", "image", "mask", "dx", "age", "sex", "localization", "dx_type", "source")
-UNKNOWN_AGE = ("", "na", "nan", "unknown")  # in any case
 OLDEST = 120  # years
 IMAGE_ID = r"\w[\w .,()+-]*"  # no folders, nothing that a page or a spreadsheet could take for its own
 
@@ -29,6 +29,7 @@ def read(
     allow_leak: bool = False,
     masks: Path | None = None,
     lesions: Path | None = None,
+    names: Collection[str] = (),
 ) -> pd.DataFrame:
     """The case table: one row per photograph, sorted by `image_id`, with the columns of `COLUMNS`.
 
@@ -43,6 +44,7 @@ def read(
         allow_leak: whether a layout without lesion ids is read at all.
         masks: a folder of masks, instead of the layout's own.
         lesions: a table that says which photograph shows which lesion, for a layout that does not.
+        names: diagnoses that are such even where their name is a word for missing, such as none.
 
     Raises:
         InputError: nothing usable at `root`.
@@ -50,7 +52,7 @@ def read(
     """
     root = Path(root).absolute()
     found = recognise(root) if layout == "auto" else layout
-    cases = LAYOUTS[found](root)
+    cases = LAYOUTS[found](root, names)
     faults = [*cases.faults, *_cell_faults(cases)]
     faults += _join_lesions(cases, found, lesions)
     leaky = "lesion_id" not in cases.rows
@@ -79,33 +81,34 @@ def is_leaky(table: pd.DataFrame) -> bool:
 def _cell_faults(cases: Cases) -> list[SkinmtlError]:
     """What is wrong with single cells, and with ids that occur twice."""
     rows, ids = cases.rows, cases.rows["image_id"]
-    odd = ~ids.str.fullmatch(IMAGE_ID)
+    blank = ids == ""
+    odd = ~ids.str.fullmatch(IMAGE_ID) & ~blank
     checks = {
+        "image_id is missing": (blank, "every photograph needs its id"),
         "not an image id": (odd, "begin with a letter or digit; use letters, digits, spaces and . , _ - + ( ) only"),
-        "the same id twice": (ids.duplicated(keep=False) & ~odd, "keep one row per photograph"),
-        "no such photograph": (~ids.isin(list(cases.images)) & ~odd, "unpack all image folders, or remove the rows"),
+        "the same id twice": (ids.duplicated(keep=False) & ~odd & ~blank, "keep one row per photograph"),
+        "no such photograph": (
+            ~ids.isin(list(cases.images)) & ~odd & ~blank,
+            "unpack all image folders, or remove the rows",
+        ),
     }
     if "lesion_id" in rows:
-        checks["lesion_id is blank"] = (rows["lesion_id"] == "", "every photograph needs its lesion")
+        checks["lesion_id is missing"] = (rows["lesion_id"] == "", "every photograph needs its lesion")
     if "dx" in rows and cases.dx is not None:
-        checks["dx is blank"] = (rows["dx"] == "", f"use {', '.join(cases.dx)}")
+        checks["dx is missing"] = (rows["dx"] == "", f"use {', '.join(cases.dx)}")
         checks["unknown dx"] = (~rows["dx"].isin([*cases.dx, ""]), f"use {', '.join(cases.dx)}")
     elif "dx" in rows:
         checks["not the name of a diagnosis"] = (~rows["dx"].map(str.isprintable), "use letters, digits and spaces")
         spellings = rows["dx"].groupby(rows["dx"].str.lower()).transform("nunique")
         checks["a dx in two spellings"] = (spellings > 1, "write small and large letters alike")
     if "age" in rows:
-        wrong = _is_given(rows["age"]) & ~_years(rows["age"]).between(0, OLDEST)
+        wrong = (rows["age"] != "") & ~_years(rows["age"]).between(0, OLDEST)
         checks["age is not a number of years"] = (wrong, f"give 0 to {OLDEST}, or leave it blank")
     return row_faults(cases.file, ids, checks)
 
 
 def _years(text: pd.Series) -> pd.Series:
-    return pd.to_numeric(text.where(_is_given(text)), errors="coerce").astype("float64")
-
-
-def _is_given(age: pd.Series) -> pd.Series:
-    return ~age.str.lower().isin(UNKNOWN_AGE)
+    return pd.to_numeric(text.where(text != ""), errors="coerce").astype("float64")
 
 
 def _join_lesions(cases: Cases, layout: Layout, file: Path | None) -> list[SkinmtlError]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -67,17 +67,17 @@ def recognise(root: Path) -> Layout:
     raise InputError(str(root), what, HOW_TO_GET)
 
 
-def dataverse(root: Path) -> Cases:
+def dataverse(root: Path, names: Collection[str] = ()) -> Cases:
     """HAM10000 as published: images in parts, metadata with lesion ids, masks."""
-    cases = kaggle(root)
+    cases = kaggle(root, names)
     cases.mask_folders = parts(root, SEGMENTATIONS)
     return cases
 
 
-def kaggle(root: Path) -> Cases:
+def kaggle(root: Path, names: Collection[str] = ()) -> Cases:
     """HAM10000 from Kaggle, kmader/skin-cancer-mnist-ham10000: as published, but without masks."""
     file = _first(root, METADATA, HOW_TO_GET)
-    raw, faults = read_table(file)
+    raw, faults = read_table(file, PUBLISHED, names)
     require(raw, PUBLISHED, file)
     say_ignored(raw, [*PUBLISHED, "dataset"], file)
     images, more = photographs(parts(root, IMAGES), root / f"{IMAGES}_1")
@@ -85,7 +85,7 @@ def kaggle(root: Path) -> Cases:
     return Cases(file, raw[columns].rename(columns={"dataset": "source"}), images, dx=DX, faults=faults + more)
 
 
-def mirror(root: Path) -> Cases:
+def mirror(root: Path, names: Collection[str] = ()) -> Cases:
     """A public mirror of HAM10000: images/, masks/, GroundTruth.csv with one column per diagnosis and no lesion ids."""
     file = _first(root, ("GroundTruth.csv",), HOW_TO_GET)
     rows, faults = _one_hot(file)
@@ -93,7 +93,7 @@ def mirror(root: Path) -> Cases:
     return Cases(file, rows, images, named(root, "masks"), DX, faults + more)
 
 
-def isic2018_task3(root: Path) -> Cases:
+def isic2018_task3(root: Path, names: Collection[str] = ()) -> Cases:
     """HAM10000 from the ISIC 2018 challenge, Task 3: no masks; lesion ids where LesionGroupings.csv lies beside."""
     name = f"{TASK3}_GroundTruth"
     file = _first(root, (f"{name}/{name}.csv", f"{name}.csv"), HOW_TO_GET_ISIC)
@@ -101,7 +101,7 @@ def isic2018_task3(root: Path) -> Cases:
     images, more = photographs(parts(root, f"{TASK3}_Input"), root / f"{TASK3}_Input")
     faults += more
     if (groupings := root / f"{TASK3}_LesionGroupings.csv").is_file():
-        raw, more = read_table(groupings)
+        raw, more = read_table(groupings, ("diagnosis_confirm_type",))
         require(raw, ("image", "lesion_id", "diagnosis_confirm_type"), groupings)
         rows["lesion_id"], again = lesions(groupings, rows["image_id"])
         confirmed = dict(zip(raw["image"], raw["diagnosis_confirm_type"], strict=True))
@@ -110,19 +110,19 @@ def isic2018_task3(root: Path) -> Cases:
     return Cases(file, rows, images, dx=DX, faults=faults)
 
 
-def isic2018_task1(root: Path) -> Cases:
+def isic2018_task1(root: Path, names: Collection[str] = ()) -> Cases:
     """ISIC 2018, Task 1: photographs and masks; no diagnoses, no lesion ids."""
     images, faults = photographs(parts(root, f"{TASK1}_Input"), root / f"{TASK1}_Input")
     return Cases(root, _ids(images), images, parts(root, "ISIC2018_Task1_Training_GroundTruth"), faults=faults)
 
 
-def csv(root: Path) -> Cases:
+def csv(root: Path, names: Collection[str] = ()) -> Cases:
     """A table of one's own, or a folder that holds one: the column `image`, any others of `OWN`.
 
     Paths are absolute, or begin at the table's folder. Without `image_id`, ids are the file names without suffix.
     """
     file = root if root.is_file() else _only_table(root)
-    raw, faults = read_table(file)
+    raw, faults = read_table(file, OWN, names)
     require(raw, ("image",), file)
     faults += misspelt(raw, OWN, file)
     say_ignored(raw, OWN, file)
@@ -138,20 +138,20 @@ def csv(root: Path) -> Cases:
             paths = rows[kind].map(lambda name: os.path.abspath(file.parent / name))
             checks[f"no such {kind}"] = (given & ~paths.isin(existing(paths[given])), "give a path from this file on")
             rows[kind] = paths.where(given, "")
-    checks["image is blank"] = (names == "", "give the photograph's path")
+    checks["image is missing"] = (names == "", "give the photograph's path")
     checks["the same photograph twice"] = (rows["image"].duplicated(keep=False) & (names != ""), "keep one of them")
     faults += row_faults(file, names, checks)
     return Cases(file, rows, dict(zip(rows["image_id"], rows["image"], strict=True)), faults=faults)
 
 
-def folder(root: Path) -> Cases:
+def folder(root: Path, names: Collection[str] = ()) -> Cases:
     """A folder of photographs, and nothing known about them; masks among them, by their names, are left out."""
     images, faults = photographs([root], root)
     own = {image_id: path for image_id, path in images.items() if not _is_mask(image_id, images)}
     return Cases(root, _ids(own), own, faults=faults)
 
 
-LAYOUTS: dict[Layout, Callable[[Path], Cases]] = {
+LAYOUTS: dict[Layout, Callable[[Path, Collection[str]], Cases]] = {
     "dataverse": dataverse,
     "kaggle": kaggle,
     "mirror": mirror,
@@ -174,14 +174,14 @@ def lesion_rows(file: Path, ids: pd.Series) -> tuple[pd.DataFrame, list[SkinmtlE
     Raises:
         InputError: the file is no such table.
     """
-    raw, faults = read_table(file)
+    raw, faults = read_table(file, ("image_id", "image", "lesion_id"))
     key = "image" if "image" in raw and "image_id" not in raw else "image_id"
     require(raw, (key, "lesion_id"), file)
     names = raw[key].map(without_suffix)
     mine = names.isin(ids)
     several = raw["lesion_id"].groupby(names).transform("nunique") > 1
     checks = {
-        "lesion_id is blank": (mine & (raw["lesion_id"] == ""), "every photograph needs its lesion"),
+        "lesion_id is missing": (mine & (raw["lesion_id"] == ""), "every photograph needs its lesion"),
         "several lesions for one photograph": (mine & several, "keep one row per photograph"),
     }
     faults += row_faults(file, names, checks)
@@ -194,7 +194,7 @@ def lesion_rows(file: Path, ids: pd.Series) -> tuple[pd.DataFrame, list[SkinmtlE
 
 def _one_hot(file: Path) -> tuple[pd.DataFrame, list[SkinmtlError]]:
     """`image_id` and `dx` of a table with one column per diagnosis, of which one is 1 and the others are 0."""
-    raw, faults = read_table(file)
+    raw, faults = read_table(file, ("image",))
     raw = raw.rename(columns=str.lower)
     require(raw, ("image", *DX), file)
     say_ignored(raw, ("image", *DX), file)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -15,14 +15,25 @@ from skinmtl.errors import Faults, InputError, SkinmtlError
 logger = logging.getLogger(__name__)
 
 MOST_BYTES = 2**20  # of one line: what is longer is no table, and reading on could fill the memory
+# Words of R, Excel, pandas, SQL and people for a cell of which nothing is known, in any case.
+MISSING = ("", "na", "n/a", "n.a.", "#n/a", "<na>", "nan", "none", "null", "nil", "unknown", "unk", "missing", "-", "?")
 MOST_NAMED = 10  # rows of one fault, or faults of one kind; the rest is counted
 
 
-def read_table(path: Path, may_be_empty: bool = False) -> tuple[pd.DataFrame, list[SkinmtlError]]:
+def read_table(
+    path: Path, known: Sequence[str] = (), names: Collection[str] = (), may_be_empty: bool = False
+) -> tuple[pd.DataFrame, list[SkinmtlError]]:
     """Every cell as stripped text, indexed by its row, and a fault where rows have too many or too few cells.
 
     The header is row 1. Blank lines and columns without a name are left out, rows of a wrong length too. A byte-order
     mark and Windows line ends are fine. Cells are parted by tabs where the name ends in .tab, by commas elsewhere.
+    A cell that holds one of the words `MISSING` is blank, in every column alike.
+
+    Args:
+        path: the file.
+        known: the columns that are read; of these the log says which words were taken for missing.
+        names: diagnoses, which stay in the column `dx` even where they are such a word.
+        may_be_empty: whether the header alone will do.
 
     Raises:
         InputError: no such file, or no table in it.
@@ -48,7 +59,31 @@ def read_table(path: Path, may_be_empty: bool = False) -> tuple[pd.DataFrame, li
     if faults and not whole:
         raise Faults(faults)
     table = pd.DataFrame(list(whole.values()), index=list(whole), columns=header, dtype="str")
-    return table.loc[:, [bool(name) for name in header]], faults
+    table = table.loc[:, [bool(name) for name in header]]
+    return _without_missing(table, known, names, path), faults
+
+
+def is_missing(cells: pd.Series) -> pd.Series:
+    """Which cells of text say that nothing is known."""
+    return cells.str.strip().str.lower().isin(MISSING)
+
+
+def _without_missing(table: pd.DataFrame, known: Sequence[str], names: Collection[str], path: Path) -> pd.DataFrame:
+    """The table with words for missing as blanks, and a line in the log that counts them."""
+    told: list[str] = []
+    blanks = {}
+    for column, cells in table.items():
+        gone = is_missing(cells) & ~(cells.isin(list(names)) & (str(column).lower() == "dx"))
+        blanks[column] = cells.mask(gone, "")
+        if column in known:
+            counts = cells[gone & (cells != "")].value_counts()
+            told += [f"{column} {shown(str(word))} ({count:,} rows)" for word, count in counts.items()]
+    if told:
+        more = f" and {len(told) - MOST_NAMED:,} more" if len(told) > MOST_NAMED else ""
+        if any(words.startswith("dx ") for words in told):
+            more += "; if a diagnosis is called so, name it in data.diagnoses"
+        logger.info("%s: taken for missing: %s%s", path, ", ".join(told[:MOST_NAMED]), more)
+    return pd.DataFrame(blanks, index=table.index, columns=table.columns, dtype="str")
 
 
 def _refuse_long_lines(path: Path) -> None:
