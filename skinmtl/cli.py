@@ -206,7 +206,7 @@ def predict(arguments: argparse.Namespace) -> int:
     if status != "finished":
         print(f"{arguments.run}: this run is not finished ({status}): its best weights so far", file=sys.stderr)
     if passed_over:
-        print(f"passed over, not predicted: {some(passed_over)}", file=sys.stderr)
+        print(f"passed over, not predicted: {some(passed_over)}")
     out = arguments.out or arguments.run / "predict"
     with processes.stoppable() as stop:
         stop.looked_for = True

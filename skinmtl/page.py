@@ -37,7 +37,7 @@ th { font-weight: 400; }
 thead th { color: var(--soft); vertical-align: bottom; border-bottom-color: var(--soft); }
 .numbers td, .numbers thead th + th { text-align: right; }
 .numbers td { white-space: nowrap; }
-.numbers tbody th { min-width: 5.5rem; max-width: 20rem; overflow-wrap: anywhere; }
+.numbers tbody th { min-width: 6.5rem; max-width: 20rem; overflow-wrap: anywhere; }
 .numbers thead th { max-width: 12rem; overflow-wrap: break-word; }
 small { display: block; color: var(--soft); font-size: .75rem; }
 .facts td { overflow-wrap: anywhere; }

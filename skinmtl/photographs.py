@@ -118,10 +118,10 @@ def _why_not(file: Path) -> str | None:
     """Why a file in a folder is no photograph; None for one, or for what claims to be one."""
     if file.name.startswith("."):
         return "hidden"
-    if file.is_dir():
-        return "a folder; give it by its name"
     if file.suffix.lower() in (*ENDINGS, *FOREIGN_ENDINGS):
         return None
+    if file.is_dir():
+        return "a folder; give it by its name"
     if not file.is_file():
         return "no file"
     head = _head(file)

@@ -126,8 +126,8 @@ def test_every_file_of_a_folder_is_predicted_or_named(
     said = dict(zip(skipped, tables[2]["why"], strict=True))
     assert said["sub/"] == "a folder; give it by its name" and said["all.zip"] == "an archive"
     assert "HEIC" in tables[1]["error"][1] and tables[1]["fix"][1] == "save it as JPEG or PNG"
-    out, err = capsys.readouterr()
-    assert "9 passed over (skipped.csv)" in out and "'._a.jpg' (hidden)" in err
+    out = capsys.readouterr().out
+    assert "9 passed over (skipped.csv)" in out and "'._a.jpg' (hidden)" in out
     accounts(tmp_path / "out")
 
 
