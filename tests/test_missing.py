@@ -1,4 +1,4 @@
-"""Words for missing: the same in every column of every table that people bring, never a class, never a shared lesion."""
+"""Words for missing: the same in every column of every table that people bring, never a class or a shared lesion."""
 
 from __future__ import annotations
 

@@ -113,11 +113,15 @@ def _is_settled(known: Known) -> bool:
     return known.ctime_ns < time.time_ns() - SETTLED
 
 
+def _known(size: int, mtime_ns: int, ctime_ns: int, inode: int, sha256: str) -> Known:
+    return Known(int(size), int(mtime_ns), int(ctime_ns), int(inode), str(sha256))
+
+
 def _load(path: Path) -> dict[str, Known]:
     """What was kept; nothing where that cannot be read, for then files are read again."""
     with suppress(OSError, ValueError, TypeError, AttributeError):
         rows = json.loads(path.read_text(encoding="utf-8")).items()
-        return {name: Known(*map(int, row[:4]), str(row[4])) for name, row in rows if len(row) == len(Known._fields)}
+        return {name: _known(*row) for name, row in rows}
     return {}
 
 

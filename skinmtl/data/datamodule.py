@@ -300,7 +300,7 @@ class DataModule(pl.LightningDataModule):
 
     def _as_read(self, source: int) -> pd.DataFrame:
         """The case table of a source with the diagnoses that it has itself; 1 is all further ones."""
-        table = self.table[self.source.clip(max=1) == source].reset_index(drop=True)
+        table: pd.DataFrame = self.table[self.source.clip(max=1) == source].reset_index(drop=True)
         return table.assign(dx=table["dx_original"]) if "dx_original" in table else table
 
     def _dealt(self, task: str, column: str) -> NDArray[np.int64]:
