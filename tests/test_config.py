@@ -569,36 +569,6 @@ def test_what_a_run_hands_in_is_taken_as_it_is_written(canary: Path, monkeypatch
     assert config.build({"_target_": "canary.Thing"}, names=names).names == names
 
 
-NETWORK = """
-import torch
-class Thing(torch.nn.Module):
-    def __init__(self, *, tasks, mask_classes, dx_classes, size):
-        super().__init__()
-    def forward(self, image):
-        n, _, h, w = image.shape
-        return RETURNED
-"""
-
-
-@pytest.mark.parametrize(
-    ("returned", "said"),
-    [
-        ("{'seg': torch.zeros(n, 2, h, w), 'cls': torch.zeros(n, 2)}", None),
-        ("{'seg': torch.zeros(n, 2, h // 2, w // 2), 'cls': torch.zeros(n, 2)}", "Thing gives {'seg': (1, 2, 96, 128)"),
-        ("{'seg': torch.zeros(n, 2, h, w)}", "fix: give logits by task, {'seg': (1, 2, 192, 256), 'cls': (1, 2)}"),
-        ("torch.zeros(n, 2, h, w)", "Thing gives Tensor for one image"),
-        ("image.conv()", "'Tensor' object has no attribute 'conv'"),
-    ],
-)
-def test_a_network_of_ones_own_is_tried_before_training(
-    returned: str, said: str | None, canary: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(ALLOW, "canary")
-    (canary.parent / "canary.py").write_text(NETWORK.replace("RETURNED", returned))
-    lines = faults(changed("model", {"_target_": "canary.Thing"}))
-    assert lines == [] if said is None else len(lines) == 1 and said in lines[0]
-
-
 def test_a_schedule_of_ones_own_says_by_what_it_is_stepped(canary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ALLOW, "canary")
     (canary.parent / "canary.py").write_text("class Thing:\n    def on(self, *args): ...\n")
