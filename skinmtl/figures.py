@@ -25,7 +25,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from skinmtl.lettering import labels, letter
+from skinmtl.lettering import labels, letter, unstyled
 
 # Okabe and Ito's palette without its yellow, which vanishes on white. Told apart with any kind of colour vision.
 BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE = (
@@ -48,6 +48,7 @@ class Example(NamedTuple):
     title: str
 
 
+@unstyled
 def save(figure: Figure, path: Path, stamp: str = "") -> Path:
     """Write a figure as .svg, .png or .jpg (photographs: a tenth of the bytes); same figure, same bytes.
 
@@ -91,6 +92,7 @@ def _dash(turn: int) -> Dash:
     return ("-", "--", ":", "-.")[turn] if turn < 4 else (0.0, (2.0 * turn, 2.0, 1.0, 2.0, 1.0, 2.0))
 
 
+@unstyled
 def confusion(counts: NDArray[np.int64], classes: Sequence[str]) -> Figure:
     """Counts by true (rows) and predicted class (columns), coloured by the share of the true class.
 
@@ -118,6 +120,7 @@ def confusion(counts: NDArray[np.int64], classes: Sequence[str]) -> Figure:
     return figure
 
 
+@unstyled
 def roc(target: NDArray[np.int64], probabilities: NDArray[np.float64], classes: Sequence[str]) -> Figure:
     """One curve per class against all others, with its area and its number of images.
 
@@ -149,6 +152,7 @@ def roc(target: NDArray[np.int64], probabilities: NDArray[np.float64], classes: 
     return figure
 
 
+@unstyled
 def curves(metrics: pd.DataFrame, keep: str = "best") -> Figure:
     """Loss and validation scores over epochs, counted from 1; a dotted line marks the epoch whose weights were kept.
 
@@ -187,6 +191,7 @@ def curves(metrics: pd.DataFrame, keep: str = "best") -> Figure:
     return figure
 
 
+@unstyled
 def dice_histogram(dice: NDArray[np.float64]) -> Figure:
     """How many images reach which Dice, with the median and the mean.
 
@@ -206,6 +211,7 @@ def dice_histogram(dice: NDArray[np.float64]) -> Figure:
     return figure
 
 
+@unstyled
 def features_in_place(within: NDArray[np.int64], across: NDArray[np.int64], least: int) -> Figure:
     """Pairs of photographs by how many local features lie in one place on both, on a logarithmic axis.
 
@@ -225,6 +231,7 @@ def features_in_place(within: NDArray[np.int64], across: NDArray[np.int64], leas
     return figure
 
 
+@unstyled
 def reliability(target: NDArray[np.int64], probabilities: NDArray[np.float64], bins: int = 10) -> Figure:
     """How often the predicted class is right, against the probability it was given; below, how many images.
 
@@ -294,6 +301,7 @@ def mask_palette(classes: int) -> list[int]:
     return [value for colour in shown[:classes] for value in colour]
 
 
+@unstyled
 def gallery(rows: Sequence[Example | tuple[Any, Any, Any, str]]) -> Figure:
     """Photographs beside the same with true and predicted contours, a row each, under one legend. Save as .jpg."""
     examples = [Example(*row) for row in rows]
@@ -316,6 +324,7 @@ def gallery(rows: Sequence[Example | tuple[Any, Any, Any, str]]) -> Figure:
     return figure
 
 
+@unstyled
 def scores_by_setting(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> Figure:
     """Each score of each setting as a dot with its interval, a panel per score.
 
@@ -345,6 +354,7 @@ def scores_by_setting(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> 
     return figure
 
 
+@unstyled
 def tradeoff(
     table: pd.DataFrame, x: str = "mean_image_dice", y: str = "balanced_accuracy", joined: bool = True
 ) -> Figure:
@@ -372,6 +382,7 @@ def tradeoff(
     return figure
 
 
+@unstyled
 def cosines(table: pd.DataFrame) -> Figure:
     """The cosine between the tasks' gradients over optimiser steps, a line per setting: the mean over its runs.
 

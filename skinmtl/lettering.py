@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import unicodedata
-from collections.abc import Iterable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, wraps
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import matplotlib
 from matplotlib import font_manager
@@ -19,7 +20,25 @@ log = logging.getLogger(__name__)
 LONGEST = 40  # letters of a name; longer ones leave no room for what they name
 NO_LETTERS = "lastresort"  # a font that has a box for everything
 
+P, R = ParamSpec("P"), TypeVar("R")
 
+
+def unstyled(draw: Callable[P, R]) -> Callable[P, R]:
+    """Have a function draw in matplotlib's own style, whatever a matplotlibrc or a notebook has set.
+
+    A dark background or another font would change every figure, and `text.usetex` ends where there is no LaTeX.
+    """
+
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> R:
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+@unstyled
 def labels(names: Sequence[str]) -> tuple[str, ...]:
     """Names for a figure: as they are, a long one with its middle left out; `class 3` where no font has its letters.
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -314,3 +315,19 @@ def test_no_two_classes_are_drawn_alike_however_many_there_are() -> None:
     assert len({(line.get_color(), line.get_marker()) for line in points}) == 49
     palette = np.array(figures.mask_palette(256)).reshape(256, 3)
     assert len(np.unique(palette, axis=0)) == 256 and not palette[0].any()
+
+
+def test_a_style_or_a_matplotlibrc_of_ones_own_changes_no_figure(tmp_path: Path) -> None:
+    def drawn(name: str) -> list[bytes]:
+        made = (figures.confusion(np.array([[3, 1], [0, 2]]), ("a", "b")), figures.gallery([example()]))
+        files = [figures.save(figure, tmp_path / f"{name}{kind}") for figure, kind in zip(made, (".png", ".jpg"))]
+        return [file.read_bytes() for file in files]
+
+    plain = drawn("plain")
+    odd = {"axes.facecolor": "black", "savefig.facecolor": "black", "font.size": 20, "text.usetex": True}
+    with matplotlib.rc_context(odd):
+        assert drawn("odd") == plain
+        assert matplotlib.rcParams["text.usetex"], "and nobody else's style is changed"
+    with matplotlib.rc_context({"font.size": 20}):  # the control: it is these that a figure goes by
+        bare = figures.confusion.__wrapped__(np.array([[3, 1], [0, 2]]), ("a", "b"))  # type: ignore[attr-defined]
+        assert figures.save(bare, tmp_path / "bare.png").read_bytes() != plain[0]
