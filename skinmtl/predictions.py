@@ -1,7 +1,7 @@
 """The predictions table, one row per photograph: read as it was written, and refused where it cannot be so.
 
 Names come back as they stand, whatever they look like (`0`, `True`, `NA`, `1.0`): a blank cell is missing, and nothing
-else is. Only the columns that hold measures are numbers, and only `leaky`, `synthetic` and `shuffled` are yes or no.
+else is; where a word such as NA would be one lesion of many photographs, `check` refuses it. Only the columns that hold measures are numbers, and only `leaky`, `synthetic` and `shuffled` are yes or no.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from skinmtl.errors import Faults, InputError
+from skinmtl.missing import MISSING, is_missing
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ LENGTHS = ("hd95", "hd95_pooled", "assd")
 COUNTS = ("tp", "fp", "fn", "tn")
 NUMBERS = (*SHARES, *LENGTHS, "height", "width")
 MAY_BE_NUMBERS = ("fold", "age", "table_version")  # numbers where every cell is one; no score depends on them
-NO_NUMBER = {"", "na", "n/a", "nan", "null", "none", "<na>", "#n/a", "-nan"}  # what others write for no measure
+NO_NUMBER = {*MISSING, "-nan"}  # what others write for no measure
 TRUTHS = {"true": True, "1": True, "1.0": True, "yes": True, "false": False, "0": False, "0.0": False, "no": False}
 ROUNDING = 0.0051  # a score of two decimals is not contradicted by the pixels that it came from
 NAMED = 5  # rows of one fault; the rest is counted
@@ -242,6 +243,11 @@ def _wrong_names(table: pd.DataFrame) -> Iterator[Fault]:
         if same.nunique() > 1:
             what = f"split is spelt {' and '.join(map(repr, sorted(set(same))))}"
             yield what, (table["split"].isin(set(same))).to_numpy(), f"write {name} everywhere"
+    for name in (name for name in ("lesion_id", "group") if name in table):
+        cells = table[name].astype("str")
+        # A photograph of that name may be a lesion of its own; shared, it would join strangers.
+        word = (is_missing(cells) & table[name].notna() & (cells != table["image_id"])).to_numpy(dtype=bool)
+        yield f"{name} is a word for missing", word, "leave the cell blank where nobody knows"
     if "group" in table:
         of = table["group"].groupby(table["lesion_id"].to_numpy()).nunique()
         torn = table["lesion_id"].isin(of.index[of > 1]).to_numpy()

@@ -73,6 +73,25 @@ def test_a_blank_cell_is_missing_and_nothing_else_is(tmp_path: Path) -> None:
         predictions.check(read)
 
 
+@pytest.mark.parametrize("word", ["NA", "nan", "None", "NULL", "unknown", "#N/A", "-"])
+@pytest.mark.parametrize("column", ["lesion_id", "group"])
+def test_a_word_for_missing_is_no_lesion_of_several_photographs(tmp_path: Path, column: str, word: str) -> None:
+    written = table(images=30)
+    written["group"] = written["lesion_id"]
+    predictions.check(written)
+    written[column] = [word, word, *written[column][2:]]
+    written.to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(Faults, match=rf"{written['image_id'][0]}: {column} is a word for missing \(2 rows\), also"):
+        predictions.check(predictions.read(tmp_path / "t.csv"))
+
+
+def test_a_photograph_may_be_called_as_a_word_for_missing(tmp_path: Path) -> None:
+    written = table(images=30)
+    for column in ("image_id", "lesion_id"):
+        written[column] = ["none", *written[column][1:]]
+    predictions.check(written)
+
+
 def test_measures_come_back_to_the_last_bit_and_counts_as_whole_numbers(tmp_path: Path) -> None:
     written = table(images=60).assign(leaky=True)
     written.loc[3, ["dice", "iou"]] = np.nan

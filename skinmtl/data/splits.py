@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from skinmtl.data import duplicates
 from skinmtl.data.duplicates import Pair
-from skinmtl.data.sources.tables import is_missing, row_faults
+from skinmtl.data.sources.tables import row_faults
 from skinmtl.errors import FORBIDDEN, FULL, ConfigError, Faults, InputError, SkinmtlError
+from skinmtl.missing import is_missing
 
 logger = logging.getLogger(__name__)
 

@@ -11,12 +11,11 @@ from pathlib import Path
 import pandas as pd
 
 from skinmtl.errors import Faults, InputError, SkinmtlError
+from skinmtl.missing import is_missing
 
 logger = logging.getLogger(__name__)
 
 MOST_BYTES = 2**20  # of one line: what is longer is no table, and reading on could fill the memory
-# Words of R, Excel, pandas, SQL and people for a cell of which nothing is known, in any case.
-MISSING = ("", "na", "n/a", "n.a.", "#n/a", "<na>", "nan", "none", "null", "nil", "unknown", "unk", "missing", "-", "?")
 MOST_NAMED = 10  # rows of one fault, or faults of one kind; the rest is counted
 
 
@@ -61,11 +60,6 @@ def read_table(
     table = pd.DataFrame(list(whole.values()), index=list(whole), columns=header, dtype="str")
     table = table.loc[:, [bool(name) for name in header]]
     return _without_missing(table, known, names, path), faults
-
-
-def is_missing(cells: pd.Series) -> pd.Series:
-    """Which cells of text say that nothing is known."""
-    return cells.str.strip().str.lower().isin(MISSING)
 
 
 def _without_missing(table: pd.DataFrame, known: Sequence[str], names: Collection[str], path: Path) -> pd.DataFrame:
