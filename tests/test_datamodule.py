@@ -24,6 +24,7 @@ from skinmtl.data.masks import Trimap
 from skinmtl.data.samplers import Shuffle, class_aware, class_balanced
 from skinmtl.data.transforms import Transform
 from skinmtl.errors import ConfigError, Faults, InputError
+from skinmtl.train.build import check_targets
 from skinmtl.types import Batch
 
 SIZE = (20, 28)
@@ -667,3 +668,45 @@ def test_a_photograph_without_a_mask_stays_without_one(root: Path) -> None:
     assert all(mixed._mask_of[row] == row for row in without) and not without & set(
         np.delete(mixed._mask_of, list(without))
     )
+
+
+def test_groups_of_each_row_are_those_of_the_split_also_where_duplicates_are_not_asked_for_again(
+    root: Path, other: Path
+) -> None:
+    Path("pairs.csv").write_text("first,second\nISIC_0000000,ISIC_0000004\nISIC_0000004,ISIC_0000012\n")
+    data = make(root, duplicates="pairs.csv", also={"own": Also(str(other), share=0.25, disjoint="drawn anew")})
+    assert len(data.groups) == len(data.table) > len(data.split)
+    first = data.groups[data.source == 0]
+    assert list(first) == list(data.split.set_index("image_id")["group"].loc[data.table["image_id"][data.source == 0]])
+    assert first.nunique() == data.table["lesion_id"][data.source == 0].nunique() - 2
+    again = make(root, split=str(data.split_file), duplicates="none")  # as evaluation reads a run's split
+    assert list(again.groups) == list(first)
+    assert make(root, duplicates="none").groups.nunique() == first.nunique() + 2
+
+
+def test_class_aware_counts_joined_lesions_as_one(root: Path) -> None:
+    Path("pairs.csv").write_text("first,second\nISIC_0000000,ISIC_0000004\n")
+    data = make(root, duplicates="pairs.csv")
+    labels = data._labels(np.arange(len(data.table)))[1]
+    places = [int(np.flatnonzero(data.table["image_id"] == f"ISIC_{number:07d}")[0]) for number in (0, 4)]
+    assert labels[places[0]] == labels[places[1]]
+    assert len(np.unique(labels)) == data.table["lesion_id"].nunique() - 1
+
+
+def test_why_scores_leak_is_said(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make(root, split_by="photograph", allow_leak=True)
+    assert (
+        "LEAKY: photographs of one lesion may train and test (data.split_by=photograph puts them there)" in caplog.text
+    )
+    assert "no lesion ids" not in caplog.text
+
+
+def test_one_diagnosis_alone_is_refused_for_cls_and_trains_seg(tmp_path: Path) -> None:
+    table = write_own(tmp_path / "own")
+    table.assign(dx="nv").to_csv(tmp_path / "own" / "mine.csv", index=False)
+    data = make(tmp_path / "own", folds=3)
+    check_targets(["seg"], data)
+    with pytest.raises(InputError, match=r"every training photograph is nv.*tasks=\[seg\]"):
+        check_targets(["seg", "cls"], data)
+    table.to_csv(tmp_path / "own" / "mine.csv", index=False)
+    check_targets(["seg", "cls"], make(tmp_path / "own", folds=3))

@@ -113,15 +113,11 @@ def _is_settled(known: Known) -> bool:
     return known.ctime_ns < time.time_ns() - SETTLED
 
 
-def _known(size: int, mtime_ns: int, ctime_ns: int, inode: int, sha256: str) -> Known:
-    return Known(int(size), int(mtime_ns), int(ctime_ns), int(inode), str(sha256))
-
-
 def _load(path: Path) -> dict[str, Known]:
     """What was kept; nothing where that cannot be read, for then files are read again."""
     with suppress(OSError, ValueError, TypeError, AttributeError):
         rows = json.loads(path.read_text(encoding="utf-8")).items()
-        return {name: _known(*row) for name, row in rows}
+        return {name: Known(int(a), int(b), int(c), int(d), str(sha)) for name, (a, b, c, d, sha) in rows}
     return {}
 
 

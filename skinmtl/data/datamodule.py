@@ -260,13 +260,15 @@ class DataModule(pl.LightningDataModule):
         self.leaky = sources.is_leaky(first) or self.split_by == "photograph"
         self.leaky |= any(facts["leaky"] for facts in self.also_facts.values())
         if self.leaky:
-            logger.warning("LEAKY: photographs of one lesion may train and test; scores are too good")
+            why = "there are no lesion ids" if sources.is_leaky(first) else "data.split_by=photograph puts them there"
+            if not sources.is_leaky(first) and self.split_by == "lesion":
+                why = "a further source has no lesion ids"
+            logger.warning("LEAKY: photographs of one lesion may train and test (%s); scores are too good", why)
         self.data_hash = cache.fingerprint(first)
 
         self.pairs = duplicates.pairs(self.duplicates, first)
         if self.duplicates == "known":
             self.pairs += splits.same_files(first, self.split_dir / f"same_files_{self.data_hash[:12]}.csv")
-        self.groups = duplicates.groups(first, self.pairs)
         dealt, joined = first, self.pairs
         if self.split_by == "photograph":
             dealt, joined = first.assign(lesion_id=first["image_id"]), []
@@ -280,6 +282,11 @@ class DataModule(pl.LightningDataModule):
         tables = [first, *further.values()]
         self.table = pd.concat(tables, ignore_index=True)
         self.table.attrs = dict(first.attrs)
+        self._across = duplicates.pairs(self.duplicates, self.table) if self.also else []
+        # What another split file joins counts, too: its duplicates when a run is evaluated, or its patients.
+        joins = [*self.pairs, *self._across, *splits.joined(self.split, dealt)]
+        # Of each row of the table: its lesion, or the lesions that show one skin, by + in order of name.
+        self.groups = duplicates.groups(self.table, joins)
         if self.dx_groups is not None:
             self.table = grouped(self.table, self.dx_groups)
         self.dx_classes: tuple[str, ...] = tuple(self.table["dx"].cat.categories)
@@ -326,8 +333,7 @@ class DataModule(pl.LightningDataModule):
         """What the split is, as a run keeps it; see `certificate`."""
         origin = self.duplicates if self.duplicates in ("known", "none") else Path(self.duplicates).name
         first, further = self._as_read(source=0), self._as_read(source=1)
-        across = duplicates.pairs(self.duplicates, self.table) if self.also else []
-        pairs = list(dict.fromkeys([*self.pairs, *across]))
+        pairs = list(dict.fromkeys([*self.pairs, *self._across]))
         return certificate(self.split, first, self.split_hash, pairs, origin, further, self.also_facts)
 
     def class_counts(self) -> list[float]:
@@ -364,13 +370,8 @@ class DataModule(pl.LightningDataModule):
         return places(self.also, self.batch_size * self._world())
 
     def _labels(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Diagnosis and lesion of some rows, both counted from 0; no diagnosis is -1.
-
-        Lesions that duplicates join are one, as in the split.
-        """
-        cases = self.table.iloc[rows]
-        names = self.groups.reindex(cases.index).fillna(cases["lesion_id"]).fillna(cases["image_id"])
-        lesions = np.unique(names.astype(str), return_inverse=True)[1]
+        """Diagnosis and lesion of some rows, both counted from 0; no diagnosis is -1, joined lesions are one."""
+        lesions = np.unique(self.groups.iloc[rows], return_inverse=True)[1]
         return self._dx()[rows], lesions.astype(np.int64)
 
     def train_dataloader(self) -> Loader:

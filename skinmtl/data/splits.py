@@ -7,6 +7,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -209,6 +210,12 @@ def same_files(table: pd.DataFrame, path: Path) -> list[Pair]:
     if pairs:
         logger.warning("%d pairs of photographs are one file under two lesion ids, see %s", len(pairs), path)
     return pairs
+
+
+def joined(split: pd.DataFrame, table: pd.DataFrame) -> list[Pair]:
+    """Photographs of two lesions that are in one group of a split file, enough of them to join each group."""
+    by_group = split["image_id"].groupby(split["group"], sort=False)
+    return duplicates.apart((pair for _, ids in by_group for pair in pairwise(ids)), table)
 
 
 def check(split: pd.DataFrame, table: pd.DataFrame, path: Path | str = "split", pairs: Sequence[Pair] = ()) -> None:

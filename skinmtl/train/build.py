@@ -69,6 +69,10 @@ def check_targets(tasks: Sequence[str], data: DataModule) -> None:
                 what = f"no {part} photograph has a {column[task]}, which task {task} needs"
                 fix = "unpack the masks beside them, or give data.masks" if task == "seg" else "give diagnoses"
                 raise InputError(f"data.root={data.root}", what, f"{fix}, or leave {task} out of tasks")
+    trained = data.table["dx"].iloc[data.rows("train")].dropna().unique()
+    if "cls" in tasks and len(trained) == 1:
+        what = f"every training photograph is {trained[0]}: with one diagnosis there is nothing to tell apart"
+        raise InputError(f"data.root={data.root}", what, "give photographs of others, or leave cls out: tasks=[seg]")
 
 
 def build_losses(nodes: Mapping[str, Any], data: DataModule) -> dict[str, nn.Module]:

@@ -254,8 +254,9 @@ def _met(seen: pd.DataFrame, data: DataModule) -> set[str]:
     both = pd.concat([first[["image_id", "lesion_id"]], seen.rename(columns={"group": "lesion_id"})], ignore_index=True)
     pairs = duplicates.pairs(data.duplicates, both)
     ids |= {name for pair in pairs if not ids.isdisjoint(pair) for name in pair}
-    met = data.groups[first["image_id"].isin(ids) | first["lesion_id"].isin(lesions)]
-    return set(first["image_id"][data.groups.isin(met)])
+    groups = data.groups.loc[first.index]
+    met = groups[first["image_id"].isin(ids) | first["lesion_id"].isin(lesions)]
+    return set(first["image_id"][groups.isin(met)])
 
 
 def keep_seen(here: Run, data: DataModule, before: pd.DataFrame | None = None) -> None:
