@@ -52,15 +52,15 @@ def compare_run(run: Run, data_root: Path | None = None) -> pd.DataFrame:
     """
     cfg, facts = run.config().data, run.info()
     config.check_saved(run.config(), "data")
-    root = Path(cfg.root) if data_root is None else data_root
+    root = Path(cfg.root).expanduser() if data_root is None else data_root
     if data_root is None and cfg.synthetic is not None:
         config.build(cfg.synthetic).write(root)
-    masks, lesions = (Path(cfg[key]) if cfg.get(key) else None for key in ("masks", "lesions"))
+    masks, lesions = (Path(cfg[key]).expanduser() if cfg.get(key) else None for key in ("masks", "lesions"))
     groups = {str(name): list(of) if of != REST else of for name, of in (cfg.get("diagnoses") or {}).items()}
     table = sources.read(root, cfg.layout, cfg.allow_leak, masks, lesions, named(groups))
     split = splits.load(run.split_file)
     splits.check(split, table, run.split_file)
-    kept = Path(cfg.cache_dir) if cfg.get("cache_dir") else None
+    kept = Path(cfg.cache_dir).expanduser() if cfg.get("cache_dir") else None
     same = {
         "data": (root, cache.is_of(facts["data"]["hash"], table, kept)),
         "split": (run.split_file, facts["split"]["hash"] == splits.digest(run.split_file)),

@@ -410,3 +410,24 @@ def test_the_real_task_1_has_masks_only(real_data: Callable[[str], Path]) -> Non
     assert table.attrs["layout"] == "isic2018_task1"
     assert len(table) == table["mask"].notna().sum() == 800
     assert table["dx"].isna().all()
+
+
+def test_a_table_may_be_parted_by_tabs_and_name_photographs_at_home(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_own(root)
+    expected = sources.read(root)
+    table = pd.read_csv(root / "mine.csv", dtype=str)
+    table["image"] = "~/" + table["image"]
+    (root / "mine.csv").unlink()
+    table.to_csv(root / "mine.tsv", index=False, sep="\t")
+    monkeypatch.setenv("HOME", str(root))
+    assert sources.read(root / "mine.tsv").equals(expected)
+
+
+def test_one_mask_for_two_photographs_is_a_fault(root: Path) -> None:
+    table = write_own(root)
+    table.loc[3, "mask"] = table.loc[1, "mask"]
+    table.to_csv(root / "mine.csv", index=False)
+    with pytest.raises(Faults, match=r"the mask of several photographs: row 3 .*row 5 .*"):
+        sources.read(root)

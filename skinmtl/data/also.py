@@ -36,8 +36,8 @@ class Also:
         lesions: str | None = None,
         disjoint: str | None = None,
     ) -> None:
-        self.root, self.share, self.layout, self.disjoint = Path(root), share, layout, disjoint
-        self.masks, self.lesions = Path(masks) if masks else None, Path(lesions) if lesions else None
+        self.root, self.share, self.layout, self.disjoint = Path(root).expanduser(), share, layout, disjoint
+        self.masks, self.lesions = (Path(path).expanduser() if path else None for path in (masks, lesions))
 
     def read(
         self,

@@ -206,12 +206,13 @@ class DataModule(pl.LightningDataModule):
         seed: int,
     ) -> None:
         super().__init__()
-        self.root, self.layout, self.synthetic = Path(root), layout, synthetic
-        self.masks, self.lesions = Path(masks) if masks else None, Path(lesions) if lesions else None
+        self.root, self.layout, self.synthetic = Path(root).expanduser(), layout, synthetic
+        self.masks, self.lesions = (Path(path).expanduser() if path else None for path in (masks, lesions))
         self.size = (size, size) if isinstance(size, int) else (size[0], size[1])
         self.batch_size, self.workers = batch_size, workers
         self.folds, self.fold, self.split_seed, self.allow_leak = (folds, fold, split_seed, allow_leak)
-        self.cache, self.cache_dir, self.split_dir = (cache, Path(cache_dir), Path(split_dir))
+        self.cache = cache
+        self.cache_dir, self.split_dir = (Path(path).expanduser() for path in (cache_dir, split_dir))
         self.augment, self.sampler, self.seed = augment, sampler, seed
         self.split_by = split_by
         if split_by == "photograph" and not allow_leak:
@@ -224,7 +225,7 @@ class DataModule(pl.LightningDataModule):
         self.dx_groups, self.mixing, self.shuffled = diagnoses, mixing, shuffled
         if diagnoses is not None:
             check_groups(diagnoses)
-        self._given = Path(split) if split else None
+        self._given = Path(split).expanduser() if split else None
         self._photographs: Photographs | None = None
 
     def prepare_data(self) -> None:

@@ -19,7 +19,7 @@ def check_groups(groups: Groups) -> None:
     """Refuse groups that no data could have.
 
     Raises:
-        Faults: fewer than two groups, a group of nothing, two rests, a diagnosis named twice.
+        Faults: fewer than two groups, a group of nothing, two rests, a diagnosis named twice, a name that is no word.
     """
     faults: list[SkinmtlError] = []
     if len(groups) < 2:
@@ -34,9 +34,9 @@ def check_groups(groups: Groups) -> None:
             faults.append(ConfigError(where, what, "give one, such as [mel, bcc], or the word rest"))
             continue
         for member in [REST] if members == REST else members:
-            if not isinstance(member, str):
-                what = f"{member!r} is no text, and diagnoses have names"
-                faults.append(ConfigError(where, what, f'put it in quotes, as it stands in the table: "{member}"'))
+            if not isinstance(member, str):  # 1 and 01, or no and false, are one to YAML and two in a table
+                fix = f"""write it in quotes as it stands in the table, such as ['{member}']"""
+                faults.append(ConfigError(where, f"{member!r} is no word", fix))
                 continue
             if member in homes:
                 what = f"{member} stands in {homes[member]} already" if homes[member] != name else f"{member} twice"

@@ -119,7 +119,7 @@ def isic2018_task1(root: Path, names: Collection[str] = ()) -> Cases:
 def csv(root: Path, names: Collection[str] = ()) -> Cases:
     """A table of one's own, or a folder that holds one: the column `image`, any others of `OWN`.
 
-    Paths are absolute, or begin at the table's folder. Without `image_id`, ids are the file names without suffix.
+    Paths are absolute, begin at the table's folder, or with ~. Without `image_id`, ids are file names without suffix.
     """
     file = root if root.is_file() else _only_table(root)
     raw, faults = read_table(file, OWN, names)
@@ -135,9 +135,12 @@ def csv(root: Path, names: Collection[str] = ()) -> Cases:
     for kind in ("image", "mask"):
         if kind in rows:
             given = rows[kind] != ""
-            paths = rows[kind].map(lambda name: os.path.abspath(file.parent / name))
+            paths = rows[kind].map(lambda name: os.path.abspath(file.parent / os.path.expanduser(name)))
             checks[f"no such {kind}"] = (given & ~paths.isin(existing(paths[given])), "give a path from this file on")
             rows[kind] = paths.where(given, "")
+    if "mask" in rows:
+        shared = rows["mask"].duplicated(keep=False) & (rows["mask"] != "")
+        checks["the mask of several photographs"] = (shared, "give each the mask that was drawn on it")
     checks["image is missing"] = (names == "", "give the photograph's path")
     checks["the same photograph twice"] = (rows["image"].duplicated(keep=False) & (names != ""), "keep one of them")
     faults += row_faults(file, names, checks)

@@ -25,7 +25,7 @@ def read_table(
     """Every cell as stripped text, indexed by its row, and a fault where rows have too many or too few cells.
 
     The header is row 1. Blank lines and columns without a name are left out, rows of a wrong length too. A byte-order
-    mark and Windows line ends are fine. Cells are parted by tabs where the name ends in .tab, by commas elsewhere.
+    mark and Windows line ends are fine. Cells are parted by tabs where the name ends in .tab or .tsv, else by commas.
     A cell that holds one of the words `MISSING` is blank, in every column alike.
 
     Args:
@@ -40,7 +40,7 @@ def read_table(
     _refuse_long_lines(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter="\t" if path.suffix == ".tab" else ",", strict=True)
+            reader = csv.reader(file, delimiter="\t" if path.suffix in (".tab", ".tsv") else ",", strict=True)
             header, *lines = [[cell.strip() for cell in line] for line in reader] or [[]]
     except UnicodeDecodeError as error:
         raise InputError(str(path), "not UTF-8 text", "save it as UTF-8 CSV") from error
