@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 LONGEST = 40  # letters of a name; longer ones leave no room for what they name
 NO_LETTERS = "lastresort"  # a font that has a box for everything
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def unstyled(draw: Callable[P, R]) -> Callable[P, R]:

@@ -1,7 +1,8 @@
 """The predictions table, one row per photograph: read as it was written, and refused where it cannot be so.
 
 Names come back as they stand, whatever they look like (`0`, `True`, `NA`, `1.0`): a blank cell is missing, and nothing
-else is; where a word such as NA would be one lesion of many photographs, `check` refuses it. Only the columns that hold measures are numbers, and only `leaky`, `synthetic` and `shuffled` are yes or no.
+else is; where a word such as NA would be one lesion of many photographs, `check` refuses it. Only the columns that hold
+measures are numbers, and only `leaky`, `synthetic` and `shuffled` are yes or no.
 """
 
 from __future__ import annotations

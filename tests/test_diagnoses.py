@@ -85,10 +85,3 @@ def test_groups_that_do_not_fit_the_data_are_refused_in_one_line(groups: Groups,
     with pytest.raises(Faults) as caught:
         grouped(table("mel", "nv"), groups)
     assert str(caught.value).startswith(line) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("groups", [{"a": [0], "b": [1]}, {"a": [True], "b": "rest"}, {0: ["x"], "b": ["y"]}])
-def test_a_number_where_a_diagnosis_is_named_is_asked_for_in_quotes(groups: dict[str, list[str]]) -> None:
-    with pytest.raises(Faults, match="is no word; fix: write it in quotes"):
-        check_groups(groups)
-    check_groups({"a": ["0"], "b": ["1"]})

@@ -320,7 +320,10 @@ def test_no_two_classes_are_drawn_alike_however_many_there_are() -> None:
 def test_a_style_or_a_matplotlibrc_of_ones_own_changes_no_figure(tmp_path: Path) -> None:
     def drawn(name: str) -> list[bytes]:
         made = (figures.confusion(np.array([[3, 1], [0, 2]]), ("a", "b")), figures.gallery([example()]))
-        files = [figures.save(figure, tmp_path / f"{name}{kind}") for figure, kind in zip(made, (".png", ".jpg"))]
+        files = [
+            figures.save(figure, tmp_path / f"{name}{kind}")
+            for figure, kind in zip(made, (".png", ".jpg"), strict=True)
+        ]
         return [file.read_bytes() for file in files]
 
     plain = drawn("plain")

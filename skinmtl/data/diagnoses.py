@@ -35,8 +35,8 @@ def check_groups(groups: Groups) -> None:
             continue
         for member in [REST] if members == REST else members:
             if not isinstance(member, str):  # 1 and 01, or no and false, are one to YAML and two in a table
-                fix = f"""write it in quotes as it stands in the table, such as ['{member}']"""
-                faults.append(ConfigError(where, f"{member!r} is no word", fix))
+                what = f"{member!r} is no text, and diagnoses have names"
+                faults.append(ConfigError(where, what, f'put it in quotes, as it stands in the table: "{member}"'))
                 continue
             if member in homes:
                 what = f"{member} stands in {homes[member]} already" if homes[member] != name else f"{member} twice"
