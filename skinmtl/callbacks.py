@@ -70,7 +70,7 @@ class MetricsFile(Logger):
         if new:
             self._columns += new
             self._widen(self.path)
-        with self.path.open("a", newline="") as file:
+        with self.path.open("a", encoding="utf-8", newline="") as file:
             csv.DictWriter(file, self._columns).writerow(row)
         self.rows += 1
 
@@ -84,12 +84,12 @@ class MetricsFile(Logger):
         self._write(path, self._read(path) if path.exists() else [])
 
     def _read(self, path: Path) -> list[dict[str, str]]:
-        with path.open(newline="") as file:
+        with path.open(encoding="utf-8", newline="") as file:
             return list(csv.DictReader(file))
 
     def _write(self, path: Path, rows: list[dict[str, str]]) -> None:
         temp = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        with temp.open("w", newline="") as file:
+        with temp.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, self._columns)
             writer.writeheader()
             writer.writerows(rows)

@@ -300,6 +300,15 @@ def test_files_that_are_the_same_are_on_one_side_and_are_compared_once(
     splits.same_files(data.table, next(Path("outputs/splits").glob("same_files_*")))
 
 
+def test_pairs_of_the_same_file_come_back_by_any_name(tmp_path: Path) -> None:
+    ids = ["none", "a", "b ", "unknown"]
+    rows = pd.DataFrame({"image_id": ids, "lesion_id": ids, "image_sha256": ["x", "x", "y", "y"]})
+    found = [("none", "a"), ("b ", "unknown")]
+    for _ in range(2):  # looked for, then read
+        assert splits.same_files(rows, tmp_path / "same.csv") == found
+    assert duplicates.pairs(str(tmp_path / "same.csv"), rows)[0] == found[0]
+
+
 def test_class_aware_draws_lesions_as_the_split_groups_them(root: Path) -> None:
     plain = make(root, duplicates="none")
     rows = np.arange(len(plain.table))

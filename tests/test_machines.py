@@ -97,3 +97,26 @@ def test_elsewhere_a_gpu_that_is_there_is_taken(monkeypatch: pytest.MonkeyPatch)
         "cuda",
         "cpu",
     ]
+
+
+def test_what_is_written_is_utf_8_in_any_locale(tmp_path: Path) -> None:
+    code = """if True:
+    from pathlib import Path
+    import pandas as pd
+    from skinmtl.callbacks import MetricsFile
+    from skinmtl.data import splits
+    here = Path.cwd()
+    splits.save(pd.DataFrame({"image_id": ["a"], "group": ["病变"], "fold_0": ["test"]}), here / "split.csv")
+    file = MetricsFile(here / "metrics.csv")
+    file.log_metrics({"val/seg/dice_色素": 0.5}, 0)
+    file.log_metrics({"val/seg/dice_边": 0.5}, 1)
+    file.save()
+    """
+    bare = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # as the locale of a country, no UTF-8
+    (tmp_path / "write.py").write_text(code, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "write.py"], cwd=tmp_path, env=os.environ | bare, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    assert "病变" in (tmp_path / "split.csv").read_text(encoding="utf-8")
+    assert "色素" in (tmp_path / "metrics.csv").read_text(encoding="utf-8")

@@ -255,6 +255,32 @@ def test_masks_among_the_photographs_of_a_folder_are_no_photographs(root: Path) 
     assert masked["mask"].notna().tolist() == [True, True] + [False] * 4  # no photograph is its own mask
 
 
+def test_what_is_left_out_of_a_folder_of_photographs_is_said(root: Path, log: pytest.LogCaptureFixture) -> None:
+    write_folder(root)
+    sources.read(root, allow_leak=True)
+    assert "left out" not in log.text
+    for name in ("a.HEIC", "b.heic", "c.jfif", "d", "._e.jpg"):
+        (root / name).write_bytes(b"x")
+    (root / "later").mkdir()
+    assert len(sources.read(root, allow_leak=True)) == 5
+    words = "left out, for photographs are .jpg, .jpeg, .png here: 2 .heic, 1 .jfif, 1 files without an ending, 1 folders"
+    assert words in log.text
+    for path in root.glob("photo *"):
+        path.rename(path.with_suffix(".bmp"))
+    with pytest.raises(Faults, match=r"no photographs here, but 5 \.bmp, 2 \.heic"):
+        sources.read(root, layout="folder", allow_leak=True)
+
+
+def test_photographs_that_no_row_names_are_said(root: Path, log: pytest.LogCaptureFixture) -> None:
+    write_dataverse(root, lesions=14)
+    sources.read(root)
+    assert "no row names them" not in log.text
+    file = root / "HAM10000_metadata.csv"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-2]))
+    assert len(sources.read(root)) == 19
+    assert "2 photographs that lie there are left out, for no row names them, such as ISIC_0000019" in log.text
+
+
 # --- Masks ------------------------------------------------------------------------------------------------------------
 
 

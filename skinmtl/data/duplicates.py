@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -101,7 +101,7 @@ def pairs(choice: str, table: pd.DataFrame) -> list[Pair]:
     def known(name: str) -> str:
         return name if name in ids else without_suffix(name)
 
-    given = [(known(first), known(second)) for first, second in read(path)]
+    given = [(known(first), known(second)) for first, second in read(path, ids)]
     here = [pair for pair in given if ids >= set(pair)]
     logger.info("%s: of %d pairs, %d are of photographs at data.root", path, len(given), len(here))
     if given and not here:
@@ -117,12 +117,20 @@ def apart(pairs: Iterable[Pair], table: pd.DataFrame) -> list[Pair]:
     return [(first, second) for first, second in here if lesion_of[first] != lesion_of[second]]
 
 
-def read(path: Path) -> list[Pair]:
-    """The pairs in a CSV file, as they stand there; it may hold none."""
+def read(path: Path, ids: Collection[str] = ()) -> list[Pair]:
+    """The pairs in a CSV file, as they stand there; it may hold none.
+
+    Args:
+        path: the file.
+        ids: photographs that are such even where their name is a word for missing, such as none.
+
+    Raises:
+        InputError: no such file, or no table of pairs. Faults: rows that name no two photographs.
+    """
     fix = "give known, none, or a CSV file with the columns first and second"
     if not path.is_file():
         raise InputError(f"data.duplicates={path}", "no such file", fix)
-    raw, faults = read_table(path, ("first", "second"), may_be_empty=True)
+    raw, faults = read_table(path, ("first", "second"), ids, may_be_empty=True)
     if missing := [name for name in ("first", "second") if name not in raw]:
         raise InputError(str(path), f"no column {', '.join(missing)}", fix)
     checks = {f"{name} is missing": (raw[name] == "", "name two photographs a row") for name in ("first", "second")}

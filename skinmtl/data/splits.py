@@ -145,7 +145,7 @@ def save(split: pd.DataFrame, path: Path) -> None:
             raise
         what = f"{path.parent}: cannot be written to ({error.strerror})"
         raise ConfigError("data.split_dir", what, "give a folder of your own") from error
-    with os.fdopen(handle, "w", newline="") as file:
+    with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
         split.to_csv(file, index=False, lineterminator="\n")
         file.flush()
         os.fsync(file.fileno())
@@ -206,7 +206,8 @@ def same_files(table: pd.DataFrame, path: Path) -> list[Pair]:
     """The pairs of `duplicates.same_files`, looked for once and then read from the file at `path`."""
     if not os.path.exists(path):
         save(pd.DataFrame(duplicates.same_files(table), columns=["first", "second"]), path)
-    pairs = duplicates.read(path)
+    kept = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")  # our own: names as they stand
+    pairs = list(zip(kept["first"], kept["second"], strict=True))
     if pairs:
         logger.warning("%d pairs of photographs are one file under two lesion ids, see %s", len(pairs), path)
     return pairs

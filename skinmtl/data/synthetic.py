@@ -98,7 +98,7 @@ class Synthetic:
         if not root.exists() or (root.is_dir() and not any(root.iterdir())):
             return False
         try:
-            found = json.loads((root / MARK).read_text())
+            found = json.loads((root / MARK).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             fix = "point data.root at an empty folder, or set data.synthetic=null to use what is there"
             raise InputError(str(root), "synthetic photographs would go here, but other files are there", fix) from None
@@ -112,7 +112,7 @@ class Synthetic:
         for folder in ("HAM10000_images_part_1", "HAM10000_images_part_2", MASKS):
             (root / folder).mkdir()
         pd.DataFrame([case.row for case in cases]).to_csv(root / METADATA, index=False)
-        (root / MARK).write_text(json.dumps(self._arguments()) + "\n")
+        (root / MARK).write_text(json.dumps(self._arguments()) + "\n", encoding="utf-8")
 
         half = (len(cases) + 1) // 2
         parts = [root / f"HAM10000_images_part_{1 if n < half else 2}" for n in range(len(cases))]

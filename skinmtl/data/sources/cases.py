@@ -65,6 +65,9 @@ def read(
 
     table = _table(cases, mask_of).sort_values("image_id", kind="stable").reset_index(drop=True)
     table.attrs |= {"leaky": leaky, "layout": found}
+    if unnamed := sorted(cases.images.keys() - set(cases.rows["image_id"])):
+        what = "%s: %s photographs that lie there are left out, for no row names them, such as %s"
+        logger.info(what, cases.file, f"{len(unnamed):,}", shown(unnamed[0]))
     _report(table, root)
     return table
 

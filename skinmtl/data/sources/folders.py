@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -41,13 +42,16 @@ def photographs(folders: Sequence[Path], where: Path) -> tuple[dict[str, str], l
     """Paths of photographs by id, the name without its suffix, and a fault for each id that lies there twice.
 
     A second copy of a folder, within the first or spelt in another case, as some downloads have it, is no fault.
-    Where there is none at all, the fault is at `where`.
+    What else lies there is left out, and counted in the log. Where there is none at all, the fault is at `where`.
     """
     found: dict[str, str] = {}
     faults: list[SkinmtlError] = []
     copies = 0
+    others: Counter[str] = Counter()
     for stem, suffix, path in _listing(folders):
         if suffix not in IMAGE_SUFFIXES:
+            if Path(path) not in folders:
+                others["folders" if os.path.isdir(path) else suffix or "files without an ending"] += 1
             continue
         first = found.setdefault(stem, path)
         if first == path:
@@ -58,8 +62,13 @@ def photographs(folders: Sequence[Path], where: Path) -> tuple[dict[str, str], l
             faults.append(InputError(path, f"the photograph {shown(stem)} is also {first}", "keep one of them"))
     if copies:
         logger.info("%s photographs lie there again in a second copy of their folder", f"{copies:,}")
+    left = ", ".join(f"{count:,} {shown(kind)}" for kind, count in others.most_common())
+    if left:
+        logger.info("%s: left out, for photographs are %s here: %s", where, ", ".join(IMAGE_SUFFIXES), left)
     if not found:
-        faults.append(InputError(str(where), "no photographs here", "unpack the images there"))
+        there = f", but {left}" if left else ""
+        fix = f"unpack the images there, as {', '.join(IMAGE_SUFFIXES)}"
+        faults.append(InputError(str(where), f"no photographs here{there}", fix))
     return found, most(faults)
 
 

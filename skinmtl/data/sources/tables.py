@@ -16,6 +16,7 @@ from skinmtl.missing import is_missing
 logger = logging.getLogger(__name__)
 
 MOST_BYTES = 2**20  # of one line: what is longer is no table, and reading on could fill the memory
+NAMED = ("dx", "first", "second")  # columns of names that may be such words
 MOST_NAMED = 10  # rows of one fault, or faults of one kind; the rest is counted
 
 
@@ -31,7 +32,7 @@ def read_table(
     Args:
         path: the file.
         known: the columns that are read; of these the log says which words were taken for missing.
-        names: diagnoses, which stay in the column `dx` even where they are such a word.
+        names: diagnoses, or photographs in a table of pairs, which stay even where they are such a word.
         may_be_empty: whether the header alone will do.
 
     Raises:
@@ -67,7 +68,7 @@ def _without_missing(table: pd.DataFrame, known: Sequence[str], names: Collectio
     told: list[str] = []
     blanks = {}
     for column, cells in table.items():
-        gone = is_missing(cells) & ~(cells.isin(list(names)) & (str(column).lower() == "dx"))
+        gone = is_missing(cells) & ~(cells.isin(list(names)) & (str(column).lower() in NAMED))
         blanks[column] = cells.mask(gone, "")
         if column in known:
             counts = cells[gone & (cells != "")].value_counts()
