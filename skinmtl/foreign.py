@@ -101,6 +101,14 @@ NOT_OPTIM: Mapping[str, Reason] = {
     "capturable": ("it is for CUDA graphs, which a run does not capture", "remove it"),
 }
 NOT_ARGUMENTS: Mapping[tuple[str, str], Reason] = {
+    ("EMAWeightAveraging", "update_starting_at_step"): (
+        "until that step the untrained weights would be validated, saved and evaluated",
+        "remove it; the average begins with the weights after the first step",
+    ),
+    ("EMAWeightAveraging", "update_starting_at_epoch"): (
+        "it delays no update, but adds one at the end of each epoch from then on",
+        "remove it; the average begins with the weights after the first step",
+    ),
     ("EarlyStopping", "verbose"): ("a run does not show what it says", "remove it; each epoch's line has the scores"),
 }
 # The least that Lightning's arguments may be, which their hints do not say.
@@ -108,8 +116,6 @@ LEAST: Mapping[tuple[str, str], float] = {
     ("EarlyStopping", "patience"): 0,
     ("EarlyStopping", "min_delta"): 0,
     ("EMAWeightAveraging", "update_every_n_steps"): 1,
-    ("EMAWeightAveraging", "update_starting_at_step"): 0,
-    ("EMAWeightAveraging", "update_starting_at_epoch"): 0,
     ("RichModelSummary", "max_depth"): -1,
     ("Trainer", "min_epochs"): 1,
     ("Trainer", "check_val_every_n_epoch"): 1,

@@ -26,7 +26,7 @@ from training import SHORT, compose
 from skinmtl import config, foreign
 from skinmtl.callbacks import Best, Steps
 from skinmtl.data.datamodule import DataModule
-from skinmtl.errors import ConfigError, Diverged
+from skinmtl.errors import ConfigError, Diverged, Faults
 from skinmtl.module import MultiTaskModule
 from skinmtl.optim import Cosine
 from skinmtl.processes import Stop
@@ -242,6 +242,13 @@ def test_every_callback_and_every_argument_of_the_trainer_is_let_in_or_refused_b
 def test_a_callback_that_is_not_let_in_is_refused_with_a_reason(name: str) -> None:
     with pytest.raises(ConfigError, match=f"^callbacks.x: {name}: .*; fix: "):
         config.find(f"pytorch_lightning.callbacks.{name}", "callbacks.x")
+
+
+@pytest.mark.parametrize("unit", ["step", "epoch"])
+def test_a_moving_average_that_begins_late_is_refused_for_untrained_weights_would_be_scored(unit: str) -> None:
+    cfg = compose([f"+callbacks.ema.update_starting_at_{unit}=5", "callbacks=ema"], "demo")
+    with pytest.raises(Faults, match=f"callbacks.ema.update_starting_at_{unit}: .*; fix: remove it"):
+        config.check(cfg, run)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -30,7 +31,7 @@ from skinmtl.module import MultiTaskModule
 from skinmtl.network import MultiTaskNet
 from skinmtl.runs import Run
 from skinmtl.train.build import build_data, build_losses, say_shares
-from skinmtl.train.resume import start_from
+from skinmtl.train.resume import Start, check_data, start_from
 
 TINY = ["trainer.precision=32-true", "callbacks.early_stopping=null"]
 
@@ -645,6 +646,15 @@ def test_a_second_source_trains_and_is_recorded(synthetic_root: Path, tmp_path: 
     assert "other_patients" in (run.path / "report.html").read_text()
     assert info["data"]["images"] == 64 and not info["leaky"]
     assert set(run.predictions()["image_id"]) <= set(sources.read(synthetic_root)["image_id"])
+
+    # It goes on with these very photographs, not with others under their names.
+    again, start = dict(run.config()), Start(None, None, trained=False, resumed=True, allow_change=False)
+    check_data(run, build_data(again), start)
+    images = sorted((tmp_path / "labels" / "images").iterdir())
+    shutil.copy(images[1], images[0])
+    with pytest.raises(ConfigError, match=r"data\.also\.labels\.root: sha256 v2-.*, the run began with v2-"):
+        check_data(run, build_data(again), start)
+    check_data(run, build_data(again), dataclasses.replace(start, allow_change=True))
 
     # Whoever starts from it has seen those of the second source, too.
     seen = pd.read_csv(run.path / "seen.csv", keep_default_na=False)

@@ -258,6 +258,7 @@ class DataModule(pl.LightningDataModule):
         rules = self.duplicates, self.allow_leak, self.cache_dir, names
         further = {name: source.read(first, *rules) for name, source in self.also.items()}
         self.also_facts = {name: source.facts(further[name]) for name, source in self.also.items()}
+        self.also_hashes = {name: cache.fingerprint(cases) for name, cases in further.items()}
         self.leaky = sources.is_leaky(first) or self.split_by == "photograph"
         self.leaky |= any(facts["leaky"] for facts in self.also_facts.values())
         if self.leaky:

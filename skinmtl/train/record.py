@@ -119,6 +119,7 @@ def data_facts(data: DataModule) -> dict[str, Any]:
         },
         "data": {"hash": data.data_hash, "layout": data.layout, "images": int((data.source == 0).sum())},
         "also": data.also_facts,
+        "also_hashes": data.also_hashes,
     }
 
 

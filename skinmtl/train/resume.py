@@ -93,6 +93,11 @@ def check_data(here: Run, data: DataModule, start: Start) -> None:
         may = start.allow_change and key != "data.split"
         if start.resumed and not may and not same:
             raise ConfigError(key, f"sha256 {now[:12]}, the run began with {str(before)[:12]}", fix)
+    for name, before in dig(info, "also_hashes", default={}).items():  # younger than some runs
+        now = data.also_hashes.get(name)  # none: the config has refused, or been let in, already
+        if start.resumed and not start.allow_change and now not in (None, before):
+            what = f"sha256 {now[:12]}, the run began with {before[:12]}"
+            raise ConfigError(f"data.also.{name}.root", what, f"give the same again, or go on with {ALLOW}")
 
 
 def home(fresh: Run, resume: str | None, config: Mapping[str, Any], world_size: int, allow_change: bool = False) -> Run:
