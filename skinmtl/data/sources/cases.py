@@ -67,7 +67,7 @@ def read(
     table.attrs |= {"leaky": leaky, "layout": found}
     if unnamed := sorted(cases.images.keys() - set(cases.rows["image_id"])):
         what = "%s: %s photographs that lie there are left out, for no row names them, such as %s"
-        logger.info(what, cases.file, f"{len(unnamed):,}", shown(unnamed[0]))
+        logger.warning(what, cases.file, f"{len(unnamed):,}", shown(unnamed[0]))
     _report(table, root)
     return table
 

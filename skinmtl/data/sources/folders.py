@@ -17,6 +17,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 MASK_ENDINGS = ("", "_segmentation", "_mask")  # of a mask's name, between its photograph's id and .png
 NAMES_OF_MASKS = "<id>.png, <id>_segmentation.png or <id>_mask.png"
 PICTURES = (*IMAGE_SUFFIXES, ".bmp", ".gif", ".tif", ".tiff", ".webp")
+ALSO_PICTURES = (".jpe", ".jfif", ".heic", ".heif", ".hif", ".avif", ".jp2", ".dng", ".dcm")  # of photographs
 
 
 def named(root: Path, name: str) -> list[Path]:
@@ -64,7 +65,8 @@ def photographs(folders: Sequence[Path], where: Path) -> tuple[dict[str, str], l
         logger.info("%s photographs lie there again in a second copy of their folder", f"{copies:,}")
     left = ", ".join(f"{count:,} {shown(kind)}" for kind, count in others.most_common())
     if left:
-        logger.info("%s: left out, for photographs are %s here: %s", where, ", ".join(IMAGE_SUFFIXES), left)
+        level = logging.INFO if others.keys().isdisjoint((*PICTURES, *ALSO_PICTURES)) else logging.WARNING
+        logger.log(level, "%s: left out, for photographs are %s here: %s", where, ", ".join(IMAGE_SUFFIXES), left)
     if not found:
         there = f", but {left}" if left else ""
         fix = f"unpack the images there, as {', '.join(IMAGE_SUFFIXES)}"
