@@ -27,6 +27,7 @@ from yaml import MarkedYAMLError
 
 from skinmtl import logs
 from skinmtl.errors import ConfigError, Interrupted, SkinmtlError, answer_to, no_package
+from skinmtl.facts import command_without_paths
 from skinmtl.overrides import readable
 from skinmtl.processes import Stop, stoppable
 
@@ -126,7 +127,7 @@ def fit(*words: str) -> Run:
 
         from skinmtl.train import carry_out
 
-        return carry_out(given, folder, " ".join(["skinmtl.fit", *words]))
+        return carry_out(given, folder, command_without_paths("skinmtl.fit", words))
 
 
 @contextmanager
@@ -251,7 +252,7 @@ def _job(cfg: DictConfig, argv: Sequence[str]) -> float:
     from skinmtl.train import run
 
     given = {str(key): value for key, value in cfg.items()}
-    command = " ".join(["python train.py", *argv[1:]])
+    command = command_without_paths("python train.py", argv[1:])
     return run(**given, folder=Path(running.runtime.output_dir), command=command)
 
 

@@ -107,10 +107,27 @@ def is_path(text: str) -> bool:
     return text.startswith(("/", "~", "./", "../")) or FILE.search(text) is not None or ("/" in text and named)
 
 
+def command_without_paths(program: str, words: Iterable[str]) -> str:
+    """A command as one line, whose paths are `[path]`, told from its words: a path may have spaces, as names have."""
+    return " ".join([program, *map(_word_without_path, words)])
+
+
+def _word_without_path(word: str) -> str:
+    if not re.search(r"\s", word):
+        return without_paths_in(word)
+    key, equals, value = word.partition("=")
+    if not equals:
+        return _without_path(word)
+    # A list or dict with a path in it: what of it is whose name cannot be told.
+    inside = any(re.search(rf"\b{place}['\"]?\s*:", value) for place in PLACES)
+    return f"{key}={PATH if inside else shareable(key, value)}"
+
+
 def without_paths_in(text: str, known: Iterable[str] = ()) -> str:
     """A command, or what a run ended with, whose paths are `[path]`; `known` are further words that are to go."""
     for path in sorted(known, key=len, reverse=True):
         text = re.sub(rf"""(?<![\w./]){re.escape(path)}(/[^\s'",;:)]*)?(?![\w/]|\.\w)""", PATH, text)
+    text = re.sub(r"^[~/][^:\n]*?(?=(, line \d+)?: )", PATH, text, flags=re.MULTILINE)  # where an error is, spaces and all
     text = re.sub(r"""(['"])([^'"]*/[^'"]*)\1""", lambda found: found[1] + _without_path(found[2]) + found[1], text)
     text = re.sub(r"""([\w.]+)=([^\s'",=;]+)""", lambda found: f"{found[1]}={shareable(found[1], found[2])}", text)
     return re.sub(r"""(?<![\w./])[/~][^\s'",=;:)]*""", PATH, text)

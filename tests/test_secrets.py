@@ -15,7 +15,7 @@ from training import train
 
 from skinmtl import cli
 from skinmtl.errors import InputError
-from skinmtl.facts import without_paths_in
+from skinmtl.facts import command_without_paths, without_paths_in
 from skinmtl.runs import Run
 
 CANARY = "CANARY-b3f1"
@@ -107,10 +107,29 @@ def test_what_a_run_leaves_to_be_shared_names_nobody(
         ("data/x.csv: none of it (see data.) data.root", "[path]: none of it (see [path].) data.root"),
         ("monitor=val/cls/balanced_accuracy", "monitor=val/cls/balanced_accuracy"),
         ("val/score: 'a' or 'b'", "val/score: 'a' or 'b'"),
+        ("/a/Anna CANARY=1/x y.csv: no such file; fix: it", "[path]: no such file; fix: it"),
+        ("/a/CANARY b.yaml, line 3: no YAML", "[path], line 3: no YAML"),
     ],
 )
 def test_commands_and_errors_lose_paths_and_secrets_and_nothing_else(told: str, shown: str) -> None:
     assert without_paths_in(told, ["CANARY/b", "data"]) == shown
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["data.root=/a/Anna CANARY/cases", "seed=1"], "data.root=[path] seed=1"),
+        (["data.root=Anna CANARY", "seed=1"], "data.root=[path] seed=1"),
+        (["data.root=Anna CANARY=1/x y.csv"], "data.root=[path]"),
+        (["hydra.run.dir=Anna CANARY/run"], "hydra.run.dir=[path]"),
+        (["data.also={own: {root: Anna CANARY}}"], "data.also=[path]"),
+        (["--config-dir", "/a/Anna CANARY/conf"], "--config-dir [path]"),
+        (["+logger.api_key=a CANARY"], "+logger.api_key=..."),
+        (["data.diagnoses={a b: [mel, nv]}", "size=1/2"], "data.diagnoses={a b: [mel, nv]} size=1/2"),
+    ],
+)
+def test_no_part_of_a_path_with_spaces_stands_in_the_command(words: list[str], shown: str) -> None:
+    assert command_without_paths("python train.py", words) == f"python train.py {shown}"
 
 
 def _masks(root: Path) -> Path:

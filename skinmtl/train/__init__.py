@@ -179,6 +179,7 @@ def _keep_ending(here: Run, nodes: Mapping[str, Any], error: BaseException, seco
     code = _exit_code(error)
     told = flat(plain(nodes)).items()
     private = [value for key, value in told if isinstance(value, str) and shareable(key, value) != value]
+    private += [os.path.abspath(value) for value in private if value]  # errors name folders from the root
     status = "interrupted" if code == 75 else "failed"
     facts = {
         "status": status,
