@@ -127,7 +127,8 @@ def without_paths_in(text: str, known: Iterable[str] = ()) -> str:
     """A command, or what a run ended with, whose paths are `[path]`; `known` are further words that are to go."""
     for path in sorted(known, key=len, reverse=True):
         text = re.sub(rf"""(?<![\w./]){re.escape(path)}(/[^\s'",;:)]*)?(?![\w/]|\.\w)""", PATH, text)
-    text = re.sub(r"^[~/][^:\n]*?(?=(, line \d+)?: )", PATH, text, flags=re.MULTILINE)  # where an error is, spaces and all
+    # Where an error is stands first in its line, spaces and all.
+    text = re.sub(r"^[~/][^:\n]*?(?=(, line \d+)?: )", PATH, text, flags=re.MULTILINE)
     text = re.sub(r"""(['"])([^'"]*/[^'"]*)\1""", lambda found: found[1] + _without_path(found[2]) + found[1], text)
     text = re.sub(r"""([\w.]+)=([^\s'",=;]+)""", lambda found: f"{found[1]}={shareable(found[1], found[2])}", text)
     return re.sub(r"""(?<![\w./])[/~][^\s'",=;:)]*""", PATH, text)
