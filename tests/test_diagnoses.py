@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
+from omegaconf import OmegaConf
+from training import compose
 
 from skinmtl.data.diagnoses import Groups, check_groups, grouped
 from skinmtl.data.sources import DX
@@ -42,8 +44,10 @@ def test_a_number_is_no_name_and_in_quotes_it_is_one() -> None:
     ):
         with pytest.raises(Faults, match=f"data.diagnoses.{where} is no text.*put it in quotes"):
             check_groups(groups)  # type: ignore[arg-type]
-    with pytest.raises(Faults, match="1 is no text, and groups have names"):
+    with pytest.raises(Faults, match="1 is no text, and groups have names; fix: call it by a word, such as class_1"):
         check_groups({1: ["a"], "b": "rest"})  # type: ignore[dict-item]
+    check_groups(compose(['data.diagnoses={class_1:["1"],b:rest}']).data.diagnoses)
+    check_groups(OmegaConf.create('{"1": ["1"], b: rest}'))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,9 @@ def check_groups(groups: Groups) -> None:
     for name, members in groups.items():
         where = f"{KEY}.{name}"
         if not isinstance(name, str):
-            faults.append(ConfigError(where, f"{name!r} is no text, and groups have names", f'call it "{name}"'))
+            # Hydra's grammar has no quotes for a key.
+            fix = f'call it by a word, such as class_{name}; in a YAML file, "{name}" in quotes does, too'
+            faults.append(ConfigError(where, f"{name!r} is no text, and groups have names", fix))
         if members != REST and (isinstance(members, str) or not members):
             what = f"{members!r} is no list of diagnoses"
             faults.append(ConfigError(where, what, "give one, such as [mel, bcc], or the word rest"))
