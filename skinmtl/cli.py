@@ -354,6 +354,8 @@ def _data_root(word: str | None) -> Path | None:
     if word is None:
         return None
     key, equals, value = word.partition("=")
+    if key != "data.root" and Path(word).expanduser().exists():
+        value, equals = word, ""  # a folder with = in its name
     if equals and key != "data.root":
         raise InputError(key, "is not known here", "write data.root=FOLDER")
     root = Path(value if equals else word).expanduser()

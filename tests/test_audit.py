@@ -211,6 +211,17 @@ def test_a_layout_without_lesion_ids_is_audited(tmp_path: Path, capsys: pytest.C
     assert "21 photographs, no lesion ids, 21 groups" in capsys.readouterr().out
 
 
+def test_a_folder_with_an_equals_sign_in_its_name_is_audited_and_a_misspelt_key_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_mirror(Path("a b=1"))
+    assert cli.main(["audit", "a b=1", "--out", "out"]) == 0
+    assert "21 photographs" in capsys.readouterr().out
+    assert cli.main(["audit", "data.rot=a b=1", "--out", "out"]) == 2
+    assert "data.rot: is not known here; fix: write data.root=FOLDER" in capsys.readouterr().err
+
+
 def test_what_training_reads_is_audited(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own, root, out = tmp_path / "own" / "mine.csv", tmp_path / "data", ["--out", str(tmp_path / "out")]
     write_own(own.parent)
