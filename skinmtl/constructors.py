@@ -153,6 +153,11 @@ def _judged(target: object, key: str) -> str:
 
 
 def _not_admitted(target: object, key: str) -> ConfigError:
+    package, _, name = str(target).rpartition(".")
+    if package.partition(".")[0] in ("", "lightning") and (name in foreign.CALLBACKS or name in foreign.NOT_CALLBACKS):
+        right = f"pytorch_lightning.callbacks.{name}"
+        reason = foreign.refusal(right, name) or (f"{target!r} is not installed by this name", f"write {right}")
+        return ConfigError(key, f"{name}: {reason[0]}", reason[1])
     fix = f"use a class that trains, as in conf/, or admit a package of your own with {ALLOW}=<package>"
     return ConfigError(key, f"{target!r} is not an admitted constructor", fix)
 

@@ -549,6 +549,29 @@ def test_an_evil_target_is_refused_before_it_is_imported_wherever_it_stands(targ
     assert not canary.exists() and "canary" not in sys.modules
 
 
+@pytest.mark.parametrize(
+    ("target", "line"),
+    [
+        (
+            "lightning.pytorch.callbacks.LearningRateMonitor",
+            "fix: write pytorch_lightning.callbacks.LearningRateMonitor",
+        ),
+        ("LearningRateMonitor", "fix: write pytorch_lightning.callbacks.LearningRateMonitor"),
+        (
+            "lightning.pytorch.callbacks.Timer",
+            "Timer: the learning rate's schedule ends with the last epoch, not before",
+        ),
+        ("lightning.pytorch.callbacks.Nothing", "is not an admitted constructor"),
+        ("other.Timer", "is not an admitted constructor"),
+    ],
+)
+def test_a_callback_by_lightnings_other_name_is_told_the_name_that_works_or_why_it_does_not(
+    target: str, line: str
+) -> None:
+    (fault,) = faults(changed("callbacks.x", {"_target_": target}))
+    assert fault.startswith("callbacks.x._target_: ") and line in fault
+
+
 def test_a_package_of_ones_own_is_admitted_by_the_environment_and_by_nothing_else(
     canary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
