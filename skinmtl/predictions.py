@@ -343,11 +343,14 @@ def left_out(table: pd.DataFrame, part: str) -> list[str]:
         said.append("no row names a lesion: photographs are resampled, and intervals are too narrow")
     elif blank := int(table["lesion_id"].isna().sum()):
         said.append(f"{blank} of {len(table)} photographs name no lesion, and count as one each")
-    columns = {name: f"no {name}" for name in ("dice", "iou", *LENGTHS, "dice_input") if name in table}
-    columns |= {"dx": "no diagnosis"} if dx_classes(table) else {}
-    for name, words in columns.items():
-        if blank := int(table[name].isna().sum()):
-            said.append(f"{blank} of {len(table)} photographs have {words}, and count in no score of it")
+    blanks: dict[int, list[str]] = {}  # what as many photographs lack, most often all for want of a mask
+    for name in ("dice", "iou", *LENGTHS, "dice_input"):
+        if name in table and (blank := int(table[name].isna().sum())):
+            blanks.setdefault(blank, []).append(name)
+    for blank, names in blanks.items():
+        said.append(f"{blank} of {len(table)} photographs have no {', '.join(names)}, and count in no score of it")
+    if dx_classes(table) and (blank := int(table["dx"].isna().sum())):
+        said.append(f"{blank} of {len(table)} photographs have no diagnosis, and count in no score of it")
     if mask_classes(table) and "dice" not in table:
         said.append("pixels are counted and there is no dice: masks are not scored")
     if dx_classes(table) and table["dx"].nunique() == 1:

@@ -196,7 +196,8 @@ def test_what_was_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture
     said = capsys.readouterr().err
     assert "test: no row names a lesion: photographs are resampled" in said
     assert "test: 2 of 40 photographs have no diagnosis" in said
-    assert "test: 1 of 40 photographs have no dice" in said
+    assert said.count("1 of 40 photographs have no ") == 1, "one sentence for all of it"
+    assert "test: 1 of 40 photographs have no dice, iou, and count in no score of it" in said
 
 
 def test_an_old_table_of_ours_has_its_pooled_distances_by_that_name(
