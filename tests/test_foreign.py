@@ -289,13 +289,20 @@ class Logs(pl.Callback):
     ("monitor", "says"), [("val/own", None), ("val/owm", "did you mean 'val/own'?"), ("x", "val/")]
 )
 def test_early_stopping_watches_what_a_callback_of_ones_own_logs(
-    monitor: str, says: str | None, data: DataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monitor: str,
+    says: str | None,
+    data: DataModule,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setenv("SKINMTL_ALLOW", "test_foreign")
     words = [f"callbacks.early_stopping.monitor={monitor}", "+callbacks.x={_target_:test_foreign.Logs}"]
     words += ["callbacks.early_stopping.patience=1", "callbacks.early_stopping.mode=min"]
     if says is None:
-        assert fit(tmp_path, data, words).epochs == 2, "0, then 1, which is worse"
+        with caplog.at_level("INFO", "skinmtl"):
+            assert fit(tmp_path, data, words).epochs == 2, "0, then 1, which is worse"
+        assert f"stopped after epoch 2 of {EPOCHS}: early stopping on val/own" in caplog.messages
         return
     with pytest.raises(
         ConfigError, match=f"^callbacks.early_stopping.monitor: nothing logs '{monitor}'; fix: "

@@ -298,6 +298,10 @@ def _conclude(nodes: Mapping[str, Any], here: Run, board: WandB | None, fit: flo
 def _fit(trainer: pl.Trainer, module: MultiTaskModule, data: DataModule, checkpoint: Path | None, stop: Stop) -> None:
     try:
         trainer.fit(module, data, ckpt_path=checkpoint)
+        if trainer.should_stop and trainer.current_epoch < (trainer.max_epochs or 0):
+            watched = ", ".join(stopping.monitor for stopping in trainer.early_stopping_callbacks)
+            why = f"early stopping on {watched}" if watched else "a callback asked for it"
+            log.info("stopped after epoch %d of %d: %s", trainer.current_epoch, trainer.max_epochs, why)
     except SystemExit:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from None
     except Exception as raised:
