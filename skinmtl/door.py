@@ -109,7 +109,9 @@ def fit(*words: str) -> Run:
     with _hydra_to_itself():
         try:
             if option := next((word for word in words if word.startswith("-")), None):
-                fix = "several runs are started by python train.py -m"
+                fix = f"python train.py {' '.join(words)}"
+                if option in ("-m", "--multirun"):
+                    fix = "several runs are started by python train.py -m"
                 raise ConfigError("skinmtl.fit", f"{option} is an option of the command line", fix)
             with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
                 cfg = hydra.compose("config", readable(words, sweep=False), return_hydra_config=True)
@@ -314,6 +316,9 @@ def _refusal(error: Exception, conf: Path) -> Exception:
     if found := re.search(r"Could not override '([^']+)'", text):
         key = found[1].lstrip("+~").partition("@")[0]
         keys, last = _all_keys(conf), key.rpartition(".")[2]
+        if key in keys:
+            what = "there is no such key beside the other words of this command"
+            return ConfigError(key, what, "leave out one of them: another choice, or null, takes this key away")
         return ConfigError(key, "there is no such key", _guess(last if last in keys else key, keys))
     if isinstance(error, (HydraException, OmegaConfBaseException, ValueError, TypeError)):
         return ConfigError(

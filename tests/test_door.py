@@ -116,6 +116,11 @@ def test_help_names_every_experiment_study_and_key_without_importing_torch() -> 
         (["model.encodr=resnet18"], "did you mean 'model.encoder'?"),
         (["lr=1"], "lr: there is no such key"),
         (["loss.cls.class_weights=none"], "there is no such key; fix: did you mean 'class_weights'?"),
+        (
+            ["callbacks.early_stopping=null", "callbacks.early_stopping.patience=3"],
+            "callbacks.early_stopping.patience: there is no such key beside the other words of this command; ",
+        ),
+        (["loss/cls=focal", "loss.cls.label_smoothing=0.1"], "beside the other words of this command"),
         (["+optim.lr=1"], "An item is already at 'optim.lr'"),
         (["~optm"], "'optm' does not exist"),
         (["seed=[1,2"], "command line: "),

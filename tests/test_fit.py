@@ -116,7 +116,12 @@ def test_what_run_is_called_with_by_hand_is_checked_and_kept(fit: Fit, synthetic
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["-m"], "-m is an option of the command line"),
+        (["-m"], "-m is an option of the command line; fix: several runs are started by python train.py -m"),
+        (["--help"], "--help is an option of the command line; fix: python train.py --help"),
+        (
+            ["experiment=demo", "--cfg", "job"],
+            "--cfg is an option of the command line; fix: python train.py experiment=demo --cfg job",
+        ),
         (["experiment=demoo"], "did you mean 'demo'?"),
         (["study=loss_weights"], "these words are several runs; fix: start them by python train.py"),
         (["optm.lr=1"], "did you mean 'optim.lr'?"),
