@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from skinmtl.errors import Faults, InputError
-from skinmtl.missing import MISSING, is_missing
+from skinmtl.spelling import MISSING, is_missing
 
 logger = logging.getLogger(__name__)
 

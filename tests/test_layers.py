@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "skinmtl"
 
 # From the ground up. `__init__` is the face of the house and may show what it likes; nobody looks in through it.
 FLOORS = """
-    types errors ranks rarity logs foreign signatures missing
+    types errors ranks rarity logs foreign signatures spelling
     losses.terms encoders decoders heads weights predictions facts lettering
     losses.seg losses.cls
     data network losses.__init__ weighting gradients metrics scores optim figures page constructors photographs

@@ -14,7 +14,30 @@ from skinmtl.data import duplicates, sources, splits
 from skinmtl.data.diagnoses import named
 from skinmtl.errors import Faults
 
-WORDS = ["", "NA", "N/A", "NaN", "nan", "None", "NULL", "null", "unknown", " Unknown ", "<NA>", "#N/A", "?"]
+WORDS = [
+    "",
+    "NA",
+    "N/A",
+    "NaN",
+    "nan",
+    "None",
+    "NULL",
+    "null",
+    "unknown",
+    " Unknown ",
+    "<NA>",
+    "#N/A",
+    "?",
+    ".",
+    "..",
+    "--",
+    "\u2013",
+    "\u2026",
+    "_",
+    "#REF!",
+    "#VALUE!",
+    "Not available",
+]
 
 
 @pytest.fixture(scope="module")

@@ -238,6 +238,39 @@ def test_a_column_that_is_nearly_known_is_not_ignored(tmp_path: Path, wrong: str
     assert len(sources.read(tmp_path)) == 21
 
 
+SPELLINGS = {
+    "letters": ("Kl\u00e4r 1", "KL\u00c4R 1"),
+    "composed": ("Kl\u00e4r 1", "Kla\u0308r 1"),
+    "invisible": ("Kl\u00e4r 1", "Kl\u00e4r 1\u200b"),
+    "no-break space": ("Kl\u00e4r 1", "Kl\u00e4r\u00a01"),
+    "two spaces": ("Kl\u00e4r 1", "Kl\u00e4r  1"),
+    "small letters": ("gro\u00df", "GROSS"),
+}
+
+
+@pytest.mark.parametrize("names", SPELLINGS.values(), ids=SPELLINGS)
+def test_no_lesion_is_two_because_its_id_is_written_in_two_ways(tmp_path: Path, names: tuple[str, str]) -> None:
+    raw = write_own(tmp_path / "own")
+    for name, refused in ((names[1], True), (f"{names[0]}0", False)):
+        raw.loc[2, "lesion_id"], raw.loc[5, "lesion_id"] = names[0], name
+        raw.assign(dx="").to_csv(tmp_path / "own" / "mine.csv", index=False)
+        if refused:
+            with pytest.raises(Faults, match=r"a lesion_id in two spellings: row 4 .*row 7 "):
+                sources.read(tmp_path / "own")
+        else:
+            assert len(sources.read(tmp_path / "own")) == 21
+
+
+@pytest.mark.parametrize("names", SPELLINGS.values(), ids=SPELLINGS)
+def test_no_diagnosis_is_two_because_it_is_written_in_two_ways(tmp_path: Path, names: tuple[str, str]) -> None:
+    file = spoil(tmp_path, dx=(3, names[0]), lesion_id=(3, "A"))
+    raw = pd.read_csv(file, dtype=str, keep_default_na=False)
+    raw.loc[7, ["dx", "lesion_id"]] = names[1], "B"
+    raw.to_csv(file, index=False)
+    with pytest.raises(Faults, match=r"a dx in two spellings: row 3 .*row 9 |not the name of a diagnosis: row 9 "):
+        sources.read(file)
+
+
 @pytest.mark.parametrize("cell", ["a\nb", "a\x00b", "x" * 5000, "\x1b[2J"])
 def test_odd_cells_do_not_break_the_line_that_names_them(tmp_path: Path, cell: str) -> None:
     for column in ("image", "image_id", "dx", "lesion_id"):

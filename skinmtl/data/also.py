@@ -13,6 +13,7 @@ from annotated_types import Interval
 from skinmtl.data import duplicates, sources
 from skinmtl.data.contents import with_digests
 from skinmtl.errors import ConfigError, InputError
+from skinmtl.spelling import spelling
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +127,9 @@ def _in_common(table: pd.DataFrame, first: pd.DataFrame, known: str) -> pd.Serie
     pairs = duplicates.pairs(known, pd.concat([first, table], ignore_index=True))
     mine, theirs = set(table["image_id"]), set(first["image_id"])
     partners = {name for pair in pairs if not theirs.isdisjoint(pair) for name in pair}
-    lesions = table["lesion_id"].notna() & table["lesion_id"].isin(first["lesion_id"].dropna())
+    # An id in other letters may be the same, and what only trains may be left out on a doubt.
+    lesions = table["lesion_id"].dropna().map(spelling).isin(set(first["lesion_id"].dropna().map(spelling)))
+    lesions = lesions.reindex(table.index, fill_value=False)
     shared = table["image_id"].isin(theirs | partners) | lesions
     shared |= table["image_sha256"].isin(first["image_sha256"].dropna())
     groups = duplicates.groups(table, [pair for pair in pairs if mine.issuperset(pair)])

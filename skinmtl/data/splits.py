@@ -19,7 +19,7 @@ from skinmtl.data import duplicates
 from skinmtl.data.duplicates import Pair
 from skinmtl.data.sources.tables import row_faults
 from skinmtl.errors import FORBIDDEN, FULL, ConfigError, Faults, InputError, SkinmtlError
-from skinmtl.missing import is_missing
+from skinmtl.spelling import is_missing
 
 logger = logging.getLogger(__name__)
 

@@ -15,11 +15,13 @@ from skinmtl.data.sources.layouts import LAYOUTS, Cases, Layout, recognise
 from skinmtl.data.sources.layouts import lesions as lesions_in
 from skinmtl.data.sources.tables import most, row_faults, shown
 from skinmtl.errors import Faults, InputError, SkinmtlError
+from skinmtl.spelling import in_two_spellings
 
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("image_id", "lesion_id", "image", "mask", "dx", "age", "sex", "localization", "dx_type", "source")
 OLDEST = 120  # years
+ALIKE = "write letters, accents and spaces alike"
 IMAGE_ID = r"\w[\w .,()+-]*"  # no folders, nothing that a page or a spreadsheet could take for its own
 
 
@@ -59,7 +61,7 @@ def read(
     if leaky and not allow_leak:
         faults.append(_leak(cases, found))
     mask_of, more = _masks(cases, masks)
-    faults += [*more, *_torn(cases)]
+    faults += [*more, *_misspelt_lesions(cases), *_torn(cases)]
     if faults:
         raise Faults(faults)
 
@@ -102,8 +104,7 @@ def _cell_faults(cases: Cases) -> list[SkinmtlError]:
         checks["unknown dx"] = (~rows["dx"].isin([*cases.dx, ""]), f"use {', '.join(cases.dx)}")
     elif "dx" in rows:
         checks["not the name of a diagnosis"] = (~rows["dx"].map(str.isprintable), "use letters, digits and spaces")
-        spellings = rows["dx"].groupby(rows["dx"].str.lower()).transform("nunique")
-        checks["a dx in two spellings"] = (spellings > 1, "write small and large letters alike")
+        checks["a dx in two spellings"] = (in_two_spellings(rows["dx"]), ALIKE)
     if "age" in rows:
         wrong = (rows["age"] != "") & ~_years(rows["age"]).between(0, OLDEST)
         checks["age is not a number of years"] = (wrong, f"give 0 to {OLDEST}, or leave it blank")
@@ -148,6 +149,14 @@ def _masks(cases: Cases, folder: Path | None) -> tuple[dict[str, str], list[Skin
 def _torn(cases: Cases) -> list[SkinmtlError]:
     """A fault for each lesion with more than one diagnosis."""
     if not {"lesion_id", "dx"} <= set(cases.rows):
+def _misspelt_lesions(cases: Cases) -> list[SkinmtlError]:
+    """A fault where one lesion may be meant by two ids: it would train and test."""
+    if "lesion_id" not in cases.rows:
+        return []
+    wrong = in_two_spellings(cases.rows["lesion_id"])
+    return row_faults(cases.file, cases.rows["image_id"], {"a lesion_id in two spellings": (wrong, ALIKE)})
+
+
         return []
     rows = cases.rows[(cases.rows["lesion_id"] != "") & (cases.rows["dx"] != "")]
     several = rows.groupby("lesion_id")["dx"].transform("nunique") > 1

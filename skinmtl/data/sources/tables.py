@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from skinmtl.errors import Faults, InputError, SkinmtlError
-from skinmtl.missing import is_missing
+from skinmtl.spelling import is_missing
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def read_table(
 
     The header is row 1. Blank lines and columns without a name are left out, rows of a wrong length too. A byte-order
     mark and Windows line ends are fine. Cells are parted by tabs where the name ends in .tab or .tsv, else by commas.
-    A cell that holds one of the words `MISSING` is blank, in every column alike.
+    A cell that holds a word for missing (`spelling.is_missing`) is blank, in every column alike.
 
     Args:
         path: the file.
