@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from skinmtl.errors import Faults, InputError
-from skinmtl.spelling import MISSING, is_missing
+from skinmtl.spelling import MISSING, in_two_spellings, is_missing
 
 logger = logging.getLogger(__name__)
 
@@ -356,4 +356,52 @@ def left_out(table: pd.DataFrame, part: str) -> list[str]:
     if dx_classes(table) and table["dx"].nunique() == 1:
         only = table["dx"].dropna().iloc[0]
         said.append(f"{only} is the only diagnosis: how well diagnoses are told apart is undefined")
-    return [f"{part}: {sentence}" for sentence in said]
+    return [f"{part}: {sentence}" for sentence in [*said, *doubts(table)]]
+
+
+def doubts(table: pd.DataFrame) -> list[str]:
+    """What is read as it stands and may have been meant otherwise, a sentence each."""
+    said = []
+    for column in ("image_id", "lesion_id", "group"):
+        names = table[column].dropna().astype(str) if column in table else pd.Series(dtype="str")
+        if alike := names[in_two_spellings(names)].nunique():
+            said.append(
+                f"{alike} names in {column} differ from another in letters or spaces alone, and count as others"
+            )
+    grouped, lesions = units(table)[0].nunique(), table["lesion_id"].nunique()
+    if 2 * grouped < lesions:
+        said.append(
+            f"{lesions} lesions are in {grouped} groups, which are what is resampled: "
+            "take the column group out if it says something else than what stays together"
+        )
+    return [*said, *_doubtful_guesses(table), *_doubtful_masks(table)]
+
+
+def _doubtful_guesses(table: pd.DataFrame) -> list[str]:
+    """Guesses of another kind than the largest probability, which is what is scored."""
+    names = [f"prob_{name}" for name in dx_classes(table)]
+    if "predicted_dx" not in table or not names:
+        return []
+    p = table[names].to_numpy(dtype=np.float64)
+    guess = table["predicted_dx"].map({name.removeprefix("prob_"): i for i, name in enumerate(names)})
+    given = guess.notna().to_numpy()
+    own = p[np.arange(len(p)), guess.fillna(0).astype(int)]
+    count = int((table["predicted_dx"].notna() & ~(given & (own >= p.max(axis=1)))).sum())
+    what = f"predicted_dx is not the diagnosis of the largest probability in {count} of {len(table)} rows; the latter"
+    return [f"{what} is scored"] if count else []
+
+
+def _doubtful_masks(table: pd.DataFrame) -> list[str]:
+    """True masks without a lesion, and those that are nothing else."""
+    names = mask_classes(table)[1:]
+    if "dice" not in table or not names:
+        return []
+    tp, fp, fn, tn = (np.stack([_measure(table, f"{count}_{name}") for name in names]) for count in COUNTS)
+    known = np.isfinite(tp).all(axis=0)
+    lesion, whole = (tp + fn).sum(axis=0)[known], (tp + fp + fn + tn)[0][known]
+    said = []
+    if empty := int((lesion == 0).sum()):
+        said.append(f"{empty} of {known.sum()} masks are empty: their Dice is 1 where nothing is predicted, else 0")
+    if full := int((lesion == whole).sum()):
+        said.append(f"{full} of {known.sum()} masks are lesion throughout")
+    return said

@@ -188,6 +188,7 @@ def evaluate(
         }
         parts[str(part)] |= sample.per_class() | sample.per_mask_class(mask_classes)
         notes += predictions.left_out(rows, str(part))
+    notes += _on_two_sides(table)
     said = {
         "stamp": facts.stamps(predictions.marks(table)) or None,
         "version": predictions.VERSION,
@@ -195,6 +196,15 @@ def evaluate(
         "notes": notes,
     }
     return said | {"parts": parts}
+
+
+def _on_two_sides(table: pd.DataFrame) -> list[str]:
+    """A sentence where the parts of a table have lesions in common."""
+    unit = predictions.units(table)[0]
+    parts = table["split"].groupby(unit.to_numpy()).nunique()
+    if count := int((parts > 1).sum()):
+        return [f"{count} of {len(parts)} lesions are in several splits: what chose the model, or trained it, tests it"]
+    return []
 
 
 # --- two tables -------------------------------------------------------------------------------------------------------
@@ -247,7 +257,8 @@ def uncompared(first: pd.DataFrame, second: pd.DataFrame, part: str = "test") ->
                 mine, theirs = (int((~each).sum()) for each in known)
                 what = f"{count} of {len(tables[0])} photographs left out, whose {column} is missing"
                 said.append(f"{name}: {what} ({mine} in the first table, {theirs} in the second)")
-    return said
+    doubts = [predictions.doubts(table.reset_index()) for table in tables]
+    return said + list(dict.fromkeys(sentence for each in doubts for sentence in each))
 
 
 def tasks(table: pd.DataFrame) -> set[str]:

@@ -223,7 +223,7 @@ def test_a_table_that_is_not_there_is_one_line() -> None:
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
-    table().to_csv(tmp_path / "predictions.csv", index=False)
+    table(images=60).to_csv(tmp_path / "predictions.csv", index=False)
     command = f"{sys.executable} -m skinmtl.cli score {tmp_path} | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (141, "")
@@ -240,3 +240,69 @@ def test_a_hundred_thousand_photographs_are_scored_within_a_minute_and_two_gigab
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 60, "seconds of a core"
     assert after.ru_maxrss < 2e6, "kB"
+
+
+def said_of(of: pd.DataFrame) -> str:
+    return "\n".join(scores.evaluate(of, scores.dx_classes(of), scores.mask_classes(of), draws=5)["notes"])
+
+
+@pytest.mark.parametrize("column", ["lesion_id", "group"])
+def test_lesions_that_a_table_parts_by_a_space_are_said(column: str) -> None:
+    of = table(images=60)
+    of["lesion_id"] = [f"l{i // 2}" for i in range(60)]
+    if column == "group":
+        of["group"] = of["lesion_id"]
+    assert said_of(of) == ""
+    parted = of.assign(**{name: of[name].mask(of.index == 59, "l29 ") for name in ("lesion_id", column)})
+    assert f"test: 2 names in {column} differ from another in letters or spaces alone" in said_of(parted)
+
+
+def test_a_photograph_that_stands_there_twice_in_two_spellings_is_said() -> None:
+    of = table(images=60)
+    of.loc[59, "image_id"] = of.loc[58, "image_id"].upper() + " "
+    assert "test: 2 names in image_id differ" in said_of(of)
+
+
+def test_groups_that_are_few_are_said_for_they_may_mean_something_else() -> None:
+    of = table(images=60)
+    few = of.assign(group=of["lesion_id"].map({name: "AB"[i % 2] for i, name in enumerate(of["lesion_id"].unique())}))
+    lesions = of[of["split"].eq("test")]["lesion_id"].nunique()
+    assert f"test: {lesions} lesions are in 2 groups, which are what is resampled" in said_of(few)
+
+
+def test_lesions_of_several_splits_are_said() -> None:
+    of = table(images=60)
+    of["split"] = ["val", "test"] * 30
+    shared = int((of.groupby("lesion_id")["split"].nunique() > 1).sum())
+    assert f"{shared} of {of['lesion_id'].nunique()} lesions are in several splits" in said_of(of)
+
+
+def test_guesses_that_are_not_scored_are_said() -> None:
+    of = table(images=60)
+    probabilities = of[[f"prob_{name}" for name in scores.dx_classes(of)]]
+    of["predicted_dx"] = probabilities.idxmax(axis=1).str.removeprefix("prob_")
+    assert said_of(of) == ""
+    last = probabilities.iloc[50:].idxmin(axis=1).str.removeprefix("prob_")
+    assert "predicted_dx is not the diagnosis of the largest probability in 10 of 40 rows" in said_of(
+        of.assign(predicted_dx=of["predicted_dx"].where(of.index < 50, last))
+    )
+
+
+def test_masks_without_a_lesion_and_masks_without_skin_are_said() -> None:
+    of = table(images=60)
+    whole = int(of.loc[57, [f"{count}_lesion" for count in predictions.COUNTS]].sum())
+    columns = [*(f"{count}_lesion" for count in ("tp", "fp", "fn", "tn")), "dice", "iou"]
+    of.loc[57, columns] = 0, 0, 0, whole, 1, 1
+    of.loc[[58, 59], columns] = whole, 0, 0, 0, 1, 1
+    said = said_of(of)
+    assert "test: 1 of 40 masks are empty" in said and "test: 2 of 40 masks are lesion throughout" in said
+
+
+def test_what_a_table_says_doubtfully_is_said_where_it_is_compared() -> None:
+    of = table(images=60)
+    assert scores.uncompared(of, of) == []
+    first = of["lesion_id"].iloc[0]
+    parted = of.assign(
+        lesion_id=of["lesion_id"].mask(of["lesion_id"].eq(first) & of["lesion_id"].duplicated(), f"{first} ")
+    )
+    assert "names in lesion_id differ" in "".join(scores.uncompared(parted, parted))

@@ -266,7 +266,9 @@ def test_what_is_left_out_of_a_folder_of_photographs_is_said(root: Path, log: py
         (root / name).write_bytes(b"x")
     (root / "later").mkdir()
     assert len(sources.read(root, allow_leak=True)) == 5
-    words = "left out, for photographs are .jpg, .jpeg, .png here: 2 .heic, 1 .jfif, 1 files without an ending, 1 folders"
+    words = (
+        "left out, for photographs are .jpg, .jpeg, .png here: 2 .heic, 1 .jfif, 1 files without an ending, 1 folders"
+    )
     assert words in [record.getMessage().partition(": ")[2] for record in log.records if record.levelname == "WARNING"]
     for path in root.glob("photo *"):
         path.rename(path.with_suffix(".bmp"))

@@ -146,17 +146,18 @@ def _masks(cases: Cases, folder: Path | None) -> tuple[dict[str, str], list[Skin
     return found, faults
 
 
-def _torn(cases: Cases) -> list[SkinmtlError]:
-    """A fault for each lesion with more than one diagnosis."""
-    if not {"lesion_id", "dx"} <= set(cases.rows):
 def _misspelt_lesions(cases: Cases) -> list[SkinmtlError]:
     """A fault where one lesion may be meant by two ids: it would train and test."""
     if "lesion_id" not in cases.rows:
         return []
     wrong = in_two_spellings(cases.rows["lesion_id"])
-    return row_faults(cases.file, cases.rows["image_id"], {"a lesion_id in two spellings": (wrong, ALIKE)})
+    fix = f"{ALIKE}, or give lesions that are others ids that differ in more"
+    return row_faults(cases.file, cases.rows["image_id"], {"a lesion_id in two spellings": (wrong, fix)})
 
 
+def _torn(cases: Cases) -> list[SkinmtlError]:
+    """A fault for each lesion with more than one diagnosis."""
+    if not {"lesion_id", "dx"} <= set(cases.rows):
         return []
     rows = cases.rows[(cases.rows["lesion_id"] != "") & (cases.rows["dx"] != "")]
     several = rows.groupby("lesion_id")["dx"].transform("nunique") > 1
