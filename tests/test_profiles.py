@@ -16,6 +16,7 @@ from PIL import Image, ImageCms
 from skinmtl import baselines, cli
 from skinmtl.data import images, sources
 from skinmtl.data.images import read_image, read_mask
+from skinmtl.data.prepare.exif import without_metadata
 from skinmtl.errors import InputError
 
 IMAGE, MASK = photograph(0, (30, 40))
@@ -129,6 +130,45 @@ def test_a_png_of_another_curve_is_named(tmp_path: Path, gamma: float, read: boo
         return
     with pytest.raises(InputError, match=r"a\.png: a curve \(gAMA\) of "):
         read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
+@pytest.mark.parametrize(
+    ("space", "interoperability", "read"),
+    [(65535, "R03", False), (2, None, False), (1, "R98", True), (65535, None, True), (1, None, True)],
+)
+def test_colours_that_exif_calls_adobe_rgb_are_not_taken_for_srgb(
+    tmp_path: Path, ending: str, space: int, interoperability: str | None, read: bool
+) -> None:
+    file, exif = tmp_path / f"a.{ending}", turned(6)
+    exif.get_ifd(0x8769).update({0xA001: space} | ({0xA005: {1: interoperability}} if interoperability else {}))
+    Image.fromarray(IMAGE).save(file, exif=exif)
+    if read:
+        assert read_image(file).shape == (40, 30, 3)
+    else:
+        with pytest.raises(InputError, match="EXIF says Adobe RGB"):
+            read_image(file)
+        if ending != "webp":
+            with pytest.raises(InputError, match="EXIF says Adobe RGB"):
+                without_metadata(file.read_bytes(), file)
+    Image.fromarray(IMAGE).save(file, exif=exif, icc_profile=SRGB)
+    assert read_image(file).shape == (40, 30, 3), "a profile says it better"
+
+
+@pytest.mark.parametrize("green", [(0.21, 0.71), (0.265, 0.69), (0.3, 0.6), (0.30001, 0.6)])
+def test_a_png_of_other_primaries_is_named(tmp_path: Path, green: tuple[float, float]) -> None:
+    known = (0.3127, 0.329, 0.64, 0.33, *green, 0.15, 0.06)
+    data = struct.pack(">8I", *(round(100_000 * value) for value in known))
+    chunk = struct.pack(">I", 32) + b"cHRM" + data + struct.pack(">I", zlib.crc32(b"cHRM" + data))
+    for picture in (Image.fromarray(IMAGE), Image.fromarray(IMAGE[..., 0])):
+        picture.save(tmp_path / "a.png")
+        whole = (tmp_path / "a.png").read_bytes()
+        (tmp_path / "a.png").write_bytes(whole[:33] + chunk + whole[33:])
+        if picture.mode == "L" or green[1] == 0.6:
+            assert read_image(tmp_path / "a.png").shape == IMAGE.shape
+        else:
+            with pytest.raises(InputError, match=r"primaries \(cHRM\)"):
+                read_image(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])

@@ -35,7 +35,8 @@ def read_image(path: Path, has_mask: bool = False) -> NDArray[np.uint8]:
     """The photograph as (H, W, 3) uint8 RGB in sRGB, turned upright as its EXIF orientation says.
 
     Grey, CMYK, palette and opaque-alpha files become RGB, and an embedded colour profile makes them sRGB; transparent
-    and 16-bit ones are refused, because nobody said what their pixels should look like. With `has_mask`, a photograph
+    and 16-bit ones, and those that are said to be of other colours without a profile, are refused, because nobody said
+    what their pixels should look like. With `has_mask`, a photograph
     that EXIF turns is refused too: nothing tells whether its mask was drawn on the stored or on the turned picture.
 
     Raises:
@@ -45,6 +46,7 @@ def read_image(path: Path, has_mask: bool = False) -> NDArray[np.uint8]:
     if has_mask and orientation not in UPRIGHT:
         what = f"EXIF orientation {orientation} turns this photograph; its mask may be turned with it or not"
         raise InputError(str(path), what, "save both upright, without EXIF orientation")
+    profiles.check_named(image, path)
     upright = image if orientation in UPRIGHT else ImageOps.exif_transpose(image)
     return np.asarray(_rgb(upright, path), dtype=np.uint8)
 
@@ -144,6 +146,7 @@ def _open(path: Path, formats: tuple[str, ...]) -> tuple[Image.Image, int]:
         if _bits(image, data) > 8:
             raise InputError(str(path), "more than 8 bits a channel", "save it with 8 bits, scaled as you mean it")
         before = image.getexif().get(ORIENTATION, 1)
+        profiles.note_exif(image)
         _load(image, data)
         orientation = image.getexif().get(ORIENTATION, 1) if before in UPRIGHT else before
     except InputError:

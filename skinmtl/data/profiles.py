@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import ExifTags, Image, ImageCms
 
 from skinmtl.errors import InputError
 
@@ -15,7 +16,37 @@ FIX = "save it as sRGB"
 SPACES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}  # of a profile, and Pillow's mode of pixels in it
 SAME = 2  # levels by which a profile may differ from sRGB and still be it: the same curve is written in several ways
 GAMMA, OFF = 1 / 2.2, 0.02  # what a PNG without a profile says of its curve, and how far it may be from sRGB's
+# White, red, green and blue, x and y each, as a PNG's cHRM has them.
+SRGB_PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
+APART = 0.01  # by which a coordinate may differ; writers round
+COLOUR_SPACE, INTEROPERABILITY = 0xA001, 0xA005  # in EXIF; cameras say Adobe RGB there and embed no profile
+SRGB, ADOBE_RGB = 1, (2, "R03")  # what stands in them; the 2 by some makers alone
+SAYS_ADOBE_RGB = "says_adobe_rgb"
 WAY = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION  # as photographers convert
+
+
+def note_exif(image: Image.Image) -> None:
+    """Keep in the image's `info` whether its EXIF says Adobe RGB; before it is loaded, for a TIFF forgets it then."""
+    exif = image.getexif()
+    with suppress(Exception):  # Pillow raises all sorts where the inner parts of EXIF are broken: they say nothing then
+        space = exif.get_ifd(ExifTags.IFD.Exif).get(COLOUR_SPACE)
+        kind = str(exif.get_ifd(INTEROPERABILITY).get(1, "")).strip("\0 ")
+        image.info[SAYS_ADOBE_RGB] = space == ADOBE_RGB[0] or (kind == ADOBE_RGB[1] and space != SRGB)
+
+
+def check_named(image: Image.Image, path: Path) -> None:
+    """Refuse a photograph without a profile whose file says in other ways that its colours are not those of sRGB.
+
+    Raises:
+        InputError: its EXIF says Adobe RGB, or its primaries (cHRM) are others.
+    """
+    if image.info.get("icc_profile") or image.mode in ("L", "LA", "1", "CMYK"):
+        return
+    if image.info.get(SAYS_ADOBE_RGB):
+        raise InputError(str(path), "its EXIF says Adobe RGB, and no colour profile is embedded", FIX)
+    primaries = image.info.get("chromaticity")
+    if primaries and "srgb" not in image.info and np.abs(np.subtract(primaries, SRGB_PRIMARIES)).max() > APART:
+        raise InputError(str(path), "primaries (cHRM) that are not those of sRGB", FIX)
 
 
 def in_srgb(image: Image.Image, path: Path) -> Image.Image:

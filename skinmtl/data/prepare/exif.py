@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from skinmtl.data import profiles
 from skinmtl.data.images import ORIENTATION, reason
 from skinmtl.data.jpeg import BARE, END, MARKER, SCAN, SCAN_END, find_code
 from skinmtl.errors import InputError
@@ -31,7 +32,7 @@ def without_metadata(data: bytes, path: Path) -> bytes:
     orientation that turns the picture stays too, alone in a new block, since it decides what the picture shows.
 
     Raises:
-        InputError: at `path`, when it is neither, or is not put together as its format says.
+        InputError: at `path`, when it is neither, or is not put together as its format says, or says Adobe RGB.
     """
     if not data:
         raise InputError(str(path), "the file is empty", "replace it")
@@ -43,7 +44,7 @@ def without_metadata(data: bytes, path: Path) -> bytes:
         else:
             what = "neither JPEG nor PNG, so its metadata cannot be removed"
             raise InputError(str(path), what, "save it as PNG, or leave it out")
-        turned = _orientation(data) if clean != data else None
+        turned = _orientation(data, path) if clean != data else None
     except (struct.error, IndexError, ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(str(path), f"not a whole JPEG or PNG picture ({reason(error)})", "replace the file") from error
     if turned is None:
@@ -95,10 +96,16 @@ def _png(data: bytes) -> Iterator[bytes]:
         at = end
 
 
-def _orientation(data: bytes) -> int | None:
-    """The EXIF orientation, from wherever the decoder takes it, if it turns the picture."""
+def _orientation(data: bytes, path: Path) -> int | None:
+    """The EXIF orientation, from wherever the decoder takes it, if it turns the picture.
+
+    Raises:
+        InputError: EXIF names other colours than those of sRGB, which nothing would say once it is cut.
+    """
     with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
         image.load()  # a PNG may say it behind its pixels
+        profiles.note_exif(image)
+        profiles.check_named(image, path)
         found = image.getexif().get(ORIENTATION, 1)
     return found if isinstance(found, int) and 2 <= found <= 8 else None
 
