@@ -65,7 +65,7 @@ def listed(paths: Sequence[Path]) -> Listing:
     for path in paths:
         for file, why in _looked_at(path):
             if why is None:
-                found.setdefault(file.resolve(), file)
+                found.setdefault(file.parent.resolve() / file.name, file)  # a link has a name, and so a row, of its own
             else:
                 passed_over.append((f"{shown(file.name)}/" if file.is_dir() else shown(file.name), why))
     photographs = list(found.values())

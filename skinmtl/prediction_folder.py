@@ -56,7 +56,8 @@ def write_predictions(
         stopped: asked before each photograph; once true, what is done is written, and the others are in `skipped.csv`.
 
     Raises:
-        InputError: the folder holds predictions already, or files of other names than ours that no table knows.
+        InputError: the folder is a run's, holds predictions already, or files of other names than ours that no table
+            knows.
         Interrupted: it was stopped.
     """
     _check_free(out, replace)
@@ -136,6 +137,9 @@ def _check_free(out: Path, replace: bool) -> None:
     """Refuse a folder with predictions in it, but to replace them where its tables account for every file."""
     if out.exists() and not out.is_dir():
         raise InputError(str(out), "is no folder", "give another --out")
+    if (out / "run.json").exists():
+        what = "is a run's folder, whose predictions.csv is what its scores come from"
+        raise InputError(str(out), what, "give another --out, such as its subfolder predict")
     there = [name for name in WRITTEN if _holds(out / name)]
     if not there:
         return
@@ -144,8 +148,11 @@ def _check_free(out: Path, replace: bool) -> None:
         raise InputError(str(out), f"holds predictions already: {', '.join(there)}", fix)
     known: set[str] = set()
     if "predictions.csv" in there:
-        with (out / "predictions.csv").open(encoding="utf-8", newline="") as file:
-            known = {f"{Path(row.get('file') or '').stem}.png" for row in csv.DictReader(file)}
+        with (out / "predictions.csv").open(encoding="utf-8", errors="replace", newline="") as file:
+            rows = csv.DictReader(file)
+            if "file" not in (rows.fieldnames or ()):
+                raise InputError(str(out / "predictions.csv"), "is not one of skinmtl predict", "give another --out")
+            known = {f"{Path(row.get('file') or '').stem}.png" for row in rows}
     pictures = (file for name in ("masks", "overlays") if (out / name).is_dir() for file in (out / name).iterdir())
     strange = sorted(f"{file.parent.name}/{shown(file.name)}" for file in pictures if shown(file.name) not in known)
     if strange:

@@ -290,3 +290,26 @@ def test_licence_of_ham10000_is_told_of_its_photographs_alone(run: Run, photogra
         copy.update({"data": {"layout": layout}, "synthetic": False})
         assert predict(copy, photograph, "--out", tmp_path / layout) == 0
         assert ("CC BY-NC" in (tmp_path / layout / "README.txt").read_text()) is told
+
+
+def test_a_link_to_a_photograph_is_a_photograph_of_its_own_name(tmp_path: Path) -> None:
+    first = draw(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "b.png").symlink_to("a.png")
+    os.link(first, tmp_path / "in" / "c.png")
+    (tmp_path / "again").symlink_to("in")
+    for given in ([first.parent], [first.parent, first], [first.parent, tmp_path / "again"]):
+        assert [path.name for path in photographs.listed(given).photographs] == ["a.png", "b.png", "c.png"]
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_predictions_never_take_the_place_of_what_a_run_is_scored_by(
+    run: Run, photograph: Path, tmp_path: Path, replace: bool
+) -> None:
+    before = run.predictions_file.read_bytes()
+    with pytest.raises(InputError, match="is a run's folder"):
+        prediction_folder.write_predictions(run.path, [photograph], run.path, replace=replace)
+    assert run.predictions_file.read_bytes() == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "predictions.csv").write_text("image_id,dx\n1,nv\n")
+    with pytest.raises(InputError, match="is not one of skinmtl predict" if replace else "holds predictions already"):
+        prediction_folder.write_predictions(run.path, [photograph], tmp_path / "mine", replace=replace)
