@@ -537,6 +537,34 @@ def test_lesions_that_sources_share_by_known_duplicates_are_left_out_whole(root:
     assert data.certificate()["folds"]["fold_0"]["groups_on_two_sides"] == 0
 
 
+@pytest.mark.parametrize("choice", ["known", "none", "pairs.csv"])
+def test_one_file_on_two_sides_of_a_split_is_warned_of(
+    root: Path, tmp_path: Path, choice: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = shutil.copytree(root, tmp_path / "data")
+    table = sources.read(root).set_index("image_id")
+    folds = make(root, duplicates="none").split.set_index("image_id")["fold_0"]
+    same = table.index[table["dx"] == "nv"]
+    train, test = (next(name for name in same if folds[name] == stage) for stage in ("train", "test"))
+    assert "one file on two sides" not in caplog.text
+    shutil.copy(table.loc[train, "image"], table.loc[test, "image"])
+    Path("pairs.csv").write_text(f"first,second\n{same[0]},{same[-1]}\n")
+    make(root, duplicates=choice, masks=None)
+    assert ("1 pairs of photographs are one file on two sides" in caplog.text) == (choice != "known")
+
+
+def test_a_lesion_that_the_other_source_spells_otherwise_does_not_train(root: Path, tmp_path: Path) -> None:
+    lesion = sources.read(root)["lesion_id"].iloc[0]
+    for number in range(3):
+        Image.fromarray(photograph(3000 + number)[0]).save(tmp_path / f"OWN_{number}.jpg")
+    table = pd.DataFrame({"image": [f"OWN_{number}.jpg" for number in range(3)], "dx": "nv"})
+    table.assign(lesion_id=["A", "A", "B"]).to_csv("own.csv", index=False)
+    assert len(Also("own.csv", share=0.25).read(sources.read(root))) == 3
+    for name in (lesion.lower(), f"{lesion}\u200b", f" {lesion}"):
+        table.assign(lesion_id=[name, name, "B"]).to_csv("own.csv", index=False)
+        assert Also("own.csv", share=0.25).read(sources.read(root))["image_id"].tolist() == ["OWN_2"]
+
+
 def test_diagnoses_are_counted_as_often_as_an_epoch_shows_them(root: Path, other: Path) -> None:
     data = make(root, batch_size=8, also={"other": Also(str(other), share=0.25, disjoint="drawn anew")})
     rows = [row for epoch in range(40) for batch in epochs_of(data, epoch) for row in batch]

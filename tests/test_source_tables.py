@@ -302,3 +302,26 @@ def test_the_door_says_each_fault_in_a_line_and_exits_with_2(
     # What is left is the record of the try: no split, no cache, no checkpoint, no score.
     left = {path.name for path in (tmp_path / "outputs").rglob("*") if path.is_file()}
     assert left <= {"run.json", "config.yaml", "hydra.yaml", "overrides.yaml", "lock", ".lock"}, left
+
+
+def warned(root: Path, caplog: pytest.LogCaptureFixture, masks: Path | None = None) -> str:
+    caplog.clear()
+    sources.read(root, masks=masks)
+    return "\n".join(record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+
+
+def test_masks_that_are_passed_over_or_copied_down_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    raw = write_own(tmp_path)
+    assert warned(tmp_path, caplog) == ""
+    outlines = tmp_path / "outlines"
+    assert f"data.masks={outlines} is read instead of the 21 masks" in warned(tmp_path, caplog, outlines)
+    raw.drop(columns="mask").to_csv(tmp_path / "mine.csv", index=False)
+    assert warned(tmp_path, caplog, outlines) == ""
+    for number, mask in enumerate(sorted(outlines.iterdir())[:8]):
+        mask.rename(outlines / f"{number}_of_another_set.png")
+    said = warned(tmp_path, caplog, outlines)
+    assert "8 files of masks belong to no photograph" in said and "8 photographs have no mask, such as ISIC_0" in said
+    raw.assign(mask=raw["mask"].iloc[20]).to_csv(tmp_path / "mine.csv", index=False)
+    assert "1 masks are those of several photographs each, such as " in warned(tmp_path, caplog)

@@ -293,7 +293,9 @@ class DataModule(pl.LightningDataModule):
             self.table = grouped(self.table, self.dx_groups)
         self.dx_classes: tuple[str, ...] = tuple(self.table["dx"].cat.categories)
         self.source = np.repeat(np.arange(len(tables)), list(map(len, tables)))  # (N,), 0 is data.root
-        self._stages = np.append(self._stages_of_fold(first), np.full(len(self.table) - len(first), "train"))
+        stages = self._stages_of_fold(first)
+        self._say_twins(first, stages)
+        self._stages = np.append(stages, np.full(len(self.table) - len(first), "train"))
         counts = ", ".join(f"{stage} {len(self.rows(stage)):,}" for stage in splits.STAGES)
         logger.info("fold %d of %s (sha256 %s): %s", self.fold, self.split_file, self.split_hash[:12], counts)
 
@@ -302,6 +304,15 @@ class DataModule(pl.LightningDataModule):
         pixels = cache.get(*known, self.cache_dir, self.mask_rule) if self.cache == "auto" else None
         self._is_cached = pixels is not None
         self._photographs = Photographs.of(*known, pixels, self.mask_rule)
+
+    def _say_twins(self, first: pd.DataFrame, stages: NDArray[np.object_]) -> None:
+        """Warn of one file on two sides under two lesion ids, where data.duplicates joins no such lesions."""
+        side = dict(zip(first["image_id"], stages, strict=True))
+        if torn := [pair for pair in duplicates.same_files(first) if side[pair[0]] != side[pair[1]]]:
+            what = (
+                "%d pairs of photographs are one file on two sides of the split, such as %s and %s; data.duplicates=%s"
+            )
+            logger.warning(f"{what} does not join their lesions", len(torn), *torn[0], self.duplicates)
 
     def is_of(self, data_hash: str) -> bool:
         """Whether a data hash, which may be of an older version, is that of the photographs at data.root."""

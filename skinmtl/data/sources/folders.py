@@ -77,8 +77,8 @@ def photographs(folders: Sequence[Path], where: Path) -> tuple[dict[str, str], l
 def masks(folders: Sequence[Path], images: Mapping[str, str]) -> tuple[dict[str, str], list[SkinmtlError]]:
     """Paths of masks by the id of their photograph: `<id>.png`, `<id>_segmentation.png` or `<id>_mask.png`.
 
-    Files that belong to no photograph are counted in the log, with a warning where they are named after photographs
-    that have no mask. It is a fault when two belong to one, or when none of them belongs to any: a photograph without a
+    Files that belong to no photograph are counted in the log, with a warning where there are photographs without a
+    mask. It is a fault when two belong to one, or when none of them belongs to any: a photograph without a
     mask is allowed, so a wrong ending would pass for missing masks.
     """
     found: dict[str, str] = {}
@@ -100,6 +100,9 @@ def masks(folders: Sequence[Path], images: Mapping[str, str]) -> tuple[dict[str,
     elif nearly := [path for path in strays if _begins_with(Path(path).stem, without)]:
         what = "%s files of masks are named after photographs without a mask, such as %s; a mask is named %s"
         logger.warning(what, f"{len(nearly):,}", nearly[0], NAMES_OF_MASKS)
+    elif strays and without:
+        what = "%s files of masks belong to no photograph, such as %s, and %s photographs have no mask, such as %s"
+        logger.warning(what, f"{len(strays):,}", strays[0], f"{len(without):,}", shown(min(without)))
     elif strays and images:
         logger.info("%s files of masks belong to no photograph, such as %s", f"{len(strays):,}", strays[0])
     return found, most(faults)
