@@ -137,6 +137,9 @@ def answer_to(error: BaseException, place: Path, elsewhere: str) -> SkinmtlError
     if lacks_memory(error):
         what = str(error).split(". ")[0] or "not enough"
         return ResourceError("memory", what, "free some, or lower data.batch_size or data.size")
+    if isinstance(error, ValueError) and str(error).startswith("Key backend:"):
+        what = f"{os.environ.get('MPLBACKEND')!r} is no backend of this matplotlib"
+        return ConfigError("MPLBACKEND", what, "unset it: figures are written to files")
     if not isinstance(error, OSError):
         return None
     path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None

@@ -85,7 +85,7 @@ def _cells(path: Path) -> tuple[list[str], dict[int, list[str]]]:
             reader = csv.reader(file, strict=True)
             header = next(reader, [])
             for row in reader:
-                if row:
+                if any(row):  # a spreadsheet leaves rows of blanks behind a table
                     rows[reader.line_num] = row
     except UnicodeDecodeError:
         raise InputError(str(path), "not UTF-8 text", "save it as UTF-8 CSV") from None
@@ -97,7 +97,8 @@ def _cells(path: Path) -> tuple[list[str], dict[int, list[str]]]:
         raise InputError(str(path), f"two columns are called {', '.join(twice)}", "keep one of them")
     if torn := [line for line, row in rows.items() if len(row) != len(header)]:
         what = f"row {torn[0]} has {len(rows[torn[0]])} cells for {len(header)} columns ({len(torn)} rows)"
-        raise InputError(str(path), what, "give every row the header's columns; is the file whole?")
+        whole = "give every row the header's columns; is the file whole?"
+        raise InputError(str(path), what, "separate columns by commas" if len(header) == 1 else whole)
     return header, rows
 
 
@@ -279,6 +280,11 @@ def _wrong_measures(table: pd.DataFrame, masks: Sequence[str]) -> Iterator[Fault
             rows = is_wrong(_measure(table, name))
             possible &= not rows.any()
             yield f"{name} {what}", rows, "look at what made the table"
+    if {"height", "width"} <= set(table) and possible:
+        diagonal = np.hypot(_measure(table, "height"), _measure(table, "width"))
+        for name in (name for name in LENGTHS if name in table):
+            rows = _measure(table, name) > diagonal + ROUNDING
+            yield f"{name} is above the photograph's diagonal", rows, "give distances in pixels of the photograph"
     if "dice" in table and possible:
         rows = _measure(table, "iou") > _measure(table, "dice") + ROUNDING
         yield "iou is above dice", rows, "IoU is never above Dice: look at both"
@@ -324,6 +330,12 @@ def _wrong_diagnoses(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Fa
     yield "a probability is not a number", _any(~np.isfinite(p)), "look at the model that made it"
     yield "a probability is below 0 or above 1", _any((p < 0) | (p > 1)), "give probabilities, not logits"
     yield "probabilities do not sum to one", _any(np.abs(total - 1) > 1e-3), "normalise them"
+    if "predicted_dx" in table:
+        own = p[np.arange(len(p)), [classes.index(name) if name in classes else 0 for name in table["predicted_dx"]]]
+        wrong = table["predicted_dx"].notna().to_numpy() & (own < p.max(axis=1) - ROUNDING)
+        wrong |= (table["predicted_dx"].notna() & ~table["predicted_dx"].isin(classes)).to_numpy()
+        fix = "give both of the same model; scores go by the probabilities"
+        yield "predicted_dx is not the diagnosis of the largest probability", wrong, fix
     strange = table["dx"].notna() & ~table["dx"].isin(classes)
     names = ", ".join(sorted(map(str, set(table["dx"][strange]))))
     fix = f"the classes are {', '.join(classes)}"

@@ -120,3 +120,17 @@ def test_what_is_written_is_utf_8_in_any_locale(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "病变" in (tmp_path / "split.csv").read_text(encoding="utf-8")
     assert "色素" in (tmp_path / "metrics.csv").read_text(encoding="utf-8")
+
+
+def test_a_backend_that_matplotlib_does_not_have_is_told_in_a_line(tmp_path: Path) -> None:
+    code = "from skinmtl import cli; import sys; sys.exit(cli.main(['report', 'x']))"
+    for backend, says in {"Qt4Agg": "MPLBACKEND: 'Qt4Agg' is no backend of", "agg": "x: neither a run nor"}.items():
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env=os.environ | {"MPLBACKEND": backend},
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        assert done.returncode == 2 and f"skinmtl: error: {says}" in done.stderr, done.stderr

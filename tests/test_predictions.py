@@ -92,6 +92,42 @@ def test_a_photograph_may_be_called_as_a_word_for_missing(tmp_path: Path) -> Non
     predictions.check(written)
 
 
+def test_distances_and_guesses_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    written = table(images=30).assign(height=30, width=40)
+    probabilities = written.filter(like="prob_")
+    guess = probabilities.idxmax(axis=1).str.removeprefix("prob_")
+    written = written.drop(columns=["tp_lesion", "fp_lesion", "fn_lesion", "tn_lesion", "dice", "iou"])
+    written = written.assign(predicted_dx=guess, hd95=50.0)  # as far as corner from corner: of one empty mask
+    predictions.check(written)
+    for column, value, says in (
+        ("hd95", 50.1, "hd95 is above the photograph's diagonal"),
+        ("predicted_dx", probabilities.idxmin(axis=1)[0].removeprefix("prob_"), "predicted_dx is not the diagnosis of"),
+        ("predicted_dx", "dragon", "predicted_dx is not the diagnosis of"),
+    ):
+        wrong = written.copy()
+        wrong.loc[0, column] = value
+        with pytest.raises(Faults, match=rf"{written['image_id'][0]}: {says}.* \(1 row\)"):
+            predictions.check(wrong)
+
+
+def test_rows_of_blanks_behind_a_table_are_none(tmp_path: Path) -> None:
+    written = table(images=30)
+    text = written.to_csv(index=False)
+    (tmp_path / "t.csv").write_text(text + "," * (len(written.columns) - 1) + "\r\n\r\n")
+    read = predictions.read(tmp_path / "t.csv")
+    predictions.check(read)
+    assert len(read) == 30
+    (tmp_path / "t.csv").write_text(text + ",\n" + "a,b\n")  # the control: half a row is a fault
+    with pytest.raises(InputError, match="row 33 has 2 cells"):
+        predictions.read(tmp_path / "t.csv")
+
+
+def test_semicolons_are_told_although_decimals_have_commas(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("image_id;split;dice\na;test;0,9\n")
+    with pytest.raises(InputError, match="fix: separate columns by commas"):
+        predictions.read(tmp_path / "t.csv")
+
+
 def test_measures_come_back_to_the_last_bit_and_counts_as_whole_numbers(tmp_path: Path) -> None:
     written = table(images=60).assign(leaky=True)
     written.loc[3, ["dice", "iou"]] = np.nan

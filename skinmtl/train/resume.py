@@ -94,9 +94,9 @@ def check_data(here: Run, data: DataModule, start: Start) -> None:
         if start.resumed and not may and not same:
             raise ConfigError(key, f"sha256 {now[:12]}, the run began with {str(before)[:12]}", fix)
     for name, before in dig(info, "also_hashes", default={}).items():  # younger than some runs
-        this = data.also_hashes.get(name)  # none: the config has refused, or been let in, already
-        if start.resumed and not start.allow_change and this not in (None, before):
-            what = f"sha256 {this[:12]}, the run began with {before[:12]}"
+        here_now = data.also_hashes.get(name, before)  # without this source the config was refused already
+        if start.resumed and not start.allow_change and here_now != before:
+            what = f"sha256 {here_now[:12]}, the run began with {before[:12]}"
             raise ConfigError(f"data.also.{name}.root", what, f"give the same again, or go on with {ALLOW}")
 
 
