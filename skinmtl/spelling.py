@@ -7,10 +7,10 @@ import unicodedata
 import pandas as pd
 
 # Words of R, Excel, pandas, SQL and people for a cell of which nothing is known, in any case.
-MISSING = (
+MISSING = {
     *("", "na", "n/a", "n.a.", "#n/a", "<na>", "nan", "none", "null", "nil", "unknown", "unk", "missing"),
     *("not available", "#value!", "#ref!", "#name?", "#div/0!", "#num!", "#null!"),
-)
+}
 # Dots (as of SAS and Stata), dashes and question marks: nobody filled that in.
 BARE = "[?._\u2026\u2010-\u2015\u2212-]+"
 

@@ -311,3 +311,15 @@ def test_what_a_killed_build_left_is_swept_and_a_living_one_is_let_be(
     path = cache.get(table, SIZE, folder)
     assert path is not None and [file for file in folder.iterdir() if file.suffix != ".json"] == [path]
     assert path.read_bytes() == kept.read_bytes()
+
+
+@pytest.mark.parametrize("inverted", [0, 15, 17, 32])
+def test_masks_that_are_skin_rather_than_lesion_are_warned_of(
+    table: pd.DataFrame, tmp_path: Path, inverted: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in table["mask"].dropna()[:inverted]:
+        Image.fromarray(255 * (1 - images.read_mask(Path(path)))).save(path)
+    for look in (lambda: cache.get(table, SIZE, tmp_path / "a"), lambda: cache.check(table, tmp_path / "b")):
+        caplog.clear()
+        look()
+        assert (f"{inverted} of 32 masks hold all four corners" in caplog.text) == (inverted > 16)

@@ -155,6 +155,7 @@ def _build(photographs: Photographs, size: Size, path: Path) -> None:
         os.pwrite(handle, begin, 0)
         mapped = np.memmap(temporary, record(size), "r+", len(begin), (len(photographs),))
         _fill(mapped.view(np.ndarray), photographs)
+        _say_inverted(_holds_corners(mapped["mask"]), int(photographs._has_mask.sum()))
         mapped.flush()
         os.fsync(handle)
         os.replace(temporary, path)
@@ -178,10 +179,32 @@ def check(table: pd.DataFrame, folder: Path) -> None:
         return
     logger.info("decoding %s photographs once, to see that all can be read", f"{len(table):,}")
     pairs = list(zip(table["image"], table["mask"], strict=True))
-    _each(len(pairs), lambda row: read_pair(*pairs[row]))
+    held = np.zeros(len(pairs), dtype=bool)
+
+    def read(row: int) -> None:
+        mask = read_pair(*pairs[row])[1]
+        held[row] = mask is not None and bool(_holds_corners(mask))
+
+    _each(len(pairs), read)
+    _say_inverted(held, int(table["mask"].notna().sum()))
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         done.touch()
+
+
+def _holds_corners(masks: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Whether all four corners of masks (..., H, W) are lesion, (...)."""
+    corners: NDArray[np.bool_] = np.all(masks[..., [0, 0, -1, -1], [0, -1, 0, -1]] > 0, axis=-1)
+    return corners
+
+
+def _say_inverted(held: NDArray[np.bool_], masks: int) -> None:
+    """Warn where most masks hold all four corners of their photographs, as skin does and a lesion seldom."""
+    if 2 * (count := int(held.sum())) > masks:
+        what = (
+            "%s of %s masks hold all four corners of their photograph: is white (255, or 1) the lesion, not the skin?"
+        )
+        logger.warning(what, f"{count:,}", f"{masks:,}")
 
 
 def _fill(records: Records, photographs: Photographs) -> None:
