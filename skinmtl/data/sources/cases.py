@@ -71,7 +71,6 @@ def read(
         what = "%s: %s photographs that lie there are left out, for no row names them, such as %s"
         logger.warning(what, cases.file, f"{len(unnamed):,}", shown(unnamed[0]))
     _report(table, root)
-    _say_shared_masks(table)
     return table
 
 
@@ -186,14 +185,6 @@ def _table(cases: Cases, mask_of: dict[str, str]) -> pd.DataFrame:
     names = [dx for dx in DX if dx in present] + sorted(present.difference(DX))
     table["dx"] = pd.Categorical(table["dx"], categories=names)
     return table[list(COLUMNS)]
-
-
-def _say_shared_masks(table: pd.DataFrame) -> None:
-    """Warn of a mask of several photographs: a cell copied down, or an empty one that many share."""
-    counts = table["mask"].value_counts()
-    if len(shared := counts[counts > 1]):
-        what = "%s masks are those of several photographs each, such as %s of %s"
-        logger.warning(what, f"{len(shared):,}", shared.index[0], f"{shared.iloc[0]:,}")
 
 
 def _report(table: pd.DataFrame, root: Path) -> None:
