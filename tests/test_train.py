@@ -582,6 +582,15 @@ def test_class_weights_mean_the_same_to_every_loss_that_takes_them(looked: Calla
     assert torch.equal(weights[TAKE[0], "none"], torch.ones(7))
 
 
+def test_a_run_with_one_diagnosis_says_that_its_score_does_not_measure_it(
+    looked: Callable[..., tuple[str, Any]],
+) -> None:
+    said, _ = looked("cross_entropy", "auto", "data.diagnoses={skin:[akiec,bcc,bkl,df,mel,nv,vasc],other:rest}")
+    assert "every training image with a diagnosis is skin: none can be told from another" in said
+    said, _ = looked("cross_entropy", "auto", "data.diagnoses={skin:[akiec,bcc,bkl,df,mel,nv],other:rest}")
+    assert "every training image" not in said
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_nothing_is_balanced_twice_unless_asked_for(looked: Callable[..., tuple[str, Any]], sampler: str) -> None:
     drawn = f"sampler={sampler}"
