@@ -321,10 +321,16 @@ def _refusal(error: Exception, conf: Path) -> Exception:
             return ConfigError(key, what, "leave out one of them: another choice, or null, takes this key away")
         return ConfigError(key, "there is no such key", _guess(last if last in keys else key, keys))
     if isinstance(error, (HydraException, OmegaConfBaseException, ValueError, TypeError)):
-        return ConfigError(
-            "command line", " ".join(text.partition("See https")[0].split()), "see python train.py --help"
-        )
+        return ConfigError("command line", " ".join(text.partition("See https")[0].split()), _readable_as(text))
     return error
+
+
+def _readable_as(refusal: str) -> str:
+    """How a word that Hydra refuses is written, where its grammar is why."""
+    if "Lexer" not in refusal and "no viable alternative" not in refusal:
+        return "see python train.py --help"
+    quotes = "put words with other characters than a to z, digits, - and _ in quotes; "
+    return quotes + "keys within {} take no quotes: give plain ones, or write them in a YAML file of yours"
 
 
 def _is_text(file: Path) -> bool:

@@ -124,6 +124,11 @@ def test_help_names_every_experiment_study_and_key_without_importing_torch() -> 
         (["+optim.lr=1"], "An item is already at 'optim.lr'"),
         (["~optm"], "'optm' does not exist"),
         (["seed=[1,2"], "command line: "),
+        (['data.diagnoses={"0":[a],b:rest}'], "fix: put words with other characters than a to z"),
+        (
+            ["data.diagnoses={böse:[a],b:rest}"],
+            "keys within {} take no quotes: give plain ones, or write them in a YAML",
+        ),
         (["demo"], "missing EQUAL"),
         (["--experiment", "demo"], "write experiment=<value>"),
         (["model=null"], "Config group override must be a string or a list"),
