@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from fakes import write_run
 
 from skinmtl import logs
+from skinmtl.runs import Run
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = {
@@ -25,7 +27,11 @@ COMMANDS = {
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_reader_that_leaves_early_ends_a_command_in_silence(tmp_path: Path, name: str) -> None:
-    write_run(tmp_path / "run")
+    file = Run(write_run(tmp_path / "run")).predictions_file
+    of = pd.read_csv(file)
+    of.assign(lesion_id=of["split"] + of["lesion_id"]).to_csv(
+        file, index=False
+    )  # else a note says that they are shared
     reads, writes = os.pipe()
     os.close(reads)  # what `| head` has done by the time that much is printed
     command = subprocess.Popen(

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -217,6 +218,7 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"# One of mine.\n_target_: outside.{name}\n")
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "outside", raising=False)  # that of another test
     return f"hydra.searchpath=[file://{tmp_path / 'conf'}]"
 
 
@@ -582,13 +584,13 @@ def test_class_weights_mean_the_same_to_every_loss_that_takes_them(looked: Calla
     assert torch.equal(weights[TAKE[0], "none"], torch.ones(7))
 
 
-def test_a_run_with_one_diagnosis_says_that_its_score_does_not_measure_it(
+def test_a_validation_of_one_diagnosis_says_that_its_score_does_not_measure_it(
     looked: Callable[..., tuple[str, Any]],
 ) -> None:
     said, _ = looked("cross_entropy", "auto", "data.diagnoses={skin:[akiec,bcc,bkl,df,mel,nv,vasc],other:rest}")
-    assert "every training image with a diagnosis is skin: none can be told from another" in said
+    assert "every validation image with a diagnosis is skin: none can be told from another" in said
     said, _ = looked("cross_entropy", "auto", "data.diagnoses={skin:[akiec,bcc,bkl,df,mel,nv],other:rest}")
-    assert "every training image" not in said
+    assert "every validation image" not in said
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -199,10 +199,12 @@ def say_shares(nodes: Mapping[str, Any], data: DataModule, module: MultiTaskModu
     if "cls" not in nodes["tasks"]:
         return
     shares = torch.tensor(data.class_shares())
-    seen = [name for name, share in zip(data.dx_classes, shares.tolist(), strict=True) if share > 0]
-    if len(seen) == 1:
-        what = "every training image with a diagnosis is %s: none can be told from another, and val balanced accuracy "
-        log.warning(what + "and val score do not measure that; tasks=[seg] trains the mask alone", seen[0])
+    judged = data.table["dx"].iloc[data.rows("val")].dropna().unique()
+    if len(judged) == 1:
+        what = (
+            "every validation image with a diagnosis is %s: none can be told from another, and val balanced accuracy "
+        )
+        log.warning(what + "and val score do not measure that; more lesions or fewer folds give it others", judged[0])
     log.info("an epoch shows %s", _shares(data.dx_classes, shares))
     weights, asked = class_weights(nodes, data), nodes["class_weights"]
     log.info("class weights: %s%s", weights, " (class_weights=auto)" if asked == "auto" else "")
