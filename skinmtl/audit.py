@@ -174,7 +174,7 @@ def _checked(
 ) -> tuple[dict[str, Any], list[InputError]]:
     """A split's certificate and what is wrong with it."""
     try:
-        splits.check(split, table, path, pairs)
+        splits.check(split, table, path, pairs, given=True)
         faults: list[InputError] = []
     except Faults as found:
         faults = [fault for fault in found.faults if isinstance(fault, InputError)]

@@ -59,7 +59,7 @@ def compare_run(run: Run, data_root: Path | None = None) -> pd.DataFrame:
     groups = {str(name): list(of) if of != REST else of for name, of in (cfg.get("diagnoses") or {}).items()}
     table = sources.read(root, cfg.layout, cfg.allow_leak, masks, lesions, named(groups))
     split = splits.load(run.split_file)
-    splits.check(split, table, run.split_file)
+    splits.check(split, table, run.split_file, given=True)
     kept = Path(cfg.cache_dir).expanduser() if cfg.get("cache_dir") else None
     same = {
         "data": (root, cache.is_of(facts["data"]["hash"], table, kept)),

@@ -143,6 +143,10 @@ def test_a_split_file_of_other_data_is_refused(table: pd.DataFrame, split: pd.Da
     text = str(caught.value)
     assert "images twice: ISIC_0000002" in text
     assert "images that are not in the data: ISIC_9999999" in text
+    assert "delete the split file to have it drawn anew" in text
+    with pytest.raises(Faults) as caught:
+        splits.check(other, table, given=True)
+    assert "delete" not in str(caught.value), "it may be another run's"
     assert "images of the data that are missing: ISIC_0000000, ISIC_0000001" in text
 
 

@@ -278,7 +278,7 @@ class DataModule(pl.LightningDataModule):
             logger.info("%d pairs of duplicates (%s) keep their lesions on one side", len(joined), self.duplicates)
         self.split_file = self._given or splits.get(dealt, self.folds, self.split_seed, self.split_dir, joined)
         self.split = splits.load(self.split_file)
-        splits.check(self.split, dealt, self.split_file, joined)
+        splits.check(self.split, dealt, self.split_file, joined, given=self._given is not None)
         self.split_hash = splits.digest(self.split_file)
 
         tables = [first, *further.values()]

@@ -219,9 +219,20 @@ def joined(split: pd.DataFrame, table: pd.DataFrame) -> list[Pair]:
     return duplicates.apart((pair for _, ids in by_group for pair in pairwise(ids)), table)
 
 
-def check(split: pd.DataFrame, table: pd.DataFrame, path: Path | str = "split", pairs: Sequence[Pair] = ()) -> None:
-    """Raise Faults where the split is not one of this table, or a lesion or a pair of duplicates is on two sides."""
-    where, redraw = (str(path), "delete the split file to have it drawn anew, or give another in data.split")
+def check(
+    split: pd.DataFrame,
+    table: pd.DataFrame,
+    path: Path | str = "split",
+    pairs: Sequence[Pair] = (),
+    given: bool = False,
+) -> None:
+    """Raise Faults where the split is not one of this table, or a lesion or a pair of duplicates is on two sides.
+
+    A split that is `given` may be another run's, which needs it: nobody is told to delete it.
+    """
+    where, redraw = str(path), "delete the split file to have it drawn anew, or give another in data.split"
+    if given:
+        redraw = "give one that was drawn for this data in data.split, or leave data.split out to have one drawn"
     faults: list[SkinmtlError] = []
     ids, known = split["image_id"], table["image_id"]
     for what, found in (
