@@ -1,4 +1,4 @@
-"""The door: `python train.py experiment=resnet18_unet data.root=<HAM10000>`. Hydra, then skinmtl.train.run."""
+"""The door: `python train.py experiment=resnet18_unet data.root=<HAM10000>`. Hydra, then skinmtl.training.run.run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CONF = Path(__file__).resolve().parent / "conf"
 try:
     try:
         check_system()
-        from skinmtl.door import main
+        from skinmtl.cli.train import main
     except ModuleNotFoundError as error:
         what = f"{error.name} is not installed for {sys.executable}"
         raise ConfigError("environment", what, "`make setup`, then .venv/bin/python train.py") from error

@@ -15,11 +15,11 @@ def __getattr__(name: str) -> object:
 
         check_system()
     if name == "load_run":
-        from skinmtl.predict import load_run
+        from skinmtl.evaluation.predict import load_run
 
         return load_run
     if name == "fit":
-        from skinmtl.door import fit
+        from skinmtl.cli.train import fit
 
         return fit
     raise AttributeError(f"module 'skinmtl' has no attribute {name!r}")

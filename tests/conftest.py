@@ -56,7 +56,7 @@ def no_network(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def synthetic_root(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """64 photographs of 43 lesions, 48 x 64 px, in HAM10000's layout, drawn once; not to be changed."""
-    from skinmtl.data.synthetic import Synthetic
+    from skinmtl.data.synthetic.generator import Synthetic
 
     base = tmp_path_factory.getbasetemp()
     root = (base.parent if hasattr(request.config, "workerinput") else base) / "synthetic"

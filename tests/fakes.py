@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from skinmtl import scores
+from skinmtl.evaluation import scores
 
 DX = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 SHARES = (0.04, 0.06, 0.12, 0.03, 0.12, 0.6, 0.03)

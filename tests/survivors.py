@@ -16,8 +16,8 @@ import pandas as pd
 from hydra.core.global_hydra import GlobalHydra
 from training import CONF, SHORT
 
-from skinmtl import checkpoints
-from skinmtl.runs import Run
+from skinmtl.runs import checkpoints
+from skinmtl.runs.run import Run
 
 # Ten steps an epoch of a network that takes a moment, saved as often as one likes.
 QUICK = ["trainer.precision=32-true", "callbacks.early_stopping=null", "model/encoder=conv_pool"]
@@ -64,17 +64,17 @@ def forked(folder: Path, root: Path, words: Sequence[str], prepare: Moment) -> E
 
 def command(folder: Path, root: Path, words: Sequence[str]) -> int:
     """The real command line, without its evaluation; caches go beside the folder."""
-    import skinmtl.train
-    from skinmtl import door
+    import skinmtl.training.run
+    from skinmtl.cli import train
 
-    skinmtl.train.evaluate = lambda run: None  # type: ignore[assignment]
-    skinmtl.train.write_run_report = lambda path, ending: path  # type: ignore[assignment]
+    skinmtl.training.run.evaluate = lambda run: None  # type: ignore[assignment]
+    skinmtl.training.run.write_run_report = lambda path, ending: path  # type: ignore[assignment]
     places = [f"data.root={root}", "data.synthetic=null", f"hydra.run.dir={folder}"]
     places += [f"data.{key}={folder.parent / key}" for key in ("cache_dir", "split_dir")]
     GlobalHydra.instance().clear()
     logging.getLogger().handlers.clear()  # pytest's, in whose place the command puts its own
     sys.argv = ["train.py", "experiment=resnet18_unet", *SHORT, *places, *words]
-    return door.main(CONF, sys.argv)
+    return train.main(CONF, sys.argv)
 
 
 def mark() -> None:
@@ -90,7 +90,7 @@ def at(hook: str, count: int, act: Moment) -> Moment:
     """Do something the `count`-th time that a hook of the module is called, counted from 1."""
 
     def prepare() -> None:
-        from skinmtl.module import MultiTaskModule
+        from skinmtl.training.lightning_module import MultiTaskModule
 
         inner, calls = getattr(MultiTaskModule, hook), [0]
 

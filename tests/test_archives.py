@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from layouts import write_dataverse
 
-from skinmtl import cli
+from skinmtl.cli import commands
 from skinmtl.data.prepare import command
 from skinmtl.data.prepare.archives import Limits
 from skinmtl.errors import InputError
@@ -65,7 +65,7 @@ def refused(archive: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """What the command says: one line or several of the usual form, exit code 2; and the disk as it was before."""
     above = archive.parent.parent
     before = sorted(str(path) for path in above.rglob("*"))
-    assert cli.main(["prepare", str(archive.parent / "out"), "--from", str(archive)]) == 2
+    assert commands.main(["prepare", str(archive.parent / "out"), "--from", str(archive)]) == 2
     said = capsys.readouterr().err
     assert all(line.startswith("skinmtl: error: ") and "; fix: " in line for line in said.splitlines())
     assert said.count("\n") >= 1
@@ -77,7 +77,10 @@ def refused(archive: Path, capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_honest_archive_is_taken(place: Path, published: Path, kind: str) -> None:
     clutter = [(f"__MACOSX/{NOTES}", b"x"), ("HAM10000_images_part_1/._ISIC_0000000.jpg", b"x"), (".DS_Store", b"x")]
-    assert cli.main(["prepare", str(place / "out"), "--from", str(pack(place / f"a.{kind}", published, *clutter))]) == 0
+    assert (
+        commands.main(["prepare", str(place / "out"), "--from", str(pack(place / f"a.{kind}", published, *clutter))])
+        == 0
+    )
     assert sorted(os.listdir(place)) == [f"a.{kind}", "out"]
 
 
@@ -118,7 +121,7 @@ def test_an_archive_in_a_folder_that_may_be_of_ham10000_is_judged_like_one_given
         monkeypatch.setattr(gzip.GzipFile, "seek", lambda self, at, *how: far.append(at) or seek(self, at, *how))
     said = {"hostile": "a link or a device", "broken": "a broken archive", "bomb": "more than"}[kind]
     before = sorted(place.rglob("*"))
-    assert cli.main(["prepare", str(place / "out"), "--from", str(folder)]) == 2
+    assert commands.main(["prepare", str(place / "out"), "--from", str(folder)]) == 2
     assert said in capsys.readouterr().err
     assert max(far) < 20_000_000
     assert sorted(place.rglob("*")) == before

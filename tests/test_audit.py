@@ -11,10 +11,11 @@ import pytest
 from layouts import write_dataverse, write_mirror, write_own
 from PIL import Image
 
-from skinmtl import cli
-from skinmtl.audit import audit
-from skinmtl.data import lookalikes, sources, splits
-from skinmtl.data.synthetic import Synthetic
+from skinmtl.audit import near_duplicates
+from skinmtl.audit.leaks import audit
+from skinmtl.cli import commands
+from skinmtl.data import sources, splits
+from skinmtl.data.synthetic.generator import Synthetic
 from skinmtl.errors import Faults, InputError
 
 Change = Callable[[Image.Image], Image.Image]
@@ -76,7 +77,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
 
 def test_planted_copies_are_found_and_few_others_pass_for_one(drawn: pd.DataFrame, tmp_path: Path) -> None:
     paths, ids, true = planted(tmp_path, drawn, tmp_path)
-    compared = lookalikes.compare(ids, lookalikes.looks(paths))
+    compared = near_duplicates.compare(ids, near_duplicates.looks(paths))
     found = compared[compared["kind"] != ""]
     assert recall(found, true, "bytes") == PLANTED
     assert recall(found, true, "changed") >= 18
@@ -93,7 +94,7 @@ def test_planted_copies_are_found_and_few_others_pass_for_one(drawn: pd.DataFram
 def test_planted_copies_among_real_photographs(real_data: Callable[[str], Path], tmp_path: Path) -> None:
     table = sources.read(real_data("ham10000_256x192")).sample(100, random_state=0)
     paths, ids, true = planted(tmp_path, table, tmp_path)
-    compared = lookalikes.compare(ids, lookalikes.looks(paths))
+    compared = near_duplicates.compare(ids, near_duplicates.looks(paths))
     found = compared[compared["kind"] != ""]
     assert recall(found, true, "bytes") == PLANTED
     assert recall(found, true, "changed") >= 18
@@ -104,14 +105,14 @@ def test_planted_copies_among_real_photographs(real_data: Callable[[str], Path],
 def test_noise_of_its_own_is_no_duplicate(tmp_path: Path) -> None:
     write_dataverse(tmp_path)  # discs of one colour on noise: alike, but not the same
     table = sources.read(tmp_path)
-    compared = lookalikes.compare(table["image_id"].tolist(), lookalikes.looks(map(Path, table["image"])))
+    compared = near_duplicates.compare(table["image_id"].tolist(), near_duplicates.looks(map(Path, table["image"])))
     assert len(compared) > 100
     assert (compared["kind"] == "").all()
 
 
 def test_eight_orientations_are_eight() -> None:
     square = np.arange(9, dtype=np.float32).reshape(3, 3)
-    found = {turned.tobytes() for turned in lookalikes.turns(square)}
+    found = {turned.tobytes() for turned in near_duplicates.turns(square)}
     by_hand = {np.ascontiguousarray(np.rot90(side, k)).tobytes() for side in (square, square.T) for k in range(4)}
     assert found == by_hand and len(found) == 8
 
@@ -139,7 +140,7 @@ def two_ids(tmp_path: Path) -> Path:
 
 def test_the_command_writes_what_a_run_reads(two_ids: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "audit"
-    assert cli.main(["audit", str(two_ids), "--out", str(out)]) == 0
+    assert commands.main(["audit", str(two_ids), "--out", str(out)]) == 0
     told = capsys.readouterr().out
     assert "63 photographs, 42 lesions, 41 groups" in told
     assert "identical files: 0 pairs within a lesion, 1 under two lesion ids" in told
@@ -151,9 +152,9 @@ def test_the_command_writes_what_a_run_reads(two_ids: Path, tmp_path: Path, caps
     split = splits.draw(table, 5, 0, [("ISIC_0000000", "ISIC_0000003")])
     groups = pd.read_csv(out / "groups.csv")
     assert groups["group"].tolist() == split["group"].tolist()
-    from skinmtl.data import duplicates
+    from skinmtl.data import lesion_groups
 
-    assert duplicates.pairs(str(out / "duplicates.csv"), table) == [("ISIC_0000000", "ISIC_0000003")]
+    assert lesion_groups.pairs(str(out / "duplicates.csv"), table) == [("ISIC_0000000", "ISIC_0000003")]
     assert (out / "audit.html").stat().st_size > 5_000
     assert {path.name for path in out.iterdir()} == {
         "audit.html", "audit.json", "duplicates.csv", "groups.csv", "figures"
@@ -174,7 +175,7 @@ def test_a_split_that_tears_ends_in_exit_2(
         )
     path = tmp_path / "split.csv"
     splits.save(split, path)
-    code = cli.main(["audit", str(two_ids), "--split", str(path), "--out", str(tmp_path / "audit")])
+    code = commands.main(["audit", str(two_ids), "--split", str(path), "--out", str(tmp_path / "audit")])
     told = capsys.readouterr()
     assert code == (0 if torn == "nothing" else 2)
     assert ("the split tears nothing" in told.out) == (torn == "nothing")
@@ -195,7 +196,7 @@ def test_overlap_with_a_second_data_set(two_ids: Path, tmp_path: Path, capsys: p
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8)).save(other / "new.jpg")
     Image.new("L", (32, 24)).save(other / "renamed_segmentation.png")
     out = tmp_path / "audit"
-    assert cli.main(["audit", str(two_ids), "--with", str(other), "--out", str(out)]) == 0
+    assert commands.main(["audit", str(two_ids), "--with", str(other), "--out", str(out)]) == 0
     assert "overlap with 3 other photographs: 1 by id, 2 by bytes, 0 by copy, 0 by retake" in capsys.readouterr().out
     found = pd.read_csv(out / "overlap.csv")
     assert found[["first", "second", "kind"]].to_numpy().tolist() == [
@@ -207,7 +208,7 @@ def test_overlap_with_a_second_data_set(two_ids: Path, tmp_path: Path, capsys: p
 
 def test_a_layout_without_lesion_ids_is_audited(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_mirror(tmp_path / "data")
-    assert cli.main(["audit", str(tmp_path / "data"), "--out", str(tmp_path / "out")]) == 0
+    assert commands.main(["audit", str(tmp_path / "data"), "--out", str(tmp_path / "out")]) == 0
     assert "21 photographs, no lesion ids, 21 groups" in capsys.readouterr().out
 
 
@@ -216,9 +217,9 @@ def test_a_folder_with_an_equals_sign_in_its_name_is_audited_and_a_misspelt_key_
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_mirror(Path("a b=1"))
-    assert cli.main(["audit", "a b=1", "--out", "out"]) == 0
+    assert commands.main(["audit", "a b=1", "--out", "out"]) == 0
     assert "21 photographs" in capsys.readouterr().out
-    assert cli.main(["audit", "data.rot=a b=1", "--out", "out"]) == 2
+    assert commands.main(["audit", "data.rot=a b=1", "--out", "out"]) == 2
     assert "data.rot: is not known here; fix: write data.root=FOLDER" in capsys.readouterr().err
 
 
@@ -226,10 +227,10 @@ def test_what_training_reads_is_audited(tmp_path: Path, capsys: pytest.CaptureFi
     own, root, out = tmp_path / "own" / "mine.csv", tmp_path / "data", ["--out", str(tmp_path / "out")]
     write_own(own.parent)
     write_mirror(root)
-    assert cli.main(["audit", str(own), *out]) == 0
+    assert commands.main(["audit", str(own), *out]) == 0
     assert "21 photographs, 14 lesions" in capsys.readouterr().out
     given = ["--layout", "mirror", "--masks", str(own.parent / "outlines"), "--lesions", str(own)]
-    assert cli.main(["audit", str(root), *given, *out]) == 0
+    assert commands.main(["audit", str(root), *given, *out]) == 0
     assert "21 photographs, 14 lesions" in capsys.readouterr().out
 
 
@@ -237,13 +238,13 @@ def test_what_training_reads_is_audited(tmp_path: Path, capsys: pytest.CaptureFi
 def test_what_is_wrong_with_a_command_is_said_before_photographs_are_read(
     wrong: list[str], two_ids: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(lookalikes, "looks", lambda paths: pytest.fail("photographs were read"))
-    assert cli.main(["audit", str(two_ids), *wrong]) == 2
+    monkeypatch.setattr(near_duplicates, "looks", lambda paths: pytest.fail("photographs were read"))
+    assert commands.main(["audit", str(two_ids), *wrong]) == 2
     assert wrong[1] in capsys.readouterr().err
 
 
 def test_a_folder_that_is_not_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["audit", str(tmp_path / "nothing")]) == 2
+    assert commands.main(["audit", str(tmp_path / "nothing")]) == 2
     assert "no such folder" in capsys.readouterr().err
     with pytest.raises(InputError, match="none of the layouts"):
         audit(tmp_path)

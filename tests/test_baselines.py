@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from skinmtl import baselines
 from skinmtl.data import cache, sources, splits
 from skinmtl.errors import InputError
-from skinmtl.runs import Run
+from skinmtl.evaluation import baselines
+from skinmtl.runs.run import Run
 
 SIZE = (24, 32)
 COLOURS = {"akiec": (200, 90, 90), "bcc": (90, 200, 90), "mel": (90, 90, 200), "nv": (180, 180, 90)}

@@ -14,9 +14,10 @@ import pytest
 from layouts import write_dataverse
 from PIL import Image
 
-from skinmtl.data import cache, contents, images, records, sources
+from skinmtl.data import cache, cache_file, file_hashes, sources
 from skinmtl.data.cache import Photographs
-from skinmtl.data.masks import Trimap
+from skinmtl.data.images import reading
+from skinmtl.data.mask_classes import Trimap
 from skinmtl.errors import Faults
 
 SIZE = (20, 28)
@@ -50,10 +51,10 @@ def pixels(photographs: Photographs) -> list[tuple[bytes, bytes]]:
 def test_a_cache_holds_the_pixels_that_decoding_gives(table: pd.DataFrame, kept: Path) -> None:
     assert pixels(Photographs.of(table, SIZE, kept)) == pixels(Photographs.of(table, SIZE))
     stored = np.load(kept)  # a plain .npy: anybody's tool reads it
-    photograph = images.read_image(Path(table["image"][5]))
-    assert np.array_equal(stored["image"][5], images.fit_image(photograph, SIZE))
-    mask = images.read_mask(Path(table["mask"][5]))
-    assert np.array_equal(stored["mask"][5], images.fit_mask(mask, SIZE))
+    photograph = reading.read_image(Path(table["image"][5]))
+    assert np.array_equal(stored["image"][5], reading.fit_image(photograph, SIZE))
+    mask = reading.read_mask(Path(table["mask"][5]))
+    assert np.array_equal(stored["mask"][5], reading.fit_mask(mask, SIZE))
     assert not stored["mask"][0].any() and not Photographs.of(table, SIZE, kept).has_mask(0)
 
 
@@ -76,7 +77,7 @@ def test_a_warm_cache_is_used_as_it_is_and_opens_no_photograph(
         raise AssertionError("a photograph was opened")
 
     for name in ("read_image", "read_mask"):
-        monkeypatch.setattr(images, name, refuse)
+        monkeypatch.setattr(reading, name, refuse)
     assert again(table, kept) == kept
     assert (kept.stat().st_mtime_ns, kept.stat().st_ino) == (began.st_mtime_ns, began.st_ino)
     Photographs.of(table, SIZE, kept).read(7)
@@ -102,7 +103,7 @@ def _flip(offset: int) -> Callable[[Path], None]:
     return lambda path: _overwrite(path, offset, bytes([path.read_bytes()[offset] ^ 0x10]))
 
 
-BEGIN = len(records.header(33, SIZE))
+BEGIN = len(cache_file.header(33, SIZE))
 BREAK: dict[str, Callable[[Path], None]] = {
     "empty": lambda path: os.truncate(path, 0),
     "cut off": _cut,
@@ -137,7 +138,7 @@ def test_damage_that_comes_later_is_met_by_decoding(
     photographs = Photographs.of(table, SIZE, kept)
     if what == "flipped":
         assert photographs.read(7)
-        _flip(BEGIN + 7 * records.record(SIZE).itemsize + 100)(kept)
+        _flip(BEGIN + 7 * cache_file.record(SIZE).itemsize + 100)(kept)
     else:
         kept.unlink()
     assert pixels(photographs) == expected
@@ -173,7 +174,7 @@ def test_other_pixels_of_the_same_size_and_time_make_a_cache_stale(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(contents, "SETTLED", -(10**9))  # as if the files had lain there for long
+    monkeypatch.setattr(file_hashes, "SETTLED", -(10**9))  # as if the files had lain there for long
     (tmp_path / "photos").mkdir()
     pd.DataFrame({"image": ["photos/a.bmp", "photos/b.bmp"], "lesion_id": ["A", "B"]}).to_csv("t.csv", index=False)
     hashes, before = [], None
@@ -191,17 +192,17 @@ def test_other_pixels_of_the_same_size_and_time_make_a_cache_stale(
 
 
 def test_the_checksum_sees_blocks_that_changed_places() -> None:
-    written = np.zeros(2, records.record((96, 128)))
+    written = np.zeros(2, cache_file.record((96, 128)))
     written.view(np.uint8)[:] = np.random.default_rng(0).integers(0, 256, written.nbytes, np.uint8)
     swapped = written.copy()
     one, other = (swapped.view(np.uint8)[at : at + 512] for at in (1024, 20480))
     one[:], other[:] = other.copy(), one.copy()
-    assert records.checksum(written, 0) != records.checksum(swapped, 0)
-    assert records.checksum(written, 1) == records.checksum(swapped, 1)
+    assert cache_file.checksum(written, 0) != cache_file.checksum(swapped, 0)
+    assert cache_file.checksum(written, 1) == cache_file.checksum(swapped, 1)
 
 
 def test_a_cache_is_named_by_all_code_that_makes_its_pixels() -> None:
-    assert cache.read_fitted.__module__ == images.__name__, "whose text is in the name of the file"
+    assert cache.read_fitted.__module__ == reading.__name__, "whose text is in the name of the file"
 
 
 def test_mask_classes_have_caches_of_their_own_side_by_side(table: pd.DataFrame, kept: Path) -> None:
@@ -232,7 +233,7 @@ def test_without_a_cache_everything_is_decoded_once_and_what_cannot_be_is_named(
     table: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turned = Image.Exif()
-    turned[images.ORIENTATION] = 6
+    turned[reading.ORIENTATION] = 6
     Image.new("RGB", (32, 24)).save(table["image"][3], exif=turned)
     Path(table["mask"][8]).write_bytes(b"no picture")
     with pytest.raises(Faults) as caught:
@@ -258,7 +259,7 @@ def test_a_folder_that_cannot_be_written_means_no_cache(
 
 def _get(table: pd.DataFrame, folder: Path, barrier: object, decoded: object, pause: float) -> None:
     """In a process of its own: build, slowly, and count the photographs decoded."""
-    read = images.read_image
+    read = reading.read_image
 
     def slow(*args: object, **options: object) -> np.ndarray:
         time.sleep(pause)
@@ -266,7 +267,7 @@ def _get(table: pd.DataFrame, folder: Path, barrier: object, decoded: object, pa
             decoded.value += 1  # type: ignore[attr-defined]
         return read(*args, **options)  # type: ignore[arg-type]
 
-    images.read_image = slow
+    reading.read_image = slow
     barrier.wait(60)  # type: ignore[attr-defined]
     assert cache.get(table, SIZE, folder) is not None
 
@@ -298,12 +299,12 @@ def test_what_a_killed_build_left_is_swept_and_a_living_one_is_let_be(
     while decoded.value < 2:
         time.sleep(0.001)
     (left,) = folder.glob(".*.tmp")
-    records.sweep(folder)
+    cache_file.sweep(folder)
     assert left.exists()  # its process lives
     process.kill()  # long before the last photograph
     process.join()
     assert left.exists() and not list(folder.glob("*.npy"))
-    records.sweep(folder)
+    cache_file.sweep(folder)
     assert not left.exists()
 
     left.write_bytes(b"half")  # the same photographs: taken over
@@ -318,7 +319,7 @@ def test_masks_that_are_skin_rather_than_lesion_are_warned_of(
     table: pd.DataFrame, tmp_path: Path, inverted: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     for path in table["mask"].dropna()[:inverted]:
-        Image.fromarray(255 * (1 - images.read_mask(Path(path)))).save(path)
+        Image.fromarray(255 * (1 - reading.read_mask(Path(path)))).save(path)
     for look in (lambda: cache.get(table, SIZE, tmp_path / "a"), lambda: cache.check(table, tmp_path / "b")):
         caplog.clear()
         look()

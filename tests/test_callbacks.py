@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from skinmtl.callbacks import Finite, Freeze
-from skinmtl.encoders import ConvPool
 from skinmtl.errors import Diverged
-from skinmtl.network import MultiTaskNet
+from skinmtl.models.encoders import ConvPool
+from skinmtl.models.multitask_net import MultiTaskNet
+from skinmtl.training.callbacks.freeze import Freeze
+from skinmtl.training.callbacks.nonfinite import Finite
 
 
 def epochs(freeze: Freeze, count: int, world_size: int = 1, own: tuple[str, ...] = ()) -> list[dict[str, Tensor]]:

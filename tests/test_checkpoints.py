@@ -30,9 +30,9 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from nobody import as_nobody
 
-from skinmtl import checkpoints
-from skinmtl.checkpoints import LAST, PREVIOUS, RECORD, SafeCheckpointIO, load, newest
 from skinmtl.errors import Diverged, InputError, ResourceError
+from skinmtl.runs import checkpoints
+from skinmtl.runs.checkpoints import LAST, PREVIOUS, RECORD, SafeCheckpointIO, load, newest
 
 LEFT = f"{LAST} {PREVIOUS} {RECORD}".split()
 FORK = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")

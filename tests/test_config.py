@@ -19,11 +19,17 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from training import CONF, compose
 
-from skinmtl import config, door, foreign
-from skinmtl.constructors import ALLOW, arguments, outline
+from skinmtl.cli import train
+from skinmtl.config import allowlist
+from skinmtl.config.build import build
+from skinmtl.config.check import SCORES, check
+from skinmtl.config.check import TASKS as CHECKED_TASKS
+from skinmtl.config.hardware import resolve_precision
+from skinmtl.config.schema import ALLOW, arguments, find, outline
 from skinmtl.errors import ConfigError, Faults
-from skinmtl.tasks import TASKS
-from skinmtl.train import build, calm, run
+from skinmtl.tasks.base import TASKS
+from skinmtl.training import build as training_build
+from skinmtl.training.run import calm, run
 
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 GROUPS = ("augment", "callbacks", "data", "logger", "loss/seg", "model", "optim", "sampler", "schedule", "trainer")
@@ -49,7 +55,7 @@ def faults(cfg: DictConfig, run: Callable[..., float] = run) -> list[str]:
     """What the check says, a line per fault."""
     try:
         with calm():
-            config.check(cfg, run)
+            check(cfg, run)
     except (Faults, ConfigError) as error:
         return str(error).splitlines()
     return []
@@ -139,8 +145,16 @@ MISTAKES: list[tuple[str, object, str]] = [
     ("loss", None, "loss: None is no part of a run"),
     ("weighting", {"seg": 1.0}, "weighting: it has no _target_"),
     ("gradients", "pcgrad", "gradients: 'pcgrad' is no part of a run"),
-    ("gradients", {"_target_": "skinmtl.weighting.Fixed"}, "Fixed has no method combine, which a run asks of it"),
-    ("weighting", {"_target_": "skinmtl.gradients.PCGrad"}, "PCGrad has no method terms, which a run asks of it"),
+    (
+        "gradients",
+        {"_target_": "skinmtl.balancing.weighting.Fixed"},
+        "Fixed has no method combine, which a run asks of it",
+    ),
+    (
+        "weighting",
+        {"_target_": "skinmtl.balancing.gradients.PCGrad"},
+        "PCGrad has no method terms, which a run asks of it",
+    ),
     # Values out of range, or out of a choice.
     ("seed", -1, "seed: -1 does not fit; fix: it should be greater than or equal to 0"),
     ("model.arch", "unett", "'unetplusplus', 'fpn', 'resnet_unet_deeplab' or 'upsample'"),
@@ -157,9 +171,13 @@ MISTAKES: list[tuple[str, object, str]] = [
     ("schedule.warmup", 2, "schedule.warmup: 2 does not fit"),
     ("weighting.seg", -1, "weighting.seg: -1 does not fit"),
     ("gradients.cosine_every", -1, "gradients.cosine_every: -1 does not fit"),
-    ("gradients", {"_target_": "skinmtl.gradients.CAGrad", "c": 1}, "gradients.c: 1 does not fit"),
-    ("gradients", {"_target_": "skinmtl.gradients.GradNorm", "rate": 0}, "gradients.rate: 0 does not fit"),
-    ("weighting", {"_target_": "skinmtl.weighting.DWA", "temperature": 0}, "weighting.temperature: 0 does not fit"),
+    ("gradients", {"_target_": "skinmtl.balancing.gradients.CAGrad", "c": 1}, "gradients.c: 1 does not fit"),
+    ("gradients", {"_target_": "skinmtl.balancing.gradients.GradNorm", "rate": 0}, "gradients.rate: 0 does not fit"),
+    (
+        "weighting",
+        {"_target_": "skinmtl.balancing.weighting.DWA", "temperature": 0},
+        "weighting.temperature: 0 does not fit",
+    ),
     ("augment.rotate", 999, "augment.rotate: 999 does not fit"),
     ("class_weights", "on", "class_weights: 'on' does not fit; fix: it should be 'auto', 'none', 'sqrt' or 'balanced'"),
     (
@@ -178,8 +196,16 @@ MISTAKES: list[tuple[str, object, str]] = [
         "train/cls/accuracy",
         "validation does not log 'train/cls/accuracy'; fix: did you mean 'val/cls/accuracy'?",
     ),
-    ("data.also.isic", {"_target_": "skinmtl.data.also.Also", "root": "x", "share": 1.0}, "data.also.isic.share: 1.0"),
-    ("data.also.isic", {"_target_": "skinmtl.data.also.Also", "root": "x"}, "data.also.isic.share: Also needs it"),
+    (
+        "data.also.isic",
+        {"_target_": "skinmtl.data.extra_sources.Also", "root": "x", "share": 1.0},
+        "data.also.isic.share: 1.0",
+    ),
+    (
+        "data.also.isic",
+        {"_target_": "skinmtl.data.extra_sources.Also", "root": "x"},
+        "data.also.isic.share: Also needs it",
+    ),
     ("trainer.max_epochs", 0, "trainer.max_epochs: 0 epochs"),
     ("trainer.max_epochs", None, "trainer.max_epochs: None epochs"),
     ("trainer.check_val_every_n_epoch", 99, "trainer.check_val_every_n_epoch: 99 epochs between validations, but 30"),
@@ -223,9 +249,13 @@ MISTAKES: list[tuple[str, object, str]] = [
     ("callbacks.early_stopping.monitor", "val/loss", "callbacks.early_stopping.mode: 'max', but of val/loss the min"),
     ("callbacks.early_stopping.mode", "min", "callbacks.early_stopping.mode: 'min', but of val/score the max"),
     ("logger", {"_target_": "pytorch_lightning.loggers.CSVLogger", "save_dir": "x"}, "fix: use logger=csv"),
-    ("logger", {"_target_": "skinmtl.weighting.Fixed"}, "has no method log_run"),
+    ("logger", {"_target_": "skinmtl.balancing.weighting.Fixed"}, "has no method log_run"),
     ("loss.seg", {"_target_": "skinmtl.losses.DiceBCE", "dice": 0, "bce": 0}, "dice and bce are both 0"),
-    ("weighting", {"_target_": "skinmtl.weighting.Fixed", "seg": 0, "cls": 0}, "weighting: every task weighs nothing"),
+    (
+        "weighting",
+        {"_target_": "skinmtl.balancing.weighting.Fixed", "seg": 0, "cls": 0},
+        "weighting: every task weighs nothing",
+    ),
     ("seed", 2**32, "seed: 4294967296 does not fit; fix: it should be less than 4294967296"),
     ("data.split_seed", 2**32, "data.split_seed: 4294967296 does not fit"),
     ("trainer.precision", "bf17", "trainer.precision: 'bf17' does not fit"),
@@ -246,7 +276,11 @@ MISTAKES: list[tuple[str, object, str]] = [
     ("data.root", "???", "data.root: it has no value"),
     ("data.root", "${nowhere}", "data.root: Interpolation key 'nowhere' not found"),
     ("trainer._target_", "torch.optim.AdamW", "AdamW has no method fit, which a run asks of it"),
-    ("model._target_", "skinmtl.network.MultiTaskNett", "there is no 'skinmtl.network.MultiTaskNett'"),
+    (
+        "model._target_",
+        "skinmtl.models.multitask_net.MultiTaskNett",
+        "there is no 'skinmtl.models.multitask_net.MultiTaskNett'",
+    ),
 ]
 
 
@@ -314,12 +348,12 @@ def test_betas_that_are_not_two_numbers_are_refused(value: object) -> None:
 
 def constructors() -> list[Callable[..., object]]:
     """Everything that is let in, as far as it comes with the package."""
-    names = [f"torch.optim.{name}" for name in foreign.OPTIMISERS]
-    names += [f"pytorch_lightning.callbacks.{name}" for name in foreign.CALLBACKS] + ["pytorch_lightning.Trainer"]
+    names = [f"torch.optim.{name}" for name in allowlist.OPTIMISERS]
+    names += [f"pytorch_lightning.callbacks.{name}" for name in allowlist.CALLBACKS] + ["pytorch_lightning.Trainer"]
     for file in CONF.rglob("*.yaml"):
         names += re.findall(r"_target_: ([\w.]+)", file.read_text())
-    names += ["torch.optim.SGD", "skinmtl.train.run"]
-    return [config.find(name) if name != "skinmtl.train.run" else run for name in sorted(set(names))]
+    names += ["torch.optim.SGD", "skinmtl.training.run.run"]
+    return [find(name) if name != "skinmtl.training.run.run" else run for name in sorted(set(names))]
 
 
 @pytest.mark.parametrize("constructor", constructors(), ids=lambda found: found.__name__)
@@ -333,7 +367,7 @@ def test_every_argument_takes_its_own_default(constructor: Callable[..., object]
 
 @pytest.mark.parametrize("constructor", constructors(), ids=lambda found: found.__name__)
 def test_source_texts_tell_the_same_of_a_constructor_as_the_thing_itself(constructor: Callable[..., object]) -> None:
-    name = "skinmtl.train.run" if constructor is run else f"{constructor.__module__}.{constructor.__name__}"
+    name = "skinmtl.training.run.run" if constructor is run else f"{constructor.__module__}.{constructor.__name__}"
     told = outline(name)
     assert told is not None
     itself = arguments(constructor)
@@ -382,8 +416,8 @@ def test_source_texts_tell_what_they_can_and_import_nothing(
         ("torch.optim.AdamW", "betas", [0.9]),
         ("pytorch_lightning.Trainer", "precision", "bf17"),
         ("pytorch_lightning.callbacks.EarlyStopping", "patience", -1),
-        ("skinmtl.network.MultiTaskNet", "dropout", 1.5),
-        ("skinmtl.train.run", "keep", "first"),
+        ("skinmtl.models.multitask_net.MultiTaskNet", "dropout", 1.5),
+        ("skinmtl.training.run.run", "keep", "first"),
     ],
 )
 def test_source_texts_tell_types_too(target: str, name: str, value: object) -> None:
@@ -420,7 +454,7 @@ def test_a_key_that_is_taken_out_is_what_the_constructor_has_by_itself() -> None
     for key in keys:
         del cfg.trainer[key]
     assert faults(cfg) == []
-    assert build.devices_of(cfg.trainer)
+    assert training_build.devices_of(cfg.trainer)
     assert faults(compose(["~trainer.max_epochs"])) != []
 
 
@@ -503,8 +537,8 @@ EVIL = [
     ),
     *("torch.optim.adamw.torch.load", "numpy.load", "joblib.load", "pandas.read_pickle", "pathlib.Path.unlink"),
     *("pathlib.Path", "sklearn.datasets.fetch_openml", "hydra.utils.instantiate", "hydra.utils.get_method"),
-    *("skinmtl.train.os.system", "skinmtl.runs.write_text", "skinmtl.data.images.Image.open"),
-    *("pytorch_lightning.trainer.trainer.os.system", "skinmtl.config.build", "skinmtl.checkpoints.load"),
+    *("skinmtl.training.run.os.system", "skinmtl.files.write_text", "skinmtl.data.images.reading.Image.open"),
+    *("pytorch_lightning.trainer.trainer.os.system", "skinmtl.config.build.build", "skinmtl.runs.checkpoints.load"),
     *("timeit.timeit", "cProfile.run", "importlib.import_module", "canary.Thing", "canary"),
 ]
 
@@ -589,7 +623,7 @@ def test_what_a_run_hands_in_is_taken_as_it_is_written(canary: Path, monkeypatch
         "class Thing:\n    def __init__(self, kept: str = '', *, names: list[str]):\n        self.names = names\n"
     )
     names = ["${oc.env:PATH}", "${nowhere}", "a: b"]
-    assert config.build({"_target_": "canary.Thing"}, names=names).names == names
+    assert build({"_target_": "canary.Thing"}, names=names).names == names
 
 
 def test_a_schedule_of_ones_own_says_by_what_it_is_stepped(canary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -640,16 +674,16 @@ def test_float16_is_refused_on_a_cpu_and_auto_follows_the_hardware(monkeypatch: 
     for precision in (16, "16", "16-mixed", "16-true"):
         for accelerator in ("cpu", "auto"):
             with pytest.raises(ConfigError, match="needs a GPU"):
-                config.resolve_precision(precision, accelerator)
+                resolve_precision(precision, accelerator)
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: "flags : sse avx512_bf16 amx\n")
-    assert config.resolve_precision("auto", "auto") == "bf16-mixed"
+    assert resolve_precision("auto", "auto") == "bf16-mixed"
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: "flags : sse avx512_bf161 amx\n")
-    assert config.resolve_precision("auto", "cpu") == "32-true"
+    assert resolve_precision("auto", "cpu") == "32-true"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    assert config.resolve_precision("auto", "gpu") == "bf16-mixed"
-    assert config.resolve_precision("16-mixed", "auto") == "16-mixed"
-    assert config.resolve_precision("auto", "cpu") == "32-true"
+    assert resolve_precision("auto", "gpu") == "bf16-mixed"
+    assert resolve_precision("16-mixed", "auto") == "16-mixed"
+    assert resolve_precision("auto", "cpu") == "32-true"
 
 
 def test_the_scores_that_may_be_watched_are_those_that_tasks_compute() -> None:
@@ -657,8 +691,8 @@ def test_the_scores_that_may_be_watched_are_those_that_tasks_compute() -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The ``compute`` method", UserWarning)  # of nothing yet: only the names
             computed = task(torch.nn.Identity(), ("a", "b")).metric().compute()
-        assert {"loss", *computed} == set(config.SCORES[name])
-    assert set(TASKS) == set(config.TASKS)
+        assert {"loss", *computed} == set(SCORES[name])
+    assert set(CHECKED_TASKS) == set(TASKS)
 
 
 @pytest.mark.parametrize(
@@ -675,7 +709,7 @@ def test_the_scores_that_may_be_watched_are_those_that_tasks_compute() -> None:
 )
 def test_parts_that_do_not_go_together_are_refused(words: list[str], says: str) -> None:
     with pytest.raises(Faults, match=re.escape(says)):
-        config.check(compose(["data=synthetic", *words]), run)
+        check(compose(["data=synthetic", *words]), run)
 
 
 @pytest.mark.parametrize(
@@ -689,7 +723,7 @@ def test_parts_that_do_not_go_together_are_refused(words: list[str], says: str) 
     ],
 )
 def test_their_like_that_do_are_not(words: list[str]) -> None:
-    config.check(compose(["data=synthetic", *words]), run)
+    check(compose(["data=synthetic", *words]), run)
 
 
 @pytest.mark.parametrize(
@@ -702,7 +736,7 @@ def test_runs_of_as_many_steps_are_not_stopped_early_by_a_score(study: str) -> N
 
 
 def test_every_key_that_help_names_can_be_set() -> None:
-    keys = {word.removesuffix("=") for words in door.KEYS for word in words.split()}
+    keys = {word.removesuffix("=") for words in train.KEYS for word in words.split()}
     groups = {path.name for path in CONF.iterdir() if path.is_dir()}
     cfg = compose(["data=synthetic"])
     for key in {key for key in keys - groups if not any(sign in key for sign in "/<")}:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from layouts import write_dataverse
 
-from skinmtl.data import cache, contents, sources
+from skinmtl.data import cache, file_hashes, sources
 
 
 @pytest.fixture
@@ -25,21 +25,21 @@ def files(tmp_path: Path) -> list[str]:
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files that were read, which are taken to lie there for long."""
     paths: list[str] = []
-    digest = contents._digest
-    monkeypatch.setattr(contents, "_digest", lambda path: paths.append(path) or digest(path))
-    monkeypatch.setattr(contents, "SETTLED", -(10**9))
+    digest = file_hashes._digest
+    monkeypatch.setattr(file_hashes, "_digest", lambda path: paths.append(path) or digest(path))
+    monkeypatch.setattr(file_hashes, "SETTLED", -(10**9))
     return paths
 
 
 def test_a_file_is_read_again_only_where_it_may_have_changed(files: list[str], read: list[str], tmp_path: Path) -> None:
     expected = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files}
-    assert contents.digests(files, tmp_path / "kept") == expected and sorted(read) == files
-    assert contents.digests(files, tmp_path / "kept") == expected and len(read) == 5
+    assert file_hashes.digests(files, tmp_path / "kept") == expected and sorted(read) == files
+    assert file_hashes.digests(files, tmp_path / "kept") == expected and len(read) == 5
 
     at = os.stat(files[2])
     Path(files[2]).write_bytes(b"x" * 100)
     os.utime(files[2], ns=(at.st_atime_ns, at.st_mtime_ns))  # only its ctime tells
-    found = contents.digests(files, tmp_path / "kept")
+    found = file_hashes.digests(files, tmp_path / "kept")
     assert read[5:] == [files[2]]
     assert {path for path in files if found[path] != expected[path]} == {files[2]}
     assert found[files[2]] == hashlib.sha256(b"x" * 100).hexdigest()
@@ -48,9 +48,11 @@ def test_a_file_is_read_again_only_where_it_may_have_changed(files: list[str], r
 def test_a_file_that_has_just_changed_is_not_taken_for_known(
     files: list[str], read: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contents, "SETTLED", 60 * 10**9)  # one changed again within a tick of the clock looks the same
+    monkeypatch.setattr(
+        file_hashes, "SETTLED", 60 * 10**9
+    )  # one changed again within a tick of the clock looks the same
     for _ in range(2):
-        contents.digests(files, tmp_path / "kept")
+        file_hashes.digests(files, tmp_path / "kept")
     assert len(read) == 10
 
 
@@ -58,11 +60,11 @@ def test_a_file_that_has_just_changed_is_not_taken_for_known(
 def test_what_was_kept_and_is_broken_is_made_again(
     files: list[str], read: list[str], tmp_path: Path, damage: str
 ) -> None:
-    expected = contents.digests(files, tmp_path / "kept")
+    expected = file_hashes.digests(files, tmp_path / "kept")
     (kept,) = (tmp_path / "kept").iterdir()
     kept.write_text(damage, encoding="latin-1")
-    assert contents.digests(files, tmp_path / "kept") == expected and len(read) == 10
-    assert contents.digests(files, tmp_path / "kept") == expected and len(read) == 10
+    assert file_hashes.digests(files, tmp_path / "kept") == expected and len(read) == 10
+    assert file_hashes.digests(files, tmp_path / "kept") == expected and len(read) == 10
 
 
 def test_what_cannot_be_read_or_kept_stops_nobody(files: list[str], tmp_path: Path) -> None:
@@ -70,8 +72,8 @@ def test_what_cannot_be_read_or_kept_stops_nobody(files: list[str], tmp_path: Pa
     (tmp_path / "photos" / "gone.jpg").symlink_to("nowhere")
     others = [str(tmp_path / "photos" / name) for name in ("pipe.jpg", "gone.jpg", "none.jpg")]
     (tmp_path / "file").touch()
-    assert sorted(contents.digests([*files, *others], tmp_path / "file" / "kept")) == files
-    assert contents.digests([], None) == {}
+    assert sorted(file_hashes.digests([*files, *others], tmp_path / "file" / "kept")) == files
+    assert file_hashes.digests([], None) == {}
 
 
 def test_an_older_data_hash_is_told_by_sizes_and_said_to_be(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -17,14 +17,15 @@ import torch
 from layouts import photograph, write_all_but_a_mask, write_dataverse, write_mirror, write_own, write_task1
 from PIL import Image
 
-from skinmtl.data import cache, contents, duplicates, images, sources, splits, transforms
-from skinmtl.data.also import Also, places
+from skinmtl.data import cache, file_hashes, lesion_groups, sources, splits, transforms
 from skinmtl.data.datamodule import DataModule
-from skinmtl.data.masks import Trimap
+from skinmtl.data.extra_sources import Also, places
+from skinmtl.data.images import reading
+from skinmtl.data.mask_classes import Trimap
 from skinmtl.data.samplers import Shuffle, class_aware, class_balanced
 from skinmtl.data.transforms import Transform
 from skinmtl.errors import ConfigError, Faults, InputError
-from skinmtl.train.build import check_targets
+from skinmtl.training.build import check_targets
 from skinmtl.types import Batch
 
 SIZE = (20, 28)
@@ -183,11 +184,11 @@ def test_validation_is_the_photographs_themselves_in_table_order(root: Path) -> 
             batch["image"], batch["mask"], batch["has_mask"], batch["index"].tolist(), strict=True
         ):
             case = data.table.iloc[row]
-            whole = images.read_image(Path(case["image"]))
-            assert np.array_equal(image.permute(1, 2, 0).numpy(), images.fit_image(whole, SIZE))
+            whole = reading.read_image(Path(case["image"]))
+            assert np.array_equal(image.permute(1, 2, 0).numpy(), reading.fit_image(whole, SIZE))
             assert bool(has) == (row != 0)
             if has:
-                assert np.array_equal(mask.numpy(), images.fit_mask(images.read_mask(Path(case["mask"])), SIZE))
+                assert np.array_equal(mask.numpy(), reading.fit_mask(reading.read_mask(Path(case["mask"])), SIZE))
 
 
 @pytest.mark.parametrize("kept", ["auto", "off"])
@@ -296,7 +297,7 @@ def test_files_that_are_the_same_are_on_one_side_and_are_compared_once(
     with pytest.raises(Faults, match="groups of duplicates on two sides"):
         make(tmp_path / "data", split=str(torn.split_file))
     monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} is read again"))
-    assert duplicates.same_files(data.table.iloc[:0]) == []
+    assert lesion_groups.same_files(data.table.iloc[:0]) == []
     splits.same_files(data.table, next(Path("outputs/splits").glob("same_files_*")))
 
 
@@ -306,7 +307,7 @@ def test_pairs_of_the_same_file_come_back_by_any_name(tmp_path: Path) -> None:
     found = [("none", "a"), ("b ", "unknown")]
     for _ in range(2):  # looked for, then read
         assert splits.same_files(rows, tmp_path / "same.csv") == found
-    assert duplicates.pairs(str(tmp_path / "same.csv"), rows)[0] == found[0]
+    assert lesion_groups.pairs(str(tmp_path / "same.csv"), rows)[0] == found[0]
 
 
 def test_class_aware_draws_lesions_as_the_split_groups_them(root: Path) -> None:
@@ -511,16 +512,16 @@ def test_files_of_both_sources_are_read_once(
     root: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    digest = contents._digest
-    monkeypatch.setattr(contents, "_digest", lambda path: read.append(path) or digest(path))
-    monkeypatch.setattr(contents, "SETTLED", -(10**9))
+    digest = file_hashes._digest
+    monkeypatch.setattr(file_hashes, "_digest", lambda path: read.append(path) or digest(path))
+    monkeypatch.setattr(file_hashes, "SETTLED", -(10**9))
     first, source = sources.read(root), Also(str(other), share=0.25, disjoint="drawn anew")
     for _ in range(2):
-        table = source.read(contents.with_digests(first, tmp_path / "kept"), keep=tmp_path / "kept")
+        table = source.read(file_hashes.with_digests(first, tmp_path / "kept"), keep=tmp_path / "kept")
         assert "OWN_009" not in set(table["image_id"])
     assert len(read) == len(set(read)) > 0
     os.utime(read[0])
-    source.read(contents.with_digests(first, tmp_path / "kept"), keep=tmp_path / "kept")
+    source.read(file_hashes.with_digests(first, tmp_path / "kept"), keep=tmp_path / "kept")
     assert len(read) == len(set(read)) + 1
 
 
@@ -612,8 +613,8 @@ def test_mask_classes_are_derived_at_the_photographs_size_with_a_cache_and_witho
         for mask, has, row in zip(batch["mask"], batch["has_mask"], batch["index"].tolist(), strict=True):
             seen |= set(mask.unique().tolist())
             if has:
-                lesion = images.read_mask(Path(data.table["mask"][row]))
-                assert np.array_equal(mask.numpy(), images.fit_mask(trimap.of(lesion), SIZE))
+                lesion = reading.read_mask(Path(data.table["mask"][row]))
+                assert np.array_equal(mask.numpy(), reading.fit_mask(trimap.of(lesion), SIZE))
     assert seen == {0, 1, 2}
 
 

@@ -26,19 +26,22 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset, DistributedSampler
 from training import compose, train
 
-from skinmtl import checkpoints, config, losses, ranks
-from skinmtl.data.datamodule import Loader, collate
+from skinmtl import losses
+from skinmtl.balancing.weighting import Fixed
+from skinmtl.config.build import build
+from skinmtl.data.dataset import Loader, collate
 from skinmtl.data.samplers import InOrder, Place
+from skinmtl.distributed import collectives
+from skinmtl.distributed.launch import together
 from skinmtl.errors import ConfigError, Diverged, Interrupted, ResourceError
 from skinmtl.losses import BCE, CrossEntropy, Dice, DiceBCE
-from skinmtl.module import MultiTaskModule
-from skinmtl.optim import Constant
-from skinmtl.processes import together
-from skinmtl.runs import Run
-from skinmtl.tasks import Diagnosis, Segmentation
-from skinmtl.train.build import devices_of
+from skinmtl.runs import checkpoints
+from skinmtl.runs.run import Run
+from skinmtl.tasks.base import Diagnosis, Segmentation
+from skinmtl.training.build import devices_of
+from skinmtl.training.lightning_module import MultiTaskModule
+from skinmtl.training.optim import Constant
 from skinmtl.types import Batch, Logits, Sample
-from skinmtl.weighting import Fixed
 
 ROOT = Path(__file__).parents[1]
 COUNTS = [50, 9, 3]
@@ -139,7 +142,7 @@ def validated(n: int, batch_size: int, rank: int, cls: str = "none 0.0") -> tupl
 
 def look(folder: Path, meeting: Path, rank: int, world_size: int, device: str) -> None:
     """What one of two processes does; the answers go to a file."""
-    ranks.join(meeting, rank, world_size, device)
+    collectives.join(meeting, rank, world_size, device)
     network = DistributedDataParallel(Tiny().eval())
     mine = range(4 * rank, 4 * rank + 4)
     found: dict[str, Any] = {
@@ -151,7 +154,7 @@ def look(folder: Path, meeting: Path, rank: int, world_size: int, device: str) -
     found["validated"] = {size: validated(*size, rank) for size in SIZES}
     found["weighed"] = {size: validated(17, size, rank, "balanced 0.1")[0] for size in (1, 4, 16)}
     torch.save(found, folder / f"{rank}.pt")
-    ranks.leave()
+    collectives.leave()
 
 
 @pytest.fixture(scope="module")
@@ -280,9 +283,9 @@ def test_both_processes_agree_and_score_what_one_would(sweep: Path) -> None:
 def drawn_alone(run: Run, epoch: int) -> tuple[list[int], pd.Series[str]]:
     """The rows of an epoch as one process would draw them, and the image ids of all rows."""
     cfg = run.config()
-    parts = {"augment": config.build(cfg.augment), "sampler": config.build(cfg.sampler), "seed": cfg.seed}
+    parts = {"augment": build(cfg.augment), "sampler": build(cfg.sampler), "seed": cfg.seed}
     places = {"split": str(run.split_file), "cache": "off", "batch_size": 8}
-    data = config.build({**cfg.data, **places}, **parts)
+    data = build({**cfg.data, **places}, **parts)
     data.setup()
     rows = data.rows("train")
     return rows[data.sampler.order(*data._labels(rows), cfg.seed, epoch)].tolist(), data.table["image_id"]

@@ -7,8 +7,8 @@ import segmentation_models_pytorch as smp
 import torch
 from torch import Tensor, nn
 
-from skinmtl.decoders import DECODERS, AtrousUnet, Upsampling
-from skinmtl.network import MultiTaskNet
+from skinmtl.models.decoders import DECODERS, AtrousUnet, Upsampling
+from skinmtl.models.multitask_net import MultiTaskNet
 
 OF_SMP = {
     "unet": smp.Unet,

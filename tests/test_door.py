@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from skinmtl import config, door
+from skinmtl.cli import train
+from skinmtl.config import check
 from skinmtl.errors import Diverged, InputError, Interrupted, ResourceError
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +47,7 @@ def run(*, seed, name, folder, **rest):
     (folder / "run.json").write_text(json.dumps({{"score": seed / 10, "status": "finished"}}))
     return seed / 10
 
-sys.modules["skinmtl.train"] = types.SimpleNamespace(run=run, calm=nullcontext)
+sys.modules["skinmtl.training.run"] = types.SimpleNamespace(run=run, calm=nullcontext)
 config.check = lambda cfg, run: None
 from skinmtl.door import main
 sys.exit(main(Path({str(CONF)!r}), sys.argv))
@@ -64,10 +65,10 @@ def call(
     def called(words: Sequence[str], run: Callable[..., float] | None = None) -> tuple[int, str]:
         argv = ["train.py", *words]
         monkeypatch.setattr(sys, "argv", argv)
-        monkeypatch.setattr(config, "check", lambda cfg, run: None)
+        monkeypatch.setattr(check, "check", lambda cfg, run: None)
         stub = types.SimpleNamespace(run=run or (lambda **nodes: 0.0), calm=nullcontext)
-        monkeypatch.setitem(sys.modules, "skinmtl.train", stub)
-        return door.main(CONF, argv), capsys.readouterr().err
+        monkeypatch.setitem(sys.modules, "skinmtl.training.run", stub)
+        return train.main(CONF, argv), capsys.readouterr().err
 
     return called
 
@@ -174,7 +175,7 @@ def test_a_spoilt_experiment_file_is_one_line_that_names_what_to_mend(
     (own_conf / "experiment" / "mine.yaml").write_bytes(text)
     monkeypatch.chdir(own_conf.parent)
     monkeypatch.setattr(sys, "argv", argv := ["train.py", "experiment=mine"])
-    assert door.main(own_conf, argv) == 2
+    assert train.main(own_conf, argv) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line and "; fix: " in line
     assert not list(own_conf.parent.glob("outputs/*/*"))

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from layouts import ham10000_table
 
-from skinmtl.data import certificate, duplicates, splits
+from skinmtl.data import certificate, lesion_groups, splits
 from skinmtl.errors import Faults, InputError
 
 ROOT = Path(__file__).parents[1]
@@ -41,58 +41,59 @@ def some_pairs(table: pd.DataFrame) -> list[tuple[str, str]]:
 def test_groups_are_those_of_a_plain_loop(table: pd.DataFrame) -> None:
     pairs = some_pairs(table)
     together = by_loop(table, pairs)
-    names = duplicates.groups(table, pairs)
+    names = lesion_groups.groups(table, pairs)
     for lesion, group in zip(table["lesion_id"], names, strict=True):
         assert group == "+".join(sorted(together[lesion]))
     assert names.nunique() == table["lesion_id"].nunique() - 3 - 4
-    assert duplicates.groups(table, []).tolist() == table["lesion_id"].tolist()
+    assert lesion_groups.groups(table, []).tolist() == table["lesion_id"].tolist()
 
 
 def test_a_photograph_without_a_lesion_id_is_a_lesion_of_its_own() -> None:
     table = pd.DataFrame({"image_id": ["a", "b", "c"], "lesion_id": ["L", None, None]})
-    assert duplicates.groups(table, [("a", "c")]).tolist() == ["L+c", "b", "L+c"]
+    assert lesion_groups.groups(table, [("a", "c")]).tolist() == ["L+c", "b", "L+c"]
 
 
 def test_the_audits_pairs_are_those_of_its_answer_and_are_known_beside_the_published() -> None:
     answer = pd.read_csv(ROOT / "experiments" / "leak_audit" / "duplicates.csv")
-    assert list(zip(answer["first"], answer["second"], strict=True)) == list(duplicates.AUDITED)
+    assert list(zip(answer["first"], answer["second"], strict=True)) == list(lesion_groups.AUDITED)
     published, audited, known = (
-        {frozenset(pair) for pair in pairs} for pairs in (duplicates.PUBLISHED, duplicates.AUDITED, duplicates.KNOWN)
+        {frozenset(pair) for pair in pairs}
+        for pairs in (lesion_groups.PUBLISHED, lesion_groups.AUDITED, lesion_groups.KNOWN)
     )
     assert known == published | audited and len(published & audited) == 11
-    assert len(duplicates.KNOWN) == len(known) == 18 + 35 - 11
+    assert len(lesion_groups.KNOWN) == len(known) == 18 + 35 - 11
 
 
 def test_published_pairs_are_18_of_36_photographs_and_count_where_both_are(table: pd.DataFrame) -> None:
-    names = [name for pair in duplicates.PUBLISHED for name in pair]
-    assert len(duplicates.PUBLISHED) == 18 and len(set(names)) == 36
+    names = [name for pair in lesion_groups.PUBLISHED for name in pair]
+    assert len(lesion_groups.PUBLISHED) == 18 and len(set(names)) == 36
     here = table.assign(image_id=[*names[:3], *table["image_id"][3:]])
-    assert duplicates.pairs("known", here) == [duplicates.PUBLISHED[0]]
-    assert duplicates.pairs("none", here) == duplicates.pairs("known", table) == []
+    assert lesion_groups.pairs("known", here) == [lesion_groups.PUBLISHED[0]]
+    assert lesion_groups.pairs("none", here) == lesion_groups.pairs("known", table) == []
 
 
 def test_pairs_of_a_file(table: pd.DataFrame, tmp_path: Path) -> None:
     path = tmp_path / "pairs.csv"
     path.write_text("﻿second,kind,first\nISIC_0000001,copy,ISIC_0000000\nelsewhere,copy,ISIC_0000000\n")
-    assert duplicates.pairs(str(path), table) == [("ISIC_0000000", "ISIC_0000001")]
+    assert lesion_groups.pairs(str(path), table) == [("ISIC_0000000", "ISIC_0000001")]
     path.write_text("first,second,\nISIC_0000000.jpg,ISIC_0000001.JPG,\n")  # with endings, and a comma too many
-    assert duplicates.pairs(str(path), table) == [("ISIC_0000000", "ISIC_0000001")]
+    assert lesion_groups.pairs(str(path), table) == [("ISIC_0000000", "ISIC_0000001")]
     path.write_text("first,second\n")  # what an audit writes that has found nothing
-    assert duplicates.pairs(str(path), table) == []
+    assert lesion_groups.pairs(str(path), table) == []
     path.write_text("first,second\n24306,25030\n24306,x\n")
     with pytest.raises(InputError, match=r"none of its 2 pairs is of photographs at data\.root, the first is 24306"):
-        duplicates.pairs(str(path), table)
+        lesion_groups.pairs(str(path), table)
     path.write_text("first,second\nISIC_0000000,ISIC_0000001,\n")
     with pytest.raises(Faults, match=r"not the header's 2 cells: row 2 \(3 cells\)"):
-        duplicates.pairs(str(path), table)
+        lesion_groups.pairs(str(path), table)
     path.write_text("one,second\na,b\n")
     with pytest.raises(InputError, match="no column first; fix: give known, none, or a CSV file"):
-        duplicates.pairs(str(path), table)
+        lesion_groups.pairs(str(path), table)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="not UTF-8 text"):
-        duplicates.pairs(str(path), table)
+        lesion_groups.pairs(str(path), table)
     with pytest.raises(InputError, match=r"data\.duplicates=knwon: no such file"):
-        duplicates.pairs("knwon", table)
+        lesion_groups.pairs("knwon", table)
 
 
 def test_a_split_keeps_duplicates_together_and_one_without_them_does_not(table: pd.DataFrame) -> None:

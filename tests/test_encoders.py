@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from skinmtl.encoders import ACTIVATIONS, ConvPool, Encoder, depths
 from skinmtl.errors import ConfigError
-from skinmtl.network import MultiTaskNet
+from skinmtl.models.encoders import ACTIVATIONS, ConvPool, Encoder, depths
+from skinmtl.models.multitask_net import MultiTaskNet
 
 BY_NAME = ["resnet18", "resnet34", "resnet50", "tu-tf_efficientnet_lite0", "tu-convnext_nano"]
 BY_NAME += ["tu-mobilenetv3_large_100", "mit_b0"]

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from training import train
 
-from skinmtl import cli, runs
-from skinmtl.runs import Run
-from skinmtl.scores import evaluate_file
+from skinmtl.cli import commands
+from skinmtl.evaluation.scores import evaluate_file
+from skinmtl.runs.run import Run, os
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_both_distances_stand_in_the_table_by_their_names(run: Run) -> None:
 def test_comparing_says_what_a_table_is_stamped_with(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["compare", str(run.path), str(run.path), "--out", str(tmp_path / "out.csv")]) == 0
+    assert commands.main(["compare", str(run.path), str(run.path), "--out", str(tmp_path / "out.csv")]) == 0
     said = capsys.readouterr().out
     assert "SHUFFLED" in said and "mean_image_sensitivity" in said, "no name is cut short"
     written = pd.read_csv(tmp_path / "out.csv").set_index("score")
@@ -65,8 +65,8 @@ def test_an_evaluation_that_is_stopped_leaves_the_former_table_and_nothing_else(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.path.iterdir()}
-    monkeypatch.setattr(runs.os, "fsync", lambda file: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert cli.main(["evaluate", str(run.path)]) == 75
+    monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert commands.main(["evaluate", str(run.path)]) == 75
     assert {path: path.stat().st_mtime_ns for path in run.path.iterdir()} == before
     (run.path / ".predictions.csv.00000000.tmp").write_text("what a kill leaves")
     with run.held():

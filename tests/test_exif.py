@@ -13,7 +13,7 @@ import pytest
 from layouts import photograph
 from PIL import Image, PngImagePlugin
 
-from skinmtl.data.images import read_image
+from skinmtl.data.images.reading import read_image
 from skinmtl.data.prepare.exif import without_metadata
 from skinmtl.errors import InputError
 

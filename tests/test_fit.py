@@ -18,10 +18,11 @@ from survivors import forked, left, nothing
 from training import CONF, compose
 
 import skinmtl
-from skinmtl import cli, door, processes
+from skinmtl.cli import commands, train
+from skinmtl.distributed.signals import STOPS
 from skinmtl.errors import ConfigError, Faults, Interrupted, SkinmtlError
-from skinmtl.module import MultiTaskModule
-from skinmtl.runs import Run
+from skinmtl.runs.run import Run
+from skinmtl.training.lightning_module import MultiTaskModule
 
 SMALL = ["experiment=resnet18_unet", "model/encoder=conv_pool", "model.encoder.layers=3", "model.encoder.filters=2"]
 SMALL += ["data.size=32", "data.batch_size=4", "data.workers=0", "trainer=cpu", "trainer.max_epochs=2"]
@@ -43,7 +44,7 @@ def state_of_the_process() -> list[object]:
     """What a run could leave behind in the process that it was in."""
     loggers = [logging.getLogger(name) for name in (None, "skinmtl", "pytorch_lightning")]
     handlers = [(list(logger.handlers), logger.level) for logger in loggers]
-    signals = [signal.getsignal(number) for number in processes.STOPS]
+    signals = [signal.getsignal(number) for number in STOPS]
     return [handlers, signals, list(sys.argv), os.getcwd(), GlobalHydra.instance().hydra]
 
 
@@ -101,7 +102,7 @@ def test_in_a_thread_it_trains_and_says_that_no_signal_is_heard(fit: Fit, caplog
 
 
 def test_what_run_is_called_with_by_hand_is_checked_and_kept(fit: Fit, synthetic_root: Path) -> None:
-    from skinmtl.train import run
+    from skinmtl.training.run import run
 
     words = [*SMALL[1:], f"data.root={synthetic_root}", "data.synthetic=null", "trainer.max_epochs=1"]
     cfg = compose(words)
@@ -146,7 +147,7 @@ def test_a_run_that_is_not_evaluated_says_so_and_is_evaluated_later_in_full(
     run = fit("trainer.max_epochs=1")
     assert not run.predictions_file.exists() and not (run.path / "scores.json").exists() and not run.figures.exists()
     assert "NO TEST SCORES" in (run.path / "report.html").read_text(encoding="utf-8")
-    assert cli.main(["evaluate", str(run.path)]) == 0
+    assert commands.main(["evaluate", str(run.path)]) == 0
     scores = json.loads((run.path / "scores.json").read_text(encoding="utf-8"))
     split = run.info()["split"]
     assert {part: scores["parts"][part]["n_images"] for part in ("val", "test")} == {
@@ -159,7 +160,7 @@ def test_chdir_is_refused_by_name_in_a_run_and_in_a_sweep(tmp_path: Path, monkey
     for words in (["hydra.job.chdir=true"], ["-m", "hydra.job.chdir=true", "seed=0,1", "hydra.sweep.dir=s"]):
         with pytest.MonkeyPatch.context() as patch:
             said: list[BaseException] = []
-            patch.setattr(door, "_answer", lambda failed, said=said: said.extend(failed) or 2)
-            assert door.main(CONF, ["train.py", *words]) == 2
+            patch.setattr(train, "_answer", lambda failed, said=said: said.extend(failed) or 2)
+            assert train.main(CONF, ["train.py", *words]) == 2
         assert said and all(isinstance(error, ConfigError) and error.where == "hydra.job.chdir" for error in said)
     assert list(tmp_path.glob("*/*/run.json")) == []

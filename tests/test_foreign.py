@@ -23,16 +23,18 @@ from omegaconf import DictConfig
 from torch import Tensor
 from training import SHORT, compose
 
-from skinmtl import config, foreign
-from skinmtl.callbacks import Best, Steps
+from skinmtl.config import allowlist
+from skinmtl.config.check import check, find
 from skinmtl.data.datamodule import DataModule
+from skinmtl.distributed.signals import Stop
 from skinmtl.errors import ConfigError, Diverged, Faults
-from skinmtl.module import MultiTaskModule
-from skinmtl.optim import Cosine
-from skinmtl.processes import Stop
-from skinmtl.runs import Run
-from skinmtl.train import _fit, calm, run
-from skinmtl.train.build import build_data, build_module, build_trainer
+from skinmtl.runs.run import Run
+from skinmtl.training.build import build_data, build_module, build_trainer
+from skinmtl.training.callbacks.best_checkpoint import Best
+from skinmtl.training.callbacks.clock import Steps
+from skinmtl.training.lightning_module import MultiTaskModule
+from skinmtl.training.optim import Cosine
+from skinmtl.training.run import _fit, calm, run
 
 EPOCHS, BATCHES = 3, 3
 TINY = [*SHORT, "model/encoder=conv_pool", "model.encoder.layers=1", "model.encoder.filters=2"]
@@ -75,7 +77,7 @@ def composed(words: tuple[str, ...]) -> DictConfig:
     """A checked config."""
     cfg = compose([*TINY, *words])
     with calm():
-        config.check(cfg, run)
+        check(cfg, run)
     return cfg
 
 
@@ -127,7 +129,7 @@ def plain(data: DataModule, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     "name",
     [
         name if name in ("Adam", "AdamW", "SGD") else pytest.param(name, marks=pytest.mark.long)
-        for name in foreign.OPTIMISERS
+        for name in allowlist.OPTIMISERS
     ],
 )
 def test_every_optimiser_that_is_let_in_learns_by_the_schedule_and_resumes(
@@ -220,7 +222,7 @@ def test_gradients_are_clipped_by_value(precision: str, fused: str, data: DataMo
     assert furthest("norm") < steps * 0.9e-4
 
 
-@pytest.mark.parametrize("name", foreign.PROFILERS)
+@pytest.mark.parametrize("name", allowlist.PROFILERS)
 def test_a_profile_is_written_into_the_run_folder(name: str, data: DataModule, tmp_path: Path) -> None:
     fitted = fit(tmp_path, data, [f"+trainer.profiler={name}"])
     assert "training_step" in (fitted.folder / "fit-profile.txt").read_text()
@@ -231,24 +233,24 @@ def classes(module: ModuleType) -> set[str]:
 
 
 def test_every_callback_and_every_argument_of_the_trainer_is_let_in_or_refused_by_name() -> None:
-    assert classes(pytorch_lightning.callbacks) == {*foreign.CALLBACKS, *foreign.NOT_CALLBACKS}
-    assert not set(foreign.CALLBACKS) & set(foreign.NOT_CALLBACKS)
-    known = [*foreign.TRAINER, *foreign.GIVEN, *foreign.NOT_TRAINER]
+    assert classes(pytorch_lightning.callbacks) == {*allowlist.CALLBACKS, *allowlist.NOT_CALLBACKS}
+    assert not set(allowlist.CALLBACKS) & set(allowlist.NOT_CALLBACKS)
+    known = [*allowlist.TRAINER, *allowlist.GIVEN, *allowlist.NOT_TRAINER]
     assert sorted(known) == sorted(set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"})
-    assert classes(torch.optim) == {*foreign.OPTIMISERS, *foreign.NOT_OPTIMISERS}
+    assert classes(torch.optim) == {*allowlist.OPTIMISERS, *allowlist.NOT_OPTIMISERS}
 
 
-@pytest.mark.parametrize("name", foreign.NOT_CALLBACKS)
+@pytest.mark.parametrize("name", allowlist.NOT_CALLBACKS)
 def test_a_callback_that_is_not_let_in_is_refused_with_a_reason(name: str) -> None:
     with pytest.raises(ConfigError, match=f"^callbacks.x: {name}: .*; fix: "):
-        config.find(f"pytorch_lightning.callbacks.{name}", "callbacks.x")
+        find(f"pytorch_lightning.callbacks.{name}", "callbacks.x")
 
 
 @pytest.mark.parametrize("unit", ["step", "epoch"])
 def test_a_moving_average_that_begins_late_is_refused_for_untrained_weights_would_be_scored(unit: str) -> None:
     cfg = compose([f"+callbacks.ema.update_starting_at_{unit}=5", "callbacks=ema"], "demo")
     with pytest.raises(Faults, match=f"callbacks.ema.update_starting_at_{unit}: .*; fix: remove it"):
-        config.check(cfg, run)
+        check(cfg, run)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +258,7 @@ def test_a_moving_average_that_begins_late_is_refused_for_untrained_weights_woul
 )
 def test_so_is_an_optimiser(target: str) -> None:
     with pytest.raises(ConfigError, match="; fix: use "):
-        config.find(target, "optim")
+        find(target, "optim")
 
 
 class Accumulates(pl.Callback):
@@ -317,7 +319,7 @@ def test_a_backward_pass_that_detect_anomaly_stops_is_told_as_a_run_that_diverge
     def broken(self: object, logits: Tensor, batch: object) -> Tensor:
         return torch.sqrt(logits.sum() * 0)  # whose gradient is none
 
-    monkeypatch.setattr("skinmtl.losses.seg.DiceBCE.forward", broken)
+    monkeypatch.setattr("skinmtl.losses.segmentation.DiceBCE.forward", broken)
     with pytest.raises(Diverged, match="^trainer.detect_anomaly: .* returned nan values"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch shows where the forward pass was
         fit(tmp_path, data, ["+trainer.detect_anomaly=true"])

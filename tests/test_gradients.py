@@ -21,16 +21,17 @@ from torch import Tensor, nn
 from training import train
 from twoheads import CLASSES, TwoHeads, cut, fit, module, parameters, photographs
 
-from skinmtl import checkpoints, ranks
+from skinmtl.balancing.gradients import MGDA, CAGrad, Gradients, GradNorm, PCGrad, Sum, TaskGradients, UPGrad, cosine
+from skinmtl.balancing.weighting import Fixed, Geometric, Uncertainty
+from skinmtl.distributed import collectives
+from skinmtl.distributed.launch import together
 from skinmtl.errors import ConfigError
-from skinmtl.gradients import MGDA, CAGrad, Gradients, GradNorm, PCGrad, Sum, TaskGradients, UPGrad, cosine
 from skinmtl.losses import BCE, CrossEntropy
-from skinmtl.module import MultiTaskModule
-from skinmtl.optim import Constant
-from skinmtl.processes import together
-from skinmtl.tasks import Diagnosis, Segmentation
+from skinmtl.runs import checkpoints
+from skinmtl.tasks.base import Diagnosis, Segmentation
+from skinmtl.training.lightning_module import MultiTaskModule
+from skinmtl.training.optim import Constant
 from skinmtl.types import Batch
-from skinmtl.weighting import Fixed, Geometric, Uncertainty
 
 TASKS = ("seg", "cls")
 Rows = NDArray[np.float64]  # (2, P): the tasks' gradients
@@ -462,14 +463,14 @@ def half(name: str, folder: Path, rank: int, accumulate: int = 1) -> Tensor:
 
 def look(folder: Path, meeting: Path, rank: int, world_size: int, device: str) -> None:
     """What one of two processes does; the answers go to a file."""
-    ranks.join(meeting, rank, world_size, device)
+    collectives.join(meeting, rank, world_size, device)
     found = {name: half(name, folder, rank) for name in TOGETHER}
     found["pcgrad in quarters"] = half("pcgrad", folder, rank, accumulate=2)
     exact, TaskGradients.average = TaskGradients.average, lambda *_: None  # type: ignore[method-assign,assignment]
     found["control"] = half("pcgrad", folder, rank)
     TaskGradients.average = exact  # type: ignore[method-assign]
     torch.save(found, folder / f"{rank}.pt")
-    ranks.leave()
+    collectives.leave()
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from segmentation_models_pytorch.base.initialization import initialize_head
 from torch import Tensor, nn
 
 from skinmtl.errors import ConfigError
-from skinmtl.heads import MaskGuided, Pooled, lesion_probability, pool_inside
-from skinmtl.network import MultiTaskNet
+from skinmtl.models.heads import MaskGuided, Pooled, lesion_probability, pool_inside
+from skinmtl.models.multitask_net import MultiTaskNet
 
 KINDS = {"mask_classes": 2, "dx_classes": 7, "size": (64, 64)}
 

@@ -11,8 +11,9 @@ import pytest
 from layouts import photograph
 from PIL import Image, ImageOps
 
-from skinmtl.data import images, sources
-from skinmtl.data.images import fit_image, fit_mask, read_image, read_mask
+from skinmtl.data import sources
+from skinmtl.data.images import reading
+from skinmtl.data.images.reading import fit_image, fit_mask, read_image, read_mask
 from skinmtl.errors import InputError
 
 IMAGE, MASK = photograph(0, (30, 40))
@@ -44,7 +45,7 @@ def test_legal_odd_photographs_become_rgb(tmp_path: Path, mode: str) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_photograph_is_turned_upright(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
-    exif[images.ORIENTATION] = orientation
+    exif[reading.ORIENTATION] = orientation
     path = save(tmp_path / "a.jpg", IMAGE, exif=exif)
     assert np.array_equal(read_image(path), pillow(path, upright=True))
     if orientation == 1:

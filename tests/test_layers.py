@@ -57,7 +57,12 @@ DATA = """
     data.samplers data.mixing
     data.datamodule
 """
-STRANGERS = {"tests", "experiments", "conf", "outputs"}  # and train.py, whose name in an import is skinmtl.train's
+STRANGERS = {
+    "tests",
+    "experiments",
+    "conf",
+    "outputs",
+}  # and train.py, whose name in an import is skinmtl.training.run's
 TORCHLESS = (
     "cli",
     "config",
@@ -144,7 +149,7 @@ def test_every_file_imports_only_from_lower_floors() -> None:
 def small(tmp_path: Path) -> Path:
     """A house in order: report over scores over errors, datamodule over splits."""
     files = {
-        "__init__.py": "def __getattr__(name):\n    from skinmtl.report import write\n",
+        "__init__.py": "def __getattr__(name):\n    from skinmtl.reports.run import write\n",
         "errors.py": "import os\n",
         "scores.py": "from skinmtl.errors import InputError\n",
         "report.py": "from skinmtl import __version__, scores\n",
@@ -166,26 +171,30 @@ def test_a_house_in_order_has_no_faults(small: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "fault"),
     [
-        ("scores.py", "from skinmtl.report import write", "scores imports report, which is not below it"),
-        ("scores.py", "import skinmtl.report as page", "scores imports report, which is not below it"),
+        ("scores.py", "from skinmtl.reports.run import write", "scores imports report, which is not below it"),
+        ("scores.py", "import skinmtl.reports.run as page", "scores imports report, which is not below it"),
         ("scores.py", "from skinmtl import report", "scores imports report, which is not below it"),
         ("scores.py", "from . import report", "scores imports report, which is not below it"),
         ("scores.py", "from .report import write", "scores imports report, which is not below it"),
         (
             "scores.py",
-            "def late():\n    from skinmtl.report import write",
+            "def late():\n    from skinmtl.reports.run import write",
             "scores imports report, which is not below it",
         ),
         ("scores.py", "from skinmtl.data import splits", "scores imports data.splits, which is not below it"),
         ("scores.py", "from skinmtl import load_run", "scores imports __init__, which is not below it"),
-        ("data/splits.py", "from skinmtl.scores import dice", "data.splits imports scores, which is not below it"),
+        (
+            "data/splits.py",
+            "from skinmtl.evaluation.scores import dice",
+            "data.splits imports scores, which is not below it",
+        ),
         ("data/splits.py", "from .datamodule import X", "data.splits imports data.datamodule, which is not below it"),
         ("data/splits.py", "from ..report import X", "data.splits imports report, which is not below it"),
         ("helpers.py", "", "helpers has no floor: give it one in tests/test_layers.py"),
         ("data/loose.py", "", "data.loose has no floor: give it one in tests/test_layers.py"),
         ("report.py", "import experiments.loss_weights", "report imports experiments, which is no part of the package"),
         ("report.py", "from tests import conftest", "report imports tests, which is no part of the package"),
-        ("errors.py", "def late():\n    import skinmtl.scores", "a circle of imports: "),
+        ("errors.py", "def late():\n    import skinmtl.evaluation.scores", "a circle of imports: "),
     ],
 )
 def test_a_planted_fault_is_found(small: Path, name: str, text: str, fault: str) -> None:

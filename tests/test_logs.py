@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from fakes import write_run
 
-from skinmtl import logs
-from skinmtl.runs import Run
+from skinmtl.runs.run import Run
+from skinmtl.terminal import spoken
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = {
@@ -49,13 +49,13 @@ def test_what_is_said_is_heard_once(capsys: pytest.CaptureFixture[str], caplog: 
     handlers, root.handlers = root.handlers, []
     try:
         for _ in range(2):  # a second run in the same notebook
-            with logs.spoken(), logs.spoken():
+            with spoken(), spoken():
                 room.info("89 photographs")
         assert capsys.readouterr().err.splitlines() == ["89 photographs"] * 2
         room.info("after the run")
         assert capsys.readouterr().err == ""
         root.addHandler(logging.StreamHandler(sys.stderr))  # a notebook that has its own
-        with logs.spoken():
+        with spoken():
             room.info("89 photographs")
         assert capsys.readouterr().err == "89 photographs\n"
     finally:

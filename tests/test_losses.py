@@ -24,8 +24,9 @@ from sklearn.metrics import log_loss
 from torch import Tensor, nn
 from training import CONF
 
-from skinmtl import config
-from skinmtl.constructors import ALLOW
+from skinmtl.balancing.weighting import Fixed
+from skinmtl.config.build import build
+from skinmtl.config.schema import ALLOW
 from skinmtl.errors import ConfigError, InputError
 from skinmtl.losses import (
     BCE,
@@ -42,9 +43,8 @@ from skinmtl.losses import (
     Tversky,
     mean_over_labelled,
 )
-from skinmtl.losses.seg import distance_to_outline, foreground, tversky
+from skinmtl.losses.segmentation import distance_to_outline, foreground, tversky
 from skinmtl.types import Batch
-from skinmtl.weighting import Fixed
 
 COUNTS = [10, 40, 5, 0]
 FILES = {
@@ -68,7 +68,7 @@ WEIGHTED = ("cls/cross_entropy", "cls/label_smoothing", "cls/focal")  # those th
 def loss_of(name: str) -> nn.Module:
     """The loss that a YAML file describes, `seg/dice` say, as a run builds it; `cls/focal sqrt` with class weights."""
     file, _, weights = name.partition(" ")
-    loss: nn.Module = config.build(OmegaConf.load(FILES[file]), class_counts=COUNTS, class_weights=weights or "none")
+    loss: nn.Module = build(OmegaConf.load(FILES[file]), class_counts=COUNTS, class_weights=weights or "none")
     return loss
 
 
@@ -262,7 +262,7 @@ def test_a_diagnosis_without_training_photographs_gives_the_loss_of_a_rare_one(n
 @pytest.mark.parametrize("counts", [[0, 0, 0], []])
 def test_no_diagnosis_in_training_is_an_answer(name: str, counts: list[int]) -> None:
     with pytest.raises(InputError, match="class_counts: no training photograph has a diagnosis; fix: give diagnoses"):
-        config.build(OmegaConf.load(FILES[name.split()[0]]), class_counts=counts)
+        build(OmegaConf.load(FILES[name.split()[0]]), class_counts=counts)
 
 
 @of_diagnoses
@@ -319,16 +319,16 @@ def test_the_loss_that_the_readme_adds_is_admitted_and_keeps_the_promises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = (CONF.parent / "README.md").read_text(encoding="utf-8")
-    (shown,) = re.findall(r"```python\n# skinmtl/losses/seg.py\n(.*?)```", text, re.DOTALL)
-    names = "from torch import Tensor, nn\nfrom skinmtl.losses.seg import foreground, mean_over_labelled\n"
+    (shown,) = re.findall(r"```python\n# skinmtl/losses/segmentation.py\n(.*?)```", text, re.DOTALL)
+    names = "from torch import Tensor, nn\nfrom skinmtl.losses.segmentation import foreground, mean_over_labelled\n"
     (tmp_path / "elsewhere.py").write_text(f"{names}from skinmtl.types import Batch\n\n\n{shown}")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "elsewhere", raising=False)
     with pytest.raises(ConfigError, match="not an admitted constructor"):
-        config.build({"_target_": "elsewhere.Brier"})
+        build({"_target_": "elsewhere.Brier"})
     monkeypatch.setenv(ALLOW, "elsewhere")
     for channels in (1, 3):
-        case = Case("seg/brier", channels, config.build({"_target_": "elsewhere.Brier"}))
+        case = Case("seg/brier", channels, build({"_target_": "elsewhere.Brier"}))
         check_finite(case, torch.bfloat16)
         check_minimum(case)
         check_gradient(case)

@@ -12,10 +12,11 @@ import pytest
 import torch
 from training import compose
 
-from skinmtl import config
+from skinmtl.config.check import check
+from skinmtl.config.hardware import resolve_accelerator
 from skinmtl.errors import ConfigError, Faults
-from skinmtl.train import calm, run
-from skinmtl.train.build import devices_of
+from skinmtl.training.build import devices_of
+from skinmtl.training.run import calm, run
 
 ROOT = Path(__file__).parents[1]
 # What Python on Windows does not have, as far as this house uses it.
@@ -30,7 +31,7 @@ for module, names in ((signal, "SIGHUP SIGUSR1 SIGALRM alarm pthread_sigmask sig
 DOORS = {
     "train.py": "sys.argv = ['train.py', '--help']; runpy.run_path({train!r}, run_name='__main__')",
     "a training": "sys.argv = ['train.py', 'experiment=demo']; runpy.run_path({train!r}, run_name='__main__')",
-    "skinmtl": "from skinmtl.cli import main; sys.exit(main(['runs']))",
+    "skinmtl": "from skinmtl.cli.commands import main; sys.exit(main(['runs']))",
     "fit": "import skinmtl; skinmtl.fit('experiment=demo')",
     "load_run": "import skinmtl; skinmtl.load_run('here')",
 }
@@ -73,7 +74,7 @@ def test_a_mac_trains_on_its_cpu(mac: None) -> None:
         cfg = compose([f"trainer={trainer}", "model.weights=null"])
         with calm():
             assert devices_of(cfg.trainer) == ["cpu"]
-            config.check(cfg, run)
+            check(cfg, run)
     with calm():
         assert devices_of(compose(["trainer=ddp_cpu"]).trainer) == ["cpu", "cpu"]
 
@@ -83,7 +84,7 @@ def test_the_gpu_of_a_mac_is_refused_in_one_sentence(mac: None, words: str) -> N
     cfg = compose([words, "model.weights=null"])
     said = r"^trainer\.accelerator: (mps|gpu) is Apple's GPU \(MPS\), which has no float64, .*; fix: use cpu, or auto"
     with pytest.raises(Faults, match=said) as caught:
-        config.check(cfg, run)
+        check(cfg, run)
     assert len(caught.value.faults) == 1
     with pytest.raises(ConfigError, match=said):
         devices_of(cfg.trainer)
@@ -91,7 +92,7 @@ def test_the_gpu_of_a_mac_is_refused_in_one_sentence(mac: None, words: str) -> N
 
 def test_elsewhere_a_gpu_that_is_there_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert [config.resolve_accelerator(word) for word in ("auto", "gpu", "cuda", "cpu")] == [
+    assert [resolve_accelerator(word) for word in ("auto", "gpu", "cuda", "cpu")] == [
         "gpu",
         "gpu",
         "cuda",

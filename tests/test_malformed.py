@@ -21,15 +21,18 @@ from nobody import as_nobody
 from PIL import Image
 from training import CONF, SHORT, train
 
-from skinmtl import cli, door
-from skinmtl.data import images, transforms
+from skinmtl.cli import commands
+from skinmtl.cli import train as cli_train
+from skinmtl.data import transforms
 from skinmtl.data.cache import Photographs
-from skinmtl.data.datamodule import DataModule, collate
-from skinmtl.data.images import read_image
+from skinmtl.data.datamodule import DataModule
+from skinmtl.data.dataset import collate
+from skinmtl.data.images import reading
+from skinmtl.data.images.reading import read_image
 from skinmtl.data.samplers import Shuffle
 from skinmtl.errors import InputError, SkinmtlError
-from skinmtl.predict import Predictor
-from skinmtl.runs import Run
+from skinmtl.evaluation.predict import Predictor
+from skinmtl.runs.run import Run
 
 SIZE = (24, 32)
 IMAGE, MASK = photograph(0, SIZE)
@@ -86,7 +89,7 @@ def deep(kind: str) -> Callable:
 
 def turned(orientation: int) -> Image.Exif:
     exif = Image.Exif()
-    exif[images.ORIENTATION] = orientation
+    exif[reading.ORIENTATION] = orientation
     return exif
 
 
@@ -209,7 +212,7 @@ def test_the_training_command_lists_all_of_them_at_once(
         BROKEN_PHOTOGRAPHS[name](path)
     argv = ["train.py", "experiment=resnet18_unet", *SHORT, f"data.root={root}"]
     monkeypatch.setattr(sys, "argv", argv)
-    assert door.main(CONF, argv) == 2
+    assert cli_train.main(CONF, argv) == 2
     said = capsys.readouterr().err
     faults = [line for line in lines(said) if line.startswith("skinmtl: error: ")]
     assert len(faults) == len(broken) and "Traceback" not in said
@@ -237,7 +240,7 @@ def test_prediction_lists_all_of_them_and_predicts_the_others(
     shutil.move(tmp_path / "given" / "folder.jpg", tmp_path / "around")
     words = [str(path) for path in [*given, tmp_path / "whole.jpg"] if path.name != "folder.jpg"]
     out = tmp_path / "out"
-    assert cli.main(["predict", str(run.path), *words, str(tmp_path / "around"), "--out", str(out)]) == 2
+    assert commands.main(["predict", str(run.path), *words, str(tmp_path / "around"), "--out", str(out)]) == 2
     assert len(lines(capsys.readouterr().err)) == 1
     errors = pd.read_csv(out / "errors.csv")
     assert sorted(errors["file"]) == sorted(path.name for path in given)
@@ -254,7 +257,7 @@ def test_evaluation_stops_where_a_photograph_has_rotted(
     (path,) = (tmp_path / "data").glob(f"*/{test}.jpg")
     patched(lambda _: None, 0.5)(path)  # as many bytes, so that only decoding can tell
     before = {file: file.read_bytes() for file in files(run.path)}
-    assert cli.main(["evaluate", str(run.path), f"data.root={tmp_path / 'data'}"]) == 2
+    assert commands.main(["evaluate", str(run.path), f"data.root={tmp_path / 'data'}"]) == 2
     (line,) = lines(capsys.readouterr().err)
     assert line.startswith(f"skinmtl: error: {path}: ") and "; fix: " in line
     assert {file: file.read_bytes() for file in files(run.path)} == before

@@ -9,9 +9,9 @@ from layouts import photograph
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from skinmtl.constructors import arguments
-from skinmtl.data.images import fit_mask
-from skinmtl.data.masks import BINARY, Trimap
+from skinmtl.config.schema import arguments
+from skinmtl.data.images.reading import fit_mask
+from skinmtl.data.mask_classes import BINARY, Trimap
 
 
 def ragged(seed: int, size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
-from skinmtl.metrics import Confusion, ImageDice, Means
+from skinmtl.tasks.metrics import Confusion, ImageDice, Means
 
 
 def masks() -> tuple[torch.Tensor, torch.Tensor]:

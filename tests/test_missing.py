@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from layouts import write_dataverse, write_mirror, write_own, write_task3
 
-from skinmtl.data import duplicates, sources, splits
-from skinmtl.data.diagnoses import named
+from skinmtl.data import lesion_groups, sources, splits
+from skinmtl.data.diagnosis_groups import named
 from skinmtl.errors import Faults
 
 WORDS = [
@@ -124,7 +124,7 @@ def test_lesions_joined_from_a_table_or_from_groupings_are_never_a_word(tmp_path
 def test_a_pair_of_duplicates_names_two_photographs(tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_text("first,second\nA,B\nC,NA\n,D\n")
     with pytest.raises(Faults) as caught:
-        duplicates.read(tmp_path / "pairs.csv")
+        lesion_groups.read(tmp_path / "pairs.csv")
     assert [fault.what for fault in caught.value.faults] == [  # type: ignore[attr-defined]
         "first is missing: row 4 (D)",
         "second is missing: row 3 (C)",

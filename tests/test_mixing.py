@@ -13,15 +13,15 @@ from test_datamodule import at, here, make, same  # noqa: F401  (`here` is a fix
 from torch.nn import functional as F
 from training import compose, train
 
-from skinmtl import config
+from skinmtl.config.check import check
 from skinmtl.data import transforms
-from skinmtl.data.masks import Trimap
+from skinmtl.data.mask_classes import Trimap
 from skinmtl.data.mixing import CutMix, Mixing, Mixup, Partners
 from skinmtl.data.samplers import class_balanced
 from skinmtl.errors import Faults
 from skinmtl.losses import CrossEntropy
-from skinmtl.tasks import Diagnosis
-from skinmtl.train import run
+from skinmtl.tasks.base import Diagnosis
+from skinmtl.training.run import run
 from skinmtl.types import Sample
 
 KINDS: dict[str, type[Mixup] | type[CutMix]] = {"mixup": Mixup, "cutmix": CutMix}
@@ -227,5 +227,5 @@ def test_mixing_is_refused_where_there_is_nothing_to_mix() -> None:
         (["mixing=cutmix", "data.mixing.alpha=0"], r"data\.mixing\.alpha: 0 does not fit"),
     ):
         with pytest.raises(Faults, match=line):
-            config.check(compose(words), run)
-    config.check(compose(["mixing=mixup"]), run)
+            check(compose(words), run)
+    check(compose(["mixing=mixup"]), run)

@@ -15,9 +15,9 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from skinmtl.decoders import DECODERS
 from skinmtl.errors import ConfigError, InputError
-from skinmtl.network import MultiTaskNet, check_logits
+from skinmtl.models.decoders import DECODERS
+from skinmtl.models.multitask_net import MultiTaskNet, check_logits
 
 TRUNK = 11_176_512  # ResNet-18 without its classifier, as torchvision builds it
 KINDS = {"tasks": ("seg", "cls"), "mask_classes": 2, "dx_classes": 7, "size": (64, 96)}

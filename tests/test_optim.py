@@ -8,9 +8,9 @@ from functools import partial
 import pytest
 import torch
 
-from skinmtl.encoders import ConvPool
-from skinmtl.network import MultiTaskNet
-from skinmtl.optim import Constant, Cosine, Plateau, Step, with_rates
+from skinmtl.models.encoders import ConvPool
+from skinmtl.models.multitask_net import MultiTaskNet
+from skinmtl.training.optim import Constant, Cosine, Plateau, Step, with_rates
 
 
 def rates(schedule: Cosine | Step | Constant, total: int, per_epoch: int = 5) -> list[float]:

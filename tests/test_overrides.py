@@ -9,9 +9,9 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from skinmtl import cli
+from skinmtl.cli import commands
+from skinmtl.config.overrides import expand, quoted, readable
 from skinmtl.errors import ConfigError
-from skinmtl.overrides import expand, quoted, readable
 
 NAMES = ["Läsionen", "数据", "ham=10000", "ham (1)", "ham, 2018", "it's", 'say "x"', "both ' and \"", "a\\b", "end\\"]
 NAMES += ["$HOME", "a#1", "a&b;c!", "{x}", "[x]", "trailing ", " leading", "2018%", "a~b", "x|y", "*", "null", "true"]
@@ -87,7 +87,7 @@ def test_where_a_sweep_writes_is_one_place() -> None:
 
 def test_the_other_commands_know_a_home_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/zoe")
-    told = cli.parser().parse_args(["predict", "~/run", "~/photo.jpg", "--out=~/out"])
+    told = commands.parser().parse_args(["predict", "~/run", "~/photo.jpg", "--out=~/out"])
     assert (told.run, told.images, told.out) == (
         Path("/home/zoe/run"),
         [Path("/home/zoe/photo.jpg")],

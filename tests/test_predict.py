@@ -17,10 +17,10 @@ from PIL import Image
 from training import train
 
 import skinmtl
-from skinmtl import cli
+from skinmtl.cli import commands
 from skinmtl.errors import ConfigError, InputError
-from skinmtl.predict import Predictor, as_bytes
-from skinmtl.runs import Run
+from skinmtl.evaluation.predict import Predictor, as_bytes
+from skinmtl.runs.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_a_run_that_still_trains_predicts_with_its_best_weights_so_far_and_says_
     for status, said in (("running", True), ("finished", False)):
         copy.update({"status": status})
         with copy.held():
-            assert cli.main(["predict", str(copy.path), str(photograph), "--out", str(tmp_path / status)]) == 0
+            assert commands.main(["predict", str(copy.path), str(photograph), "--out", str(tmp_path / status)]) == 0
         assert ("not finished (running)" in capsys.readouterr().err) is said
 
 
@@ -112,7 +112,7 @@ def test_evaluate_repeats_the_scores_when_the_data_moved(run: Run, synthetic_roo
     shutil.copytree(synthetic_root, moved)
     before = json.loads((copy / "scores.json").read_text())
     (copy / "scores.json").unlink()
-    assert cli.main(["evaluate", str(copy), f"data.root={moved}"]) == 0
+    assert commands.main(["evaluate", str(copy), f"data.root={moved}"]) == 0
     again = json.loads((copy / "scores.json").read_text())
     for part in ("val", "test"):
         for task in ("seg", "cls"):
@@ -129,7 +129,7 @@ def test_evaluate_refuses_a_split_that_the_checkpoint_was_not_trained_under(
     swapped = split["fold_0"].map({"train": "test", "test": "train", "val": "val"})
     split.assign(fold_0=swapped).to_csv(copy / "split.csv", index=False)
     before = (copy / "predictions.csv").read_bytes()
-    assert cli.main(["evaluate", str(copy)]) == 2
+    assert commands.main(["evaluate", str(copy)]) == 2
     assert "split_hash" in capsys.readouterr().err
     assert (copy / "predictions.csv").read_bytes() == before
 
@@ -137,13 +137,13 @@ def test_evaluate_refuses_a_split_that_the_checkpoint_was_not_trained_under(
 def test_a_folder_that_is_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match=r"run\.json"):
         skinmtl.load_run(tmp_path)
-    assert cli.main(["evaluate", str(tmp_path)]) == 2
+    assert commands.main(["evaluate", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("skinmtl: error: ") and "; fix: " in line
 
 
 def test_a_run_and_itself_do_not_differ(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["compare", str(run.path), str(run.path)]) == 0
+    assert commands.main(["compare", str(run.path), str(run.path)]) == 0
     assert "+0.0000" in capsys.readouterr().out
 
 
@@ -160,7 +160,7 @@ def test_the_gpu_of_a_mac_is_refused_in_one_sentence(run: Run) -> None:
 
 
 def test_runs_are_listed(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["runs", str(run.path.parent)]) == 0
+    assert commands.main(["runs", str(run.path.parent)]) == 0
     assert "finished" in capsys.readouterr().out
 
 
@@ -169,7 +169,7 @@ def test_a_run_that_cannot_be_read_hides_no_other(run: Run, tmp_path: Path, caps
         (tmp_path / name).mkdir()
     (tmp_path / "a" / "run.json").write_text("half a fi")
     shutil.copy(run.info_file, tmp_path / "b")
-    assert cli.main(["runs", str(tmp_path)]) == 0
+    assert commands.main(["runs", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "finished" in said and "cannot be read" in said
 
@@ -180,7 +180,7 @@ def test_a_strangers_run_folder_executes_nothing(run: Run, tmp_path: Path, capsy
     config = copy / ".hydra" / "config.yaml"
     evil = f"model:\n  evil: {{_target_: os.system, _args_: [touch {tmp_path / 'canary'}]}}\n"
     config.write_text(config.read_text().replace("model:\n", evil))
-    assert cli.main(["evaluate", str(copy)]) == 2
+    assert commands.main(["evaluate", str(copy)]) == 2
     assert "not an admitted constructor" in capsys.readouterr().err
     assert not (tmp_path / "canary").exists()
 
@@ -293,6 +293,6 @@ def test_a_mistake_in_a_saved_config_is_one_line(
     shutil.copytree(run.path, copy)
     config = copy / ".hydra" / "config.yaml"
     config.write_text(config.read_text().replace(f"{part}:\n", f"{part}:\n  dropuot: 1\n", 1))
-    assert cli.main(["evaluate", str(copy)]) == 2
+    assert commands.main(["evaluate", str(copy)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{part}.dropuot" in line

@@ -15,10 +15,12 @@ import pytest
 from PIL import Image
 from training import train
 
-from skinmtl import cli, photographs, prediction_folder
+from skinmtl.cli import commands
+from skinmtl.data.images import listing
 from skinmtl.errors import InputError, Interrupted
-from skinmtl.predict import Predictor
-from skinmtl.runs import Run
+from skinmtl.evaluation import prediction_folder
+from skinmtl.evaluation.predict import Predictor
+from skinmtl.runs.run import Run
 
 SIZES = ((40, 60), (75, 101), (32, 32), (90, 50))
 
@@ -45,7 +47,7 @@ def drawn(folder: Path, count: int) -> list[Path]:
 
 
 def predict(run: Run, *words: object) -> int:
-    return cli.main(["predict", str(run.path), *map(str, words)])
+    return commands.main(["predict", str(run.path), *map(str, words)])
 
 
 def accounts(out: Path) -> None:
@@ -61,7 +63,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_predict_writes_masks_overlays_and_a_table(run: Run, photograph: Path, tmp_path: Path) -> None:
-    assert cli.main(["predict", str(run.path), str(photograph), "--out", str(tmp_path / "out")]) == 0
+    assert commands.main(["predict", str(run.path), str(photograph), "--out", str(tmp_path / "out")]) == 0
     with Image.open(tmp_path / "out" / "masks" / "new.png") as file:
         mask = np.array(file)
     assert mask.shape == (75, 101) and set(np.unique(mask)) <= {0, 255}
@@ -76,7 +78,7 @@ def test_a_folder_with_a_broken_photograph_is_predicted_but_for_that(
     run: Run, photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (photograph.parent / "broken.jpg").write_bytes(b"<html>not a photograph</html>")
-    assert cli.main(["predict", str(run.path), str(photograph.parent), "--out", str(tmp_path / "out")]) == 2
+    assert commands.main(["predict", str(run.path), str(photograph.parent), "--out", str(tmp_path / "out")]) == 2
     assert list(pd.read_csv(tmp_path / "out" / "errors.csv")["file"]) == ["broken.jpg"]
     assert list(pd.read_csv(tmp_path / "out" / "predictions.csv")["file"]) == ["new.png"]
     assert "errors.csv" in capsys.readouterr().err
@@ -88,7 +90,7 @@ def test_two_photographs_of_one_name_are_refused_before_anything_is_written(
     (tmp_path / "other").mkdir()
     shutil.copy(photograph, tmp_path / "other" / "new.png")
     both = [str(photograph), str(tmp_path / "other" / "new.png")]
-    assert cli.main(["predict", str(run.path), *both, "--out", str(tmp_path / "out")]) == 2
+    assert commands.main(["predict", str(run.path), *both, "--out", str(tmp_path / "out")]) == 2
     assert not (tmp_path / "out").exists()
 
 
@@ -142,25 +144,25 @@ def test_a_folder_without_a_photograph_says_what_it_holds(
 
 def test_a_raw_picture_is_no_tiff_and_a_jpeg_called_heic_is_a_jpeg(tmp_path: Path) -> None:
     raw, mislabelled = draw(tmp_path / "a.nef", kind="tiff"), draw(tmp_path / "b.heic", kind="jpeg")
-    assert "a raw picture" in str(photographs.foreign(raw))
-    assert photographs.foreign(mislabelled) is None
+    assert "a raw picture" in str(listing.foreign(raw))
+    assert listing.foreign(mislabelled) is None
 
 
 def test_a_photograph_given_twice_is_one(tmp_path: Path) -> None:
     file = draw(tmp_path / "a.png")
-    assert photographs.listed([file, tmp_path, file]).photographs == [file]
+    assert listing.listed([file, tmp_path, file]).photographs == [file]
 
 
 @pytest.mark.parametrize("names", [("a.jpg", "a.png"), ("A.jpg", "a.jpg"), ("1/a.jpg", "2/a.jpg")])
 def test_photographs_whose_masks_would_have_one_name_are_refused(tmp_path: Path, names: tuple[str, str]) -> None:
     files = [draw(tmp_path / name) for name in names]
     with pytest.raises(InputError, match="one name but for their ending or folder"):
-        photographs.listed(files)
+        listing.listed(files)
 
 
 def test_listing_ten_thousand_photographs_takes_no_time_for_each_pair(tmp_path: Path) -> None:
     began = time.process_time()
-    assert len(photographs.listed([tmp_path / f"{i}.jpg" for i in range(10_015)]).photographs) == 10_015
+    assert len(listing.listed([tmp_path / f"{i}.jpg" for i in range(10_015)]).photographs) == 10_015
     assert time.process_time() - began < 1.5, "1.9 s went into comparing names alone when each was counted in a list"
 
 
@@ -298,7 +300,7 @@ def test_a_link_to_a_photograph_is_a_photograph_of_its_own_name(tmp_path: Path) 
     os.link(first, tmp_path / "in" / "c.png")
     (tmp_path / "again").symlink_to("in")
     for given in ([first.parent], [first.parent, first], [first.parent, tmp_path / "again"]):
-        assert [path.name for path in photographs.listed(given).photographs] == ["a.png", "b.png", "c.png"]
+        assert [path.name for path in listing.listed(given).photographs] == ["a.png", "b.png", "c.png"]
 
 
 @pytest.mark.parametrize("replace", [False, True])

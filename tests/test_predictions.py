@@ -13,9 +13,11 @@ import pandas as pd
 import pytest
 from fakes import predictions as table
 
-from skinmtl import cli, predictions, scores
+from skinmtl.cli import commands
 from skinmtl.errors import Faults, InputError
-from skinmtl.runs import Run
+from skinmtl.evaluation import scores
+from skinmtl.runs import predictions
+from skinmtl.runs.run import Run
 
 NAMES = [
     ("0", "1"),
@@ -162,7 +164,7 @@ def test_what_is_no_predictions_table_is_one_line(
     content: bytes, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "t.csv").write_bytes(content)
-    assert cli.main(["score", str(tmp_path / "t.csv")]) == 2
+    assert commands.main(["score", str(tmp_path / "t.csv")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line and "t.csv" in line
 
@@ -221,7 +223,7 @@ def test_what_was_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture
     of.loc[[50, 51], "dx"] = None
     of.loc[52, ["dice", "iou"]] = None
     of.to_csv(tmp_path / "t.csv", index=False)
-    assert cli.main(["score", str(tmp_path / "t.csv")]) == 0
+    assert commands.main(["score", str(tmp_path / "t.csv")]) == 0
     said = capsys.readouterr().err
     assert "test: no row names a lesion: photographs are resampled" in said
     assert "test: 2 of 40 photographs have no diagnosis" in said
@@ -264,7 +266,9 @@ def test_a_hundred_thousand_photographs_are_scored_within_a_minute_and_two_gigab
     pd.concat(many).to_csv(tmp_path / "t.csv", index=False)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(
-        [sys.executable, "-m", "skinmtl.cli", "score", str(tmp_path / "t.csv")], check=True, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "skinmtl.cli", "score", str(tmp_path / "t.csv")],
+        check=True,
+        stdout=subprocess.DEVNULL,
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 60, "seconds of a core"

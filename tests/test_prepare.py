@@ -19,9 +19,9 @@ from dataverse import Dataverse, serving
 from layouts import ham10000_table, photograph, write_dataverse, write_kaggle, write_mirror
 from PIL import Image
 
-from skinmtl import cli
+from skinmtl.cli import commands
 from skinmtl.data import sources
-from skinmtl.data.images import read_image
+from skinmtl.data.images.reading import read_image
 from skinmtl.data.prepare import arrange, command, manifest, verify
 from skinmtl.data.prepare.folders import walk
 from skinmtl.errors import Faults, InputError, ResourceError, SkinmtlError
@@ -61,7 +61,7 @@ def published_files(root: Path) -> dict[str, bytes]:
 
 
 def prepare(*words: object) -> int:
-    return cli.main(["prepare", *map(str, words)])
+    return commands.main(["prepare", *map(str, words)])
 
 
 def faults(act: Callable[[], object]) -> list[str]:

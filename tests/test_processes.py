@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from skinmtl import processes, study
+from skinmtl.distributed import launch
+from skinmtl.distributed.launch import ProcessDied, together
+from skinmtl.distributed.signals import Stop, stoppable
 from skinmtl.errors import Diverged, InputError, SkinmtlError
-from skinmtl.processes import ProcessDied, Stop, stoppable, together
+from skinmtl.studies import sweep
 
 TWO = ["cpu", "cpu"]
 
@@ -87,9 +89,9 @@ def test_each_process_knows_its_place_and_no_other_launchers(
 
 def test_threads_are_a_share_of_the_cores_unless_somebody_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)), raising=False)
-    assert processes.threads(5) == 1, "as the tests' environment says"
+    assert launch.threads(5) == 1, "as the tests' environment says"
     monkeypatch.delenv("OMP_NUM_THREADS")
-    assert [processes.threads(n) for n in (1, 2, 5, 50)] == [12, 6, 2, 1]
+    assert [launch.threads(n) for n in (1, 2, 5, 50)] == [12, 6, 2, 1]
 
 
 @pytest.mark.parametrize("who", [0, 1])
@@ -121,12 +123,12 @@ def test_an_answer_is_taken_for_the_cause_and_not_what_it_brings_about(tmp_path:
 
 
 def test_who_does_not_listen_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "PATIENCE", 0.5)
+    monkeypatch.setattr(launch, "PATIENCE", 0.5)
     with pytest.raises(InputError, match="no photograph"):
         together(ignore_stops, TWO, tmp_path)
 
 
-@pytest.mark.parametrize("watch", [processes._stops, lambda: study._handed_on(None)], ids=["a run", "a sweep"])
+@pytest.mark.parametrize("watch", [launch._stops, lambda: sweep._handed_on(None)], ids=["a run", "a sweep"])
 def test_a_hangup_that_nohup_ignores_stays_ignored(watch: Callable[[], AbstractContextManager[list[int]]]) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

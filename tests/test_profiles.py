@@ -13,11 +13,13 @@ import pytest
 from layouts import photograph, write_dataverse
 from PIL import Image, ImageCms
 
-from skinmtl import baselines, cli
-from skinmtl.data import images, sources
-from skinmtl.data.images import read_image, read_mask
+from skinmtl.cli import commands
+from skinmtl.data import sources
+from skinmtl.data.images import reading
+from skinmtl.data.images.reading import read_image, read_mask
 from skinmtl.data.prepare.exif import without_metadata
 from skinmtl.errors import InputError
+from skinmtl.evaluation import baselines
 
 IMAGE, MASK = photograph(0, (30, 40))
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -59,7 +61,7 @@ def encoded(linear: np.ndarray) -> np.ndarray:
 
 def turned(orientation: int) -> Image.Exif:
     exif = Image.Exif()
-    exif[images.ORIENTATION] = orientation
+    exif[reading.ORIENTATION] = orientation
     return exif
 
 
@@ -223,7 +225,7 @@ def test_what_is_said_of_a_broken_file_names_the_file_and_repeats(tmp_path: Path
 
 
 def _audit(root: Path) -> None:
-    raise SystemExit(cli.main(["audit", str(root), "--out", "audited"]))
+    raise SystemExit(commands.main(["audit", str(root), "--out", "audited"]))
 
 
 def _colours(root: Path) -> None:

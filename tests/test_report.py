@@ -15,11 +15,12 @@ import yaml
 from fakes import DX, metrics, predictions, write_run, write_sweep
 from sklearn.metrics import balanced_accuracy_score, classification_report
 
-from skinmtl import figures, scores
-from skinmtl.answer import leak_gap
 from skinmtl.errors import InputError
-from skinmtl.jobs import read_jobs
-from skinmtl.report import study_report, write_run_report
+from skinmtl.evaluation import scores
+from skinmtl.figures import plots
+from skinmtl.reports.run import study_report, write_run_report
+from skinmtl.studies.jobs import read_jobs
+from skinmtl.studies.results import leak_gap
 
 VOID = {"meta", "img", "br"}
 
@@ -58,8 +59,8 @@ class Reader(HTMLParser):
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_run(tmp_path_factory.mktemp("outputs") / "2026-01-02_03-04-05_abcd")
     (folder / "figures").mkdir()
-    figures.save(figures.curves(metrics()), folder / "figures" / "curves.svg")
-    figures.save(figures.dice_histogram(predictions()["dice"].to_numpy()), folder / "figures" / "dice_histogram.png")
+    plots.save(plots.curves(metrics()), folder / "figures" / "curves.svg")
+    plots.save(plots.dice_histogram(predictions()["dice"].to_numpy()), folder / "figures" / "dice_histogram.png")
     return folder
 
 

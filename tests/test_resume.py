@@ -12,12 +12,12 @@ import pytest
 import yaml
 from fakes import write_run
 
-from skinmtl import cli
+from skinmtl.cli import commands
 from skinmtl.errors import ConfigError
-from skinmtl.jobs import read_jobs
-from skinmtl.report import write_run_report
-from skinmtl.runs import Run
-from skinmtl.train.resume import Start, check_data, home
+from skinmtl.reports.run import write_run_report
+from skinmtl.runs.run import Run
+from skinmtl.studies.jobs import read_jobs
+from skinmtl.training.resume import Start, check_data, home
 
 CONFIG = {
     "name": "resnet18_unet",
@@ -60,7 +60,7 @@ def stopped(folder: Path, words: str = "", **facts: object) -> Run:
 @pytest.fixture(autouse=True)
 def no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Auto is 32-true, whatever this machine has."""
-    monkeypatch.setattr("skinmtl.config._cpu_has_bf16", lambda: False)
+    monkeypatch.setattr("skinmtl.config.hardware._cpu_has_bf16", lambda: False)
 
 
 def test_a_run_from_other_weights_is_not_gone_on_with(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_run_that_was_killed_is_not_said_to_be_running(tmp_path: Path, capsys:
     other = Run(write_run(tmp_path / "s" / "1", status="finished"))
 
     def said() -> list[str]:
-        assert cli.main(["runs", str(tmp_path)]) == 0
+        assert commands.main(["runs", str(tmp_path)]) == 0
         return [line.split("│")[3].strip() for line in capsys.readouterr().out.splitlines() if "/s/" in line]
 
     with run.held():

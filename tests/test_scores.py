@@ -14,9 +14,9 @@ from scipy import ndimage
 from sklearn import metrics as sk
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from skinmtl import scores
 from skinmtl.errors import Faults, InputError
-from skinmtl.metrics import Confusion, ImageDice
+from skinmtl.evaluation import scores
+from skinmtl.tasks.metrics import Confusion, ImageDice
 
 CLASSES = ("akiec", "bcc", "mel", "nv")
 

@@ -13,10 +13,10 @@ from fakes import write_run
 from PIL import Image
 from training import train
 
-from skinmtl import cli
+from skinmtl.cli import commands
 from skinmtl.errors import InputError
-from skinmtl.facts import command_without_paths, without_paths_in
-from skinmtl.runs import Run
+from skinmtl.runs.redaction import command_without_paths, without_paths_in
+from skinmtl.runs.run import Run
 
 CANARY = "CANARY-b3f1"
 
@@ -66,7 +66,7 @@ def test_a_strangers_run_reads_nothing_of_the_environment(
     (run.path / ".hydra" / "config.yaml").write_text(f"seed: 0\n{line}\n")
     with pytest.raises(InputError, match=r"config.yaml: (name|data.list.1) is an interpolation; fix: "):
         run.config()
-    assert cli.main(["report", str(run.path)]) == 0
+    assert commands.main(["report", str(run.path)]) == 0
     assert "is an interpolation" in (run.path / "report.html").read_text()
     assert holding(run.path) == []
 

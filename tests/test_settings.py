@@ -12,11 +12,11 @@ import yaml
 from fakes import predictions, write_run
 from sklearn.metrics import balanced_accuracy_score
 
-from skinmtl.answer import sharing, study_report
 from skinmtl.errors import InputError
-from skinmtl.jobs import Job, read_jobs
-from skinmtl.runs import Run
-from skinmtl.settings import Difference, Setting, all_reached, difference
+from skinmtl.runs.run import Run
+from skinmtl.studies.compare import Difference, Setting, all_reached, difference
+from skinmtl.studies.jobs import Job, read_jobs
+from skinmtl.studies.results import sharing, study_report
 
 
 def reached(name: str, jobs: list[Job]) -> Setting:

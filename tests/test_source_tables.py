@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from layouts import write_dataverse, write_own
 
-from skinmtl import door
+from skinmtl.cli import train
 from skinmtl.data import sources
 from skinmtl.data.sources import tables
 from skinmtl.errors import Faults, SkinmtlError
@@ -289,7 +289,7 @@ def test_the_door_says_each_fault_in_a_line_and_exits_with_2(
     argv = ["train.py", "data=csv", f"data.root={file}", "data.workers=0"]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", argv)
-    assert door.main(ROOT / "conf", argv) == 2
+    assert train.main(ROOT / "conf", argv) == 2
     said = capsys.readouterr()
     lines = [line.split(": ") for line in said.err.splitlines() if line.startswith("skinmtl: error: ")]
     assert [words[2:4] for words in lines] == [

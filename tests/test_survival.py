@@ -21,8 +21,8 @@ import torch
 from nobody import become_nobody
 from survivors import OFTEN, QUICK, Moment, after, ask, at, command, forked, kill, left, mark, nothing
 
-from skinmtl import checkpoints
-from skinmtl.runs import Run
+from skinmtl.runs import checkpoints
+from skinmtl.runs.run import Run
 
 Whole = Callable[..., tuple[str, str, pd.DataFrame]]
 EMA = "callbacks=ema"
@@ -62,7 +62,7 @@ def steps_of(folder: Path) -> int:
 
 def counted(file: Path) -> Callable[[], None]:
     def prepare() -> None:
-        from skinmtl.module import MultiTaskModule
+        from skinmtl.training.lightning_module import MultiTaskModule
 
         inner = MultiTaskModule.training_step
 
@@ -340,7 +340,7 @@ def poisoned(first: int, last: int) -> Callable[[], None]:
     """A network whose weights' gradients and running statistics are lost in these batches, counted from 1."""
 
     def prepare() -> None:
-        from skinmtl.network import MultiTaskNet
+        from skinmtl.models.multitask_net import MultiTaskNet
 
         inner, calls = MultiTaskNet.forward, [0]
 

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from skinmtl.data import sources, synthetic
-from skinmtl.data.synthetic import Synthetic
+from skinmtl.data import sources
+from skinmtl.data.synthetic import generator
+from skinmtl.data.synthetic.generator import Synthetic
 from skinmtl.errors import InputError, ResourceError
 
 SIZE = (48, 64)
@@ -45,7 +46,7 @@ def test_a_photograph_does_not_depend_on_how_many_are_drawn(root: Path) -> None:
     image, mask = drawer.photograph(case)
     again, _ = drawer.photograph(case)
     assert np.array_equal(image, again)
-    stored = cv2.imread(str(root / synthetic.MASKS / f"{case.row['image_id']}_segmentation.png"), cv2.IMREAD_GRAYSCALE)
+    stored = cv2.imread(str(root / generator.MASKS / f"{case.row['image_id']}_segmentation.png"), cv2.IMREAD_GRAYSCALE)
     assert np.array_equal(stored, mask * 255)
 
 
@@ -111,7 +112,7 @@ def test_photographs_of_one_lesion_are_alike_but_not_the_same() -> None:
 
 
 def test_one_that_stops_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write, written = synthetic._write, []
+    write, written = generator._write, []
 
     def breaks(path: Path, *rest: object) -> None:
         written.append(path)
@@ -119,7 +120,7 @@ def test_one_that_stops_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pyt
             raise OSError(28, "No space left on device")
         write(path, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(synthetic, "_write", breaks)
+    monkeypatch.setattr(generator, "_write", breaks)
     with pytest.raises(ResourceError, match="No space"):
         Synthetic(lesions=14, size=SIZE).write(tmp_path / "drawn")
     assert list(tmp_path.iterdir()) == []
@@ -132,8 +133,8 @@ def test_one_that_stops_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 def test_one_that_is_killed_half_way_leaves_nothing_that_reads_as_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(synthetic.os, "rename", lambda *_: pytest.fail("killed before"))
-    monkeypatch.setattr(synthetic.shutil, "rmtree", lambda *_, **__: None)  # nobody tidies up after a kill
+    monkeypatch.setattr(generator.os, "rename", lambda *_: pytest.fail("killed before"))
+    monkeypatch.setattr(generator.shutil, "rmtree", lambda *_, **__: None)  # nobody tidies up after a kill
     with pytest.raises(pytest.fail.Exception):
         Synthetic(lesions=7, size=SIZE).write(tmp_path / "drawn")
     assert not (tmp_path / "drawn").exists()
@@ -166,7 +167,7 @@ def test_other_peoples_files_are_not_written_over(tmp_path: Path) -> None:
 def test_the_loser_of_a_race_takes_the_winners_photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def winner_comes_first(self: Synthetic, beside: Path) -> None:
         (tmp_path / "drawn").mkdir()
-        (tmp_path / "drawn" / synthetic.MARK).write_text(json.dumps(self._arguments()))
+        (tmp_path / "drawn" / generator.MARK).write_text(json.dumps(self._arguments()))
 
     monkeypatch.setattr(Synthetic, "_draw_all", winner_comes_first)
     Synthetic(lesions=7, size=SIZE).write(tmp_path / "drawn")

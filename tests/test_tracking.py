@@ -15,8 +15,8 @@ import pytest
 from training import train
 from wandb.proto.wandb_internal_pb2 import Record
 
-from skinmtl import tracking
-from skinmtl.runs import Run
+from skinmtl.runs.run import Run
+from skinmtl.tracking import wandb
 
 BLOCK = 32768
 
@@ -71,7 +71,7 @@ def test_an_offline_run_holds_config_history_scores_and_confusion(run: Run, synt
 
 @pytest.mark.parametrize("asked", [False, True])
 def test_photographs_go_along_only_when_asked(run: Run, tmp_path: Path, asked: bool) -> None:
-    board = tracking.WandB(folder=tmp_path, run_id="x", mode="offline", photographs=asked)
+    board = wandb.WandB(folder=tmp_path, run_id="x", mode="offline", photographs=asked)
     board.start({})
     board.log_run(run)
     board.finish(0)
@@ -80,7 +80,7 @@ def test_photographs_go_along_only_when_asked(run: Run, tmp_path: Path, asked: b
 
 
 def test_secrets_folders_and_the_machine_are_left_out(tmp_path: Path) -> None:
-    board = tracking.WandB(folder=tmp_path, run_id="x", mode="offline")
+    board = wandb.WandB(folder=tmp_path, run_id="x", mode="offline")
     board.start({"model": {"api_token": "canary-5e1f", "arch": "unet"}, "roots": ["/home/somebody/ham"]})
     board.finish(0)
     said = written(tmp_path)
@@ -99,7 +99,7 @@ def test_an_error_of_the_dashboard_is_said_once_and_training_goes_on(
         def log(self, values: object) -> None:
             raise RuntimeError("server on fire")
 
-    board = tracking.WandB(folder=tmp_path, run_id="x", mode="offline")
+    board = wandb.WandB(folder=tmp_path, run_id="x", mode="offline")
     board._run = Broken()
     board.log_metrics({"a": 1.0}, 1)
     board.log_metrics({"a": 2.0}, 2)
@@ -111,21 +111,21 @@ def test_a_server_that_refuses_is_found_at_once(monkeypatch: pytest.MonkeyPatch)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{free.getsockname()[1]}")
-    assert not tracking._answers()
+    assert not wandb._answers()
 
 
 def test_a_server_that_hangs_is_left_after_the_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        monkeypatch.setattr(tracking, "PATIENCE", 0.5)
-        assert not tracking._answers()
+        monkeypatch.setattr(wandb, "PATIENCE", 0.5)
+        assert not wandb._answers()
 
 
 def test_a_server_that_answers_anything_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
         threading.Thread(target=server.handle_request, daemon=True).start()
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
-        assert tracking._answers()
+        assert wandb._answers()
 
 
 @pytest.fixture
@@ -154,10 +154,10 @@ def troubled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("troubled")
 def test_a_server_that_takes_no_run_leaves_it_offline(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    board = tracking.WandB(folder=tmp_path, run_id="x")
+    board = wandb.WandB(folder=tmp_path, run_id="x")
     board.start({"arch": "unet"})
     board.finish(0)
-    assert [entry.levelname for entry in caplog.records if entry.name == "skinmtl.tracking"] == ["WARNING"]
+    assert [entry.levelname for entry in caplog.records if entry.name == "skinmtl.tracking.wandb"] == ["WARNING"]
     assert "kept offline" in caplog.text
     assert "unet" in written(tmp_path)
 
@@ -166,7 +166,7 @@ def test_a_server_that_takes_no_run_leaves_it_offline(tmp_path: Path, caplog: py
 def test_offline_in_the_environment_is_heeded_although_there_is_a_key(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    board = tracking.WandB(folder=tmp_path, run_id="x")
+    board = wandb.WandB(folder=tmp_path, run_id="x")
     assert board._online()
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert not board._online()
@@ -188,7 +188,7 @@ def test_switched_off_in_the_environment_nothing_is_written(
     mode: Literal["auto", "offline"],
 ) -> None:  # fmt: skip
     monkeypatch.setenv(name, value)
-    board = tracking.WandB(folder=tmp_path, run_id="x", mode=mode)
+    board = wandb.WandB(folder=tmp_path, run_id="x", mode=mode)
     board.start({})
     board.log_metrics({"a": 1.0}, 1)
     board.finish(0)
@@ -199,15 +199,15 @@ def test_switched_off_in_the_environment_nothing_is_written(
 def test_project_and_tags_of_the_environment_stand_in_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_PROJECT", "ours")
     monkeypatch.setenv("WANDB_TAGS", "ward,pilot")
-    assert tracking.WandB(folder=tmp_path, run_id="x")._place == {
+    assert wandb.WandB(folder=tmp_path, run_id="x")._place == {
         "project": "ours", "entity": None, "tags": ["ward", "pilot"],
     }  # fmt: skip
-    own = tracking.WandB("mine", tags=["a"], folder=tmp_path, run_id="x")
+    own = wandb.WandB("mine", tags=["a"], folder=tmp_path, run_id="x")
     assert own._place == {"project": "mine", "entity": None, "tags": ["a"]}
 
 
 def test_online_without_a_key_asks_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert not tracking.WandB(folder=tmp_path, run_id="x", mode="online")._online()
+    assert not wandb.WandB(folder=tmp_path, run_id="x", mode="online")._online()
     assert "no key" in caplog.text
 
 
@@ -222,22 +222,22 @@ def test_a_server_that_does_not_speak_http_does_not_count(monkeypatch: pytest.Mo
 
         threading.Thread(target=babble, daemon=True).start()
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
-        assert not tracking._answers()
+        assert not wandb._answers()
 
 
 def test_a_key_is_found_in_the_environment_or_in_netrc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert not tracking._has_key()
+    assert not wandb._has_key()
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password canary\n")
     (tmp_path / "netrc").chmod(0o600)
-    assert tracking._has_key()
+    assert wandb._has_key()
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.setenv("WANDB_API_KEY", "canary")
-    assert tracking._has_key()
+    assert wandb._has_key()
 
 
 def test_a_job_of_a_sweep_is_grouped_by_the_sweep(tmp_path: Path) -> None:
-    board = tracking.WandB(folder=tmp_path / "2026_study" / "3", run_id="3", mode="offline")
+    board = wandb.WandB(folder=tmp_path / "2026_study" / "3", run_id="3", mode="offline")
     assert (board._id, board._group) == ("2026_study-3", "2026_study")
 
 
@@ -247,11 +247,11 @@ def test_a_job_of_a_sweep_is_grouped_by_the_sweep(tmp_path: Path) -> None:
 )
 def test_an_id_is_its_runs_alone_and_one_that_the_server_takes(tmp_path: Path, folder: str, name: str) -> None:
     place = tmp_path / folder
-    assert tracking.WandB(folder=place, run_id=place.name)._id == name
+    assert wandb.WandB(folder=place, run_id=place.name)._id == name
 
 
 def test_stamps_become_tags(tmp_path: Path) -> None:
-    board = tracking.WandB(folder=tmp_path, run_id="x", mode="offline", tags=["pilot"])
+    board = wandb.WandB(folder=tmp_path, run_id="x", mode="offline", tags=["pilot"])
     board.start({}, "LEAKY")
     board.finish(0)
     said = written(tmp_path)

@@ -22,17 +22,19 @@ from omegaconf import OmegaConf
 from training import SHORT, compose, train
 
 import skinmtl
-from skinmtl import checkpoints, cli, config
-from skinmtl.callbacks import Best
+from skinmtl.cli import commands
+from skinmtl.config import check
 from skinmtl.data import sources, splits
 from skinmtl.data.datamodule import DataModule
 from skinmtl.errors import ConfigError, Faults, InputError, Interrupted
-from skinmtl.evaluate import evaluate
-from skinmtl.module import MultiTaskModule
-from skinmtl.network import MultiTaskNet
-from skinmtl.runs import Run
-from skinmtl.train.build import build_data, build_losses, say_shares
-from skinmtl.train.resume import Start, check_data, start_from
+from skinmtl.evaluation.evaluate import evaluate
+from skinmtl.models.multitask_net import MultiTaskNet
+from skinmtl.runs import checkpoints
+from skinmtl.runs.run import Run
+from skinmtl.training.build import build_data, build_losses, say_shares
+from skinmtl.training.callbacks.best_checkpoint import Best
+from skinmtl.training.lightning_module import MultiTaskModule
+from skinmtl.training.resume import Start, check_data, start_from
 
 TINY = ["trainer.precision=32-true", "callbacks.early_stopping=null"]
 
@@ -401,7 +403,7 @@ def test_a_run_carries_its_splits_certificate_and_needs_the_list_of_duplicates_n
     assert "pairs of duplicates merged" in (run.path / "report.html").read_text()
 
     pairs.unlink()
-    assert cli.main(["evaluate", str(run.path), f"data.root={synthetic_root}"]) == 0
+    assert commands.main(["evaluate", str(run.path), f"data.root={synthetic_root}"]) == 0
 
 
 def test_what_weights_have_seen_goes_along_from_run_to_run(synthetic_root: Path, tmp_path: Path) -> None:
@@ -435,7 +437,7 @@ def test_leaky_photographs_are_refused_and_then_stamped(
     assert "LEAKY" in (run.path / "scores.json").read_text()
     assert "LEAKY" in (run.path / "report.html").read_text()
     for words in (["runs", str(tmp_path)], ["score", str(run.predictions_file)], ["compare", *[str(run.path)] * 2]):
-        assert cli.main(words) == 0
+        assert commands.main(words) == 0
         assert "LEAKY" in capsys.readouterr().out, words[0]
 
 
@@ -500,19 +502,19 @@ def mirror(source: Path, root: Path) -> None:
 def test_a_network_that_names_no_shared_part_is_refused_by_what_looks_at_it(
     synthetic_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = config.build
+    build = check.build
 
     def bare(node: Any, **parts: Any) -> Any:  # noqa: ANN401
         built = build(node, **parts)
         return Bare(built) if isinstance(built, MultiTaskNet) else built
 
-    monkeypatch.setattr(config, "build", bare)
+    monkeypatch.setattr(check, "build", bare)
     for words in (["gradients=pcgrad"], ["gradients.cosine_every=1"]):
         with pytest.raises(ConfigError, match=r"gradients: Bare has no `encoder`.*; fix: name the shared part so"):
             train(tmp_path / words[0], synthetic_root, words)
     with pytest.raises(ConfigError, match=r"callbacks\.freeze: Bare has no `encoder` to hold still"):
         train(tmp_path / "frozen", synthetic_root, ["callbacks.freeze.encoder_epochs=1"])
-    monkeypatch.setattr("skinmtl.train.evaluate", lambda run: None)  # which builds another
+    monkeypatch.setattr("skinmtl.training.run.evaluate", lambda run: None)  # which builds another
     assert train(tmp_path / "fixed", synthetic_root, TINY).info()["status"] == "finished"
 
 

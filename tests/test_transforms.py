@@ -11,7 +11,7 @@ import pytest
 from layouts import photograph
 
 from skinmtl.data import transforms
-from skinmtl.data.masks import Trimap
+from skinmtl.data.mask_classes import Trimap
 from skinmtl.data.transforms import Transform, mix, reseed
 
 AUGMENTS = {"none": transforms.none, "light": transforms.light, "strong": transforms.strong}

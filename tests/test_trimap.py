@@ -13,11 +13,13 @@ from sklearn.metrics import classification_report
 from training import compose, train
 
 import skinmtl
-from skinmtl import baselines, cli, config, scores
-from skinmtl.data.images import read_mask
-from skinmtl.data.masks import Trimap
-from skinmtl.runs import Run
-from skinmtl.train import run as run_of
+from skinmtl.cli import commands
+from skinmtl.config.check import check
+from skinmtl.data.images.reading import read_mask
+from skinmtl.data.mask_classes import Trimap
+from skinmtl.evaluation import baselines, scores
+from skinmtl.runs.run import Run
+from skinmtl.training.run import run as run_of
 
 TRIMAP = ("skin", "border", "lesion")
 
@@ -76,7 +78,7 @@ def test_training_logs_the_dice_of_all_classes(run: Run) -> None:
 def test_new_photographs_get_masks_whose_index_is_the_class(run: Run, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (75, 101, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "new.png")
-    assert cli.main(["predict", str(run.path), str(tmp_path / "new.png"), "--out", str(tmp_path / "out")]) == 0
+    assert commands.main(["predict", str(run.path), str(tmp_path / "new.png"), "--out", str(tmp_path / "out")]) == 0
     with Image.open(tmp_path / "out" / "masks" / "new.png") as file:
         assert file.mode == "P"
         mask = np.array(file)
@@ -97,12 +99,12 @@ def test_simple_methods_are_scored_by_the_same_classes(run: Run) -> None:
 def test_classes_are_words_on_the_command_line() -> None:
     words = ["mask_classes=trimap", "data.mask_classes.band=0.1", "data.diagnoses={melanocytic:[mel,nv],other:rest}"]
     cfg = compose(words)
-    assert cfg.data.mask_classes == {"_target_": "skinmtl.data.masks.Trimap", "band": 0.1}
+    assert cfg.data.mask_classes == {"_target_": "skinmtl.data.mask_classes.Trimap", "band": 0.1}
     assert cfg.data.diagnoses == {"melanocytic": ["mel", "nv"], "other": "rest"}
-    config.check(cfg, run_of)
+    check(cfg, run_of)
     with pytest.raises(Exception, match=r"data\.mask_classes\.band: 2 does not fit; fix: it should be less than 1"):
-        config.check(compose(["mask_classes=trimap", "data.mask_classes.band=2"]), run_of)
+        check(compose(["mask_classes=trimap", "data.mask_classes.band=2"]), run_of)
     with pytest.raises(
         Exception, match=r"^data\.diagnoses\.b: mel stands in a already; fix: keep it in one group, once$"
     ):
-        config.check(compose(["data.diagnoses={a:[mel],b:[nv,mel]}"]), run_of)
+        check(compose(["data.diagnoses={a:[mel],b:[nv,mel]}"]), run_of)

@@ -20,11 +20,12 @@ from torch import Tensor
 from training import CONF
 from twoheads import Batches, cut, fit, module, parameters, photographs
 
-from skinmtl import config, figures
-from skinmtl.gradients import GradNorm
-from skinmtl.train import calm
+from skinmtl.balancing.gradients import GradNorm
+from skinmtl.balancing.weighting import DWA, Fixed, Geometric, Random, Uncertainty, Weighting
+from skinmtl.config.build import build
+from skinmtl.figures import plots
+from skinmtl.training.run import calm
 from skinmtl.types import Batch
-from skinmtl.weighting import DWA, Fixed, Geometric, Random, Uncertainty, Weighting
 
 TASKS = ("seg", "cls")
 LEARNED = {"uncertainty": Uncertainty, "dwa": DWA, "geometric": Geometric, "random": Random}
@@ -206,9 +207,9 @@ def test_weights_are_drawn_where_they_vary() -> None:
     log = metrics(4)
     first = log.groupby("epoch").cumcount() == 0
     constant = log.assign(**{"weight/seg": np.where(first, 1.0, np.nan), "weight/cls": np.where(first, 2.0, np.nan)})
-    assert len(figures.curves(constant).axes) == len(figures.curves(log).axes) == 2
+    assert len(plots.curves(constant).axes) == len(plots.curves(log).axes) == 2
     moving = constant.assign(**{"weight/seg": np.where(first, 1 + log["epoch"] / 10, np.nan)})
-    axes = figures.curves(moving).axes
+    axes = plots.curves(moving).axes
     lines = {str(line.get_label()): line for line in axes[2].lines}
     np.testing.assert_allclose(lines["mask"].get_ydata(), [1.0, 1.1, 1.2, 1.3])
     np.testing.assert_allclose(lines["diagnosis"].get_ydata(), [2.0] * 4)
@@ -280,7 +281,7 @@ def with_losses(seg: str, cls: str, weighting: Weighting | None = None, **made: 
     one = module(weighting, **made)
     for task, name in (("seg", seg), ("cls", cls)):
         node = OmegaConf.load(CONF / "loss" / task / f"{name}.yaml")
-        one.tasks[task].loss = config.build(node, class_counts=COUNTS, class_weights="balanced")  # type: ignore[index,union-attr]
+        one.tasks[task].loss = build(node, class_counts=COUNTS, class_weights="balanced")  # type: ignore[index,union-attr]
     return one
 
 

@@ -9,8 +9,8 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from skinmtl.runs import Run
-from skinmtl.train import run
+from skinmtl.runs.run import Run
+from skinmtl.training.run import run
 
 CONF = Path(__file__).parent.parent / "conf"
 SHORT = ["data.size=32", "data.batch_size=4", "data.workers=0", "trainer.max_epochs=1", "trainer.accelerator=cpu"]

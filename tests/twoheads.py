@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from skinmtl.callbacks import MetricsFile
-from skinmtl.gradients import Gradients
+from skinmtl.balancing.gradients import Gradients
+from skinmtl.balancing.weighting import Fixed, Weighting
 from skinmtl.losses import BCE, CrossEntropy
-from skinmtl.module import MultiTaskModule
-from skinmtl.optim import Constant
-from skinmtl.tasks import Diagnosis, Segmentation
-from skinmtl.train import calm
+from skinmtl.tasks.base import Diagnosis, Segmentation
+from skinmtl.training.callbacks.metrics_csv import MetricsFile
+from skinmtl.training.lightning_module import MultiTaskModule
+from skinmtl.training.optim import Constant
+from skinmtl.training.run import calm
 from skinmtl.types import Batch, Logits
-from skinmtl.weighting import Fixed, Weighting
 
 CLASSES = ("a", "b", "c")
 

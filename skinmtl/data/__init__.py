@@ -1,1 +1,1 @@
-"""From files to batches: sources, splits, images, transforms, samplers, the data module."""
+"""From files on disk to batches: tables, splits, images, masks, order. May import balancing, config and below."""

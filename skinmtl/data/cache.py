@@ -20,12 +20,13 @@ import PIL
 from numpy.typing import NDArray
 from PIL import features
 
-from skinmtl.data import images, jpeg, profiles, progress
-from skinmtl.data.contents import COLUMNS, with_digests
-from skinmtl.data.images import Size, read_fitted, read_pair
-from skinmtl.data.masks import BINARY, MaskClasses
-from skinmtl.data.records import Records, checksum, claim, header, is_at, is_sound, open_records, record, sweep
+from skinmtl.data.cache_file import Records, checksum, claim, header, is_at, is_sound, open_records, record, sweep
+from skinmtl.data.file_hashes import COLUMNS, with_digests
+from skinmtl.data.images import icc_profiles, jpeg, reading
+from skinmtl.data.images.reading import Size, read_fitted, read_pair
+from skinmtl.data.mask_classes import BINARY, MaskClasses
 from skinmtl.errors import Faults, SkinmtlError
+from skinmtl.terminal import bar
 
 logger = logging.getLogger(__name__)
 
@@ -228,7 +229,7 @@ def _each(count: int, decode: Callable[[int], object]) -> None:
         return None
 
     faults: list[SkinmtlError] = []
-    with ThreadPoolExecutor(_cores()) as pool, progress.bar("decoding", count) as step:
+    with ThreadPoolExecutor(_cores()) as pool, bar("decoding", count) as step:
         for done, fault in enumerate(pool.map(tried, range(count)), 1):
             step(done)
             if fault:
@@ -284,7 +285,7 @@ def _size(path: object) -> int:
 
 def _code(mask_classes: MaskClasses) -> list[object]:
     """What the pixels depend on beside the files: our decoding, the mask classes, and the packages that both call."""
-    files = images.__file__, jpeg.__file__, profiles.__file__, inspect.getfile(type(mask_classes))
+    files = reading.__file__, jpeg.__file__, icc_profiles.__file__, inspect.getfile(type(mask_classes))
     rooms = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
     return [*rooms, cv2.__version__, PIL.__version__, features.version("littlecms2")]
 

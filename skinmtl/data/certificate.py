@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from skinmtl.data import duplicates, sources, splits
-from skinmtl.data.duplicates import Pair
+from skinmtl.data import lesion_groups, sources, splits
+from skinmtl.data.lesion_groups import Pair
 
 SEEDS = 20  # image-level splits that are drawn to tell what a grouped one avoids
 
@@ -39,7 +39,7 @@ def certificate(
         also: facts of each further source by name, as `Also.facts` gives them.
     """
     trains = table[:0] if further is None else further
-    names = duplicates.groups(pd.concat([table, trains], ignore_index=True), pairs).to_numpy()
+    names = lesion_groups.groups(pd.concat([table, trains], ignore_index=True), pairs).to_numpy()
     extra = pd.DataFrame({"lesion": trains["lesion_id"].fillna(trains["image_id"]), "stage": "train"})
     extra = extra.assign(group=names[len(table) :], merged=names[len(table) :])
     unknown = any(facts["leaky"] for facts in (also or {}).values())
@@ -68,7 +68,7 @@ def certificate(
 
 def merged(table: pd.DataFrame, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
     """The groups of more than one lesion: their lesions, photographs, diagnoses (several are told, not refused)."""
-    names = duplicates.groups(table, pairs)
+    names = lesion_groups.groups(table, pairs)
     found = []
     for group, rows in table.groupby(names.to_numpy(), sort=True):
         lesions = sorted(rows["lesion_id"].fillna(rows["image_id"]).unique())

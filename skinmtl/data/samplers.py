@@ -15,7 +15,7 @@ from annotated_types import Interval
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
-from skinmtl import rarity
+from skinmtl.balancing.class_weights import effective_number_weights
 from skinmtl.data.transforms import mix
 
 Place = tuple[int, int, int]  # epoch, position in the epoch's order over all ranks, row of the case table
@@ -88,7 +88,7 @@ def effective_number(beta: Annotated[float, Interval(ge=0, le=1)] = 0.999) -> We
 
     Cui et al. 2019, arXiv:1901.05555.
     """
-    return Weighted(lambda dx, lesion: rarity.effective_number(_number(dx), beta))
+    return Weighted(lambda dx, lesion: effective_number_weights(_number(dx), beta))
 
 
 def class_aware() -> Weighted:

@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from skinmtl.data import duplicates
-from skinmtl.data.duplicates import Pair
+from skinmtl.data import lesion_groups
+from skinmtl.data.lesion_groups import Pair
 from skinmtl.data.sources.tables import row_faults
 from skinmtl.errors import FORBIDDEN, FULL, ConfigError, Faults, InputError, SkinmtlError
-from skinmtl.spelling import is_missing
+from skinmtl.runs.cells import is_missing
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def draw(table: pd.DataFrame, folds: int, seed: int, pairs: Sequence[Pair] = ())
     StratifiedGroupKFold(folds, shuffle=True, random_state=seed) on dx by group; inside the rest, an eighth of each
     diagnosis' photographs is validation, whole groups at a time. Those without a diagnosis count as one more.
     """
-    names_of_groups = duplicates.groups(table, pairs)
+    names_of_groups = lesion_groups.groups(table, pairs)
     groups = pd.factorize(names_of_groups, sort=True)[0]
     classes, names = pd.factorize(_words(table["dx"]), sort=True)
     lesions = pd.Series(groups).groupby(classes).nunique()
@@ -195,7 +195,7 @@ def get(table: pd.DataFrame, folds: int, seed: int, folder: Path, pairs: Sequenc
     for column in ("image_id", "lesion_id", "dx"):
         facts.update("\n".join(_words(table[column])).encode())
     if pairs:
-        facts.update("\n".join(duplicates.groups(table, pairs)).encode())
+        facts.update("\n".join(lesion_groups.groups(table, pairs)).encode())
     path = folder / f"{folds}_folds_seed_{seed}_{facts.hexdigest()[:12]}.csv"
     if not os.path.exists(path):  # Path.exists() raises where a folder may not be entered
         save(draw(table, folds, seed, pairs), path)
@@ -205,7 +205,7 @@ def get(table: pd.DataFrame, folds: int, seed: int, folder: Path, pairs: Sequenc
 def same_files(table: pd.DataFrame, path: Path) -> list[Pair]:
     """The pairs of `duplicates.same_files`, looked for once and then read from the file at `path`."""
     if not os.path.exists(path):
-        save(pd.DataFrame(duplicates.same_files(table), columns=["first", "second"]), path)
+        save(pd.DataFrame(lesion_groups.same_files(table), columns=["first", "second"]), path)
     kept = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")  # our own: names as they stand
     pairs = list(zip(kept["first"], kept["second"], strict=True))
     if pairs:
@@ -216,7 +216,7 @@ def same_files(table: pd.DataFrame, path: Path) -> list[Pair]:
 def joined(split: pd.DataFrame, table: pd.DataFrame) -> list[Pair]:
     """Photographs of two lesions that are in one group of a split file, enough of them to join each group."""
     by_group = split["image_id"].groupby(split["group"], sort=False)
-    return duplicates.apart((pair for _, ids in by_group for pair in pairwise(ids)), table)
+    return lesion_groups.apart((pair for _, ids in by_group for pair in pairwise(ids)), table)
 
 
 def check(
@@ -265,7 +265,7 @@ def _groupings(split: pd.DataFrame, table: pd.DataFrame, pairs: Sequence[Pair]) 
         return ids.map(dict(zip(table["image_id"], names, strict=True)))
 
     given = {"lesions": of_rows(table["lesion_id"]), "groups of the file": split["group"]}
-    return given | ({"groups of duplicates": of_rows(duplicates.groups(table, pairs))} if pairs else {})
+    return given | ({"groups of duplicates": of_rows(lesion_groups.groups(table, pairs))} if pairs else {})
 
 
 def on_two_sides(stages: pd.Series, groups: pd.Series) -> pd.Index:

@@ -32,7 +32,7 @@ from torchvision.transforms import v2
 from skinmtl.data import sources, transforms
 from skinmtl.data.datamodule import DataModule
 from skinmtl.data.samplers import Shuffle
-from skinmtl.processes import keep_memory
+from skinmtl.distributed.launch import keep_memory
 
 SIZE, BATCH = 256, 32
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

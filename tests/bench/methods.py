@@ -25,11 +25,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from throughput import one_epoch
 
-from skinmtl.callbacks import Clock
 from skinmtl.data.datamodule import DataModule
-from skinmtl.processes import keep_memory
-from skinmtl.train import calm
-from skinmtl.train.build import build_data, build_module
+from skinmtl.distributed.launch import keep_memory
+from skinmtl.training.build import build_data, build_module
+from skinmtl.training.callbacks.clock import Clock
+from skinmtl.training.run import calm
 from skinmtl.types import Batch
 
 CONF = Path(__file__).resolve().parents[2] / "conf"

@@ -26,14 +26,17 @@ import torch
 from methods import Held, node
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from skinmtl import config
-from skinmtl.callbacks import Best, Finite, MetricsFile
-from skinmtl.checkpoints import SafeCheckpointIO
+from skinmtl.config.hardware import resolve_precision
 from skinmtl.data.datamodule import DataModule
-from skinmtl.processes import keep_memory, stoppable
-from skinmtl.resumable import Resumable
-from skinmtl.train import calm
-from skinmtl.train.build import build_data, build_module
+from skinmtl.distributed.launch import keep_memory
+from skinmtl.distributed.signals import stoppable
+from skinmtl.runs.checkpoints import SafeCheckpointIO
+from skinmtl.training.build import build_data, build_module
+from skinmtl.training.callbacks.best_checkpoint import Best
+from skinmtl.training.callbacks.metrics_csv import MetricsFile
+from skinmtl.training.callbacks.nonfinite import Finite
+from skinmtl.training.callbacks.resumable import Resumable
+from skinmtl.training.run import calm
 from skinmtl.types import Batch
 
 WARM = 5  # steps that are not timed
@@ -72,7 +75,7 @@ def turn(ours: bool, args: argparse.Namespace, data: DataModule, batches: list[B
         mine = [Finite(), Best(last.parent, "last"), Resumable(last, 10, stop, metrics)]
         trainer = pl.Trainer(
             accelerator="auto", devices=1, max_epochs=1, limit_val_batches=0, logger=metrics,
-            precision=config.resolve_precision("auto", "auto"), gradient_clip_val=cfg.trainer.gradient_clip_val,
+            precision=resolve_precision("auto", "auto"), gradient_clip_val=cfg.trainer.gradient_clip_val,
             callbacks=[steps, *(mine if ours else [plain])], plugins=[SafeCheckpointIO()] if ours else [],
             enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
         )  # fmt: skip

@@ -26,11 +26,14 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader, SubsetRandomSampler
 
-from skinmtl import config
-from skinmtl.callbacks import Clock, Finite, MetricsFile
-from skinmtl.processes import keep_memory
-from skinmtl.train import calm
-from skinmtl.train.build import build_module
+from skinmtl.config.build import build
+from skinmtl.config.hardware import resolve_precision
+from skinmtl.distributed.launch import keep_memory
+from skinmtl.training.build import build_module
+from skinmtl.training.callbacks.clock import Clock
+from skinmtl.training.callbacks.metrics_csv import MetricsFile
+from skinmtl.training.callbacks.nonfinite import Finite
+from skinmtl.training.run import calm
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 WARM = 5  # steps that are not timed
@@ -58,7 +61,7 @@ def one_epoch(cfg: DictConfig, folder: Path, accelerator: str, callbacks: list[p
     return pl.Trainer(
         accelerator=accelerator,
         devices=1,
-        precision=config.resolve_precision("auto", accelerator),
+        precision=resolve_precision("auto", accelerator),
         max_epochs=1,
         limit_train_batches=steps,
         limit_val_batches=0,
@@ -81,10 +84,10 @@ def ours(root: Path, folder: Path, images: int) -> float:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", overrides)
     OmegaConf.resolve(cfg)
-    data = config.build(cfg.data, augment=config.build(cfg.augment), sampler=config.build(cfg.sampler), seed=cfg.seed)
+    data = build(cfg.data, augment=build(cfg.augment), sampler=build(cfg.sampler), seed=cfg.seed)
     data.setup("fit")
     clock = Clock(skip=WARM)
-    averaging = [config.build(cfg.callbacks.ema)] if cfg.callbacks.ema else []
+    averaging = [build(cfg.callbacks.ema)] if cfg.callbacks.ema else []
     with calm():
         callbacks = [*averaging, clock, Finite()]
         steps = images // data.batch_size + WARM

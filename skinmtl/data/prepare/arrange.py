@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from skinmtl import logs
 from skinmtl.data import sources
 from skinmtl.data.prepare.names import is_table
 from skinmtl.data.sources.folders import masks as masks_in
 from skinmtl.data.sources.layouts import lesion_rows
 from skinmtl.data.sources.tables import listed, most, shown
 from skinmtl.errors import Faults, InputError, SkinmtlError
+from skinmtl.terminal import only
 
 IMAGES, MASKS, METADATA = "HAM10000_images_part", "HAM10000_segmentations_lesion_tschandl", "HAM10000_metadata"
 HAM10000 = ("dataverse", "kaggle", "mirror", "isic2018_task3")  # layouts of the same photographs
@@ -67,7 +67,7 @@ def arrange(found: Path, ready: Path, lesions: Path | None = None) -> dict[str, 
 
 def _unwarned() -> AbstractContextManager[None]:
     """Without warnings of masks and layouts that are passed over: more is about to come, and the rest is counted."""
-    return logs.only(logging.ERROR, sources.__name__)
+    return only(logging.ERROR, sources.__name__)
 
 
 def join(table: pd.DataFrame, file: Path) -> pd.DataFrame:

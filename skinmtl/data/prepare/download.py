@@ -14,9 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from skinmtl.data import progress
 from skinmtl.data.prepare.web import PATIENT, Broken, Patience, Stale, open_url, wait
 from skinmtl.errors import InputError, Interrupted, ResourceError
+from skinmtl.terminal import bar
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def _get(remote: Remote, part: _Part, patience: Patience) -> bool:
     """Fill the `.part`; gives whether any of it was there before or came in several pieces."""
     failures = 0
     resumed = part.size() > 0
-    with progress.bar(remote.name, remote.size, in_bytes=True) as step:
+    with bar(remote.name, remote.size, in_bytes=True) as step:
         while remote.size is None or part.size() != remote.size:
             before = part.size()
             try:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from skinmtl.data import profiles
-from skinmtl.data.images import ORIENTATION, reason
-from skinmtl.data.jpeg import BARE, END, MARKER, SCAN, SCAN_END, find_code
+from skinmtl.data.images import icc_profiles
+from skinmtl.data.images.jpeg import BARE, END, MARKER, SCAN, SCAN_END, find_code
+from skinmtl.data.images.reading import ORIENTATION, reason
 from skinmtl.errors import InputError
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -104,8 +104,8 @@ def _orientation(data: bytes, path: Path) -> int | None:
     """
     with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
         image.load()  # a PNG may say it behind its pixels
-        profiles.note_exif(image)
-        profiles.check_named(image, path)
+        icc_profiles.note_exif(image)
+        icc_profiles.check_named(image, path)
         found = image.getexif().get(ORIENTATION, 1)
     return found if isinstance(found, int) and 2 <= found <= 8 else None
 

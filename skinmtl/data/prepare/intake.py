@@ -7,11 +7,11 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from skinmtl.data import progress
 from skinmtl.data.prepare import archives, exif
 from skinmtl.data.prepare.folders import walk
 from skinmtl.data.prepare.names import checked_name, is_archive, is_picture, is_table, stem
 from skinmtl.errors import InputError, ResourceError, SkinmtlError
+from skinmtl.terminal import bar
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def _from_folder(folder: Path, into: Path, limits: archives.Limits, faults: dict
     sizes = [file.stat().st_size for file in wanted]
     limits.take(sizes, folder)
     _check_room(sum(sizes), into)
-    with progress.bar(f"reading {folder.name}", len(wanted)) as step:
+    with bar(f"reading {folder.name}", len(wanted)) as step:
         for number, (file, target) in enumerate(zip(wanted, targets, strict=True), 1):
             if sizes[number - 1] > limits.file_bytes:
                 raise InputError(str(file), f"{sizes[number - 1]:,} bytes", f"at most {limits.file_bytes:,} are taken")
@@ -74,7 +74,7 @@ def _from_archive(path: Path, into: Path, limits: archives.Limits, faults: dict[
         _check_room(sum(member.size for member in members), into)
         wanted = [member for member in members if is_picture(member.name) or is_table(member.name)]
         targets = _targets([member.name for member in wanted], stem(path.name))
-        with progress.bar(f"unpacking {path.name}", len(wanted)) as step:
+        with bar(f"unpacking {path.name}", len(wanted)) as step:
             for number, (member, target) in enumerate(zip(wanted, targets, strict=True), 1):
                 _put(target, b"".join(member.pieces()), into, faults)
                 step(number)

@@ -13,12 +13,13 @@ from typing import TypeVar
 
 import pandas as pd
 
-from skinmtl.data import progress, sources
-from skinmtl.data.images import read_image, read_mask
+from skinmtl.data import sources
+from skinmtl.data.images.reading import read_image, read_mask
 from skinmtl.data.prepare import manifest
 from skinmtl.data.prepare.folders import walk
 from skinmtl.data.prepare.names import is_picture
 from skinmtl.errors import Faults, InputError, SkinmtlError
+from skinmtl.terminal import bar
 
 LESIONS = 7470
 PHOTOGRAPHS = {"akiec": 327, "bcc": 514, "bkl": 1099, "df": 115, "mel": 1113, "nv": 6705, "vasc": 142}
@@ -102,7 +103,7 @@ def look(root: Path) -> Report:
 
 def _over(items: Sequence[Item], act: Callable[[Item], Found], what: str) -> Iterator[Found]:
     """What `act` gives for each, by as many threads as there are cores."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool, progress.bar(what, len(items)) as step:
+    with ThreadPoolExecutor(os.cpu_count()) as pool, bar(what, len(items)) as step:
         try:
             for number, found in enumerate(pool.map(act, items), 1):
                 step(number)

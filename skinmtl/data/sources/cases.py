@@ -15,7 +15,7 @@ from skinmtl.data.sources.layouts import LAYOUTS, Cases, Layout, recognise
 from skinmtl.data.sources.layouts import lesions as lesions_in
 from skinmtl.data.sources.tables import most, row_faults, shown
 from skinmtl.errors import Faults, InputError, SkinmtlError
-from skinmtl.spelling import in_two_spellings
+from skinmtl.runs.cells import in_two_spellings
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from skinmtl.errors import Faults, InputError, SkinmtlError
-from skinmtl.spelling import is_missing
+from skinmtl.runs.cells import is_missing
 
 logger = logging.getLogger(__name__)
 

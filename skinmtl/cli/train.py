@@ -1,0 +1,391 @@
+"""The door to training, from the command line and from Python: help, Hydra, one-line errors, exit codes, a table."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+import secrets
+import shutil
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
+
+from skinmtl.config.overrides import readable
+from skinmtl.distributed.signals import Stop, stoppable
+from skinmtl.errors import ConfigError, Interrupted, SkinmtlError, answer_to, no_package
+from skinmtl.runs.redaction import command_without_paths
+from skinmtl.terminal import to_a_reader
+
+if TYPE_CHECKING:  # it reads tables, which the help does not wait for
+    from skinmtl.runs.run import Run
+
+# Hydra's own, but for --experimental-rerun.
+OPTIONS = {
+    *("-m", "--multirun", "-r", "--run", "-c", "--cfg", "--resolve", "-p", "--package", "-i", "--info", "--version"),
+    *("-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir", "-sc", "--shell-completion"),
+    "--hydra-help",
+}
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+ELSEWHERE = "write elsewhere with hydra.run.dir=, data.cache_dir=, data.split_dir= or data.cache=off"
+
+KEYS = {
+    "experiment=": "what to run; one of those above",
+    "study=": "several runs and one answer; one of those above",
+    "data.root=": "the folder of HAM10000, as downloaded; or of another source, data=kaggle, csv, ...",
+    "data.masks= data.lesions=": "masks, lesion ids from elsewhere",
+    "data.size=": "[height,width] in pixels, or one number for a square",
+    "data.batch_size= data.workers=": "photographs a step and processes that load them, for each device",
+    "data.fold= data.folds=": "which test fold, of how many; no lesion is in two",
+    "mask_classes= diagnoses=": "what is told apart: binary or trimap; all, malignant, or data.diagnoses={name:[dx]}",
+    "data.duplicates=": "known pairs of lesion ids that show one lesion, none, or a CSV of skinmtl audit",
+    "also= data.also.<name>.root=": "further sources that only train: isic2018_task1, labels; also=[a,b]",
+    "data.allow_leak=": "true accepts photographs without lesion ids; every score is stamped LEAKY",
+    "data.cache=": "auto decodes once into outputs/.cache; off decodes each time",
+    "model.arch= model.encoder=": "the decoder; any encoder of smp, or of timm as tu-<name>",
+    "model.weights= model.dropout=": "null, imagenet or a file; dropout before the class head",
+    "model/encoder=": "conv_pool: a plain network, model.encoder.layers, .filters, .activation, ...",
+    "model/head= model.hidden=": "pooled, mask_guided; width of a further layer in the class head",
+    "model.encoder_rate= model.rate_decay=": "the encoder's share of optim.lr; what each finer feature map has of it",
+    "callbacks.freeze.encoder_epochs=": "for how many epochs the encoder is held still",
+    "callbacks.freeze.batch_norm=": "true holds the encoder's batch normalisation throughout",
+    "tasks=": "[seg,cls], [seg] or [cls]",
+    "loss/seg=": "bce, dice, dice_bce, tversky, focal, focal_tversky, lovasz, boundary",
+    "loss/cls=": "cross_entropy, label_smoothing, focal, class_balanced, logit_adjusted, ldam",
+    "class_weights=": "auto, none, sqrt, balanced: how far the loss brings up rare diagnoses",
+    "weighting= weighting.seg= weighting.cls=": "fixed, with these weights; uncertainty, dwa, geometric, random",
+    "gradients=": "none, gradnorm, pcgrad, cagrad, mgda, upgrad: of the tasks' gradients on the encoder",
+    "gradients.cosine_every=": "log the cosine between them every so many steps; 0 is never",
+    "optim= optim.lr= optim.weight_decay=": "adamw, adam, sgd",
+    "schedule=": "cosine, step, plateau, constant",
+    "sampler=": "shuffle, class_balanced, sqrt_balanced, effective_number, class_aware",
+    "augment= mixing=": "none, light, strong; none, mixup, cutmix, which mix photographs and diagnoses",
+    "trainer= trainer.max_epochs=": "auto, cpu, gpu, ddp, ddp_cpu; arguments of Lightning's Trainer",
+    "trainer.devices= trainer.precision=": "how many, a list, or -1 for all GPUs; auto, bf16-mixed, 32-true, 16-mixed",
+    "callbacks= logger=": "default, ema; csv, wandb",
+    "seed=": "weights, order, augmentation and dropout follow from it",
+    "keep=": "best: evaluate and use the weights of the best validation; last: those of the last epoch",
+    "arm= data.shuffled=": "of a study: mask, diagnosis, both, ...; seg or cls deals out training targets at random",
+    "test_time_flips=": "true: evaluate and predict by the mean over four mirror images",
+    "evaluate=": "false ends without a look at the test photographs, which skinmtl evaluate <run> makes up for",
+    "resume= init_from=": "auto or an unfinished run's folder; a run whose weights to start from",
+    "save_every= allow_change=": "minutes between saves within an epoch; true: resume with other values all the same",
+}
+
+
+def main(conf: Path, argv: Sequence[str]) -> int:
+    """Run a command line, the program's name first, against a folder of configs; gives the exit code."""
+    return to_a_reader(lambda: _main(conf, argv))
+
+
+def fit(*words: str) -> Run:
+    """Train, evaluate and report from Python, as `python train.py <words>` does; gives the run.
+
+    It writes `outputs/<experiment>/<run id>` in the working directory, or what `hydra.run.dir=` says. Ctrl-C, or a
+    notebook's interrupt, saves first; `resume=auto` among the words goes on.
+
+    Args:
+        words: those of the command, such as `"experiment=demo", "seed=1"`.
+
+    Raises:
+        SkinmtlError: where the command would say so in one line and end with another exit code than 0.
+    """
+    OmegaConf.register_new_resolver("run_id", _run_id, use_cache=True, replace=True)
+    with _hydra_to_itself():
+        try:
+            if option := next((word for word in words if word.startswith("-")), None):
+                fix = f"python train.py {' '.join(words)}"
+                if option in ("-m", "--multirun"):
+                    fix = "several runs are started by python train.py -m"
+                raise ConfigError("skinmtl.fit", f"{option} is an option of the command line", fix)
+            with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+                cfg = hydra.compose("config", readable(words, sweep=False), return_hydra_config=True)
+            if cfg.hydra.mode == RunMode.MULTIRUN:
+                fix = f"start them by python train.py {' '.join(words)}"
+                raise ConfigError("skinmtl.fit", "these words are several runs", fix)
+            HydraConfig.instance().set_config(cfg)
+            _refuse_chdir(cfg.hydra.job.chdir)
+            given = {str(key): value for key, value in cfg.items() if key != "hydra"}
+            folder = Path(cfg.hydra.run.dir)
+        except SkinmtlError:
+            raise
+        except Exception as error:
+            raise _refusal(error, CONF) from None
+
+        from skinmtl.training.run import carry_out
+
+        return carry_out(given, folder, command_without_paths("skinmtl.fit", words))
+
+
+@contextmanager
+def _hydra_to_itself() -> Iterator[None]:
+    """Hydra holds one config for a whole process: whoever had it before, in a notebook say, has it again afterwards."""
+    loader, config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra, HydraConfig.instance().cfg = loader, config
+
+
+@contextmanager
+def _words(argv: Sequence[str]) -> Iterator[None]:
+    """Let Hydra, which reads the process's own, read these."""
+    before = sys.argv
+    sys.argv = list(argv)
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def _main(conf: Path, argv: Sequence[str]) -> int:
+    if "--help" in argv or "-h" in argv:
+        print(usage(conf))
+        return 0
+    OmegaConf.register_new_resolver("run_id", _run_id, use_cache=True, replace=True)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print its own words and exit 1 whatever went wrong
+    failed: list[BaseException] = []
+    sweeps: set[Path] = set()
+
+    stop = Stop()
+
+    def task(cfg: DictConfig) -> float:
+        running = HydraConfig.get()
+        if running.mode == RunMode.MULTIRUN:
+            sweeps.add(Path(running.sweep.dir))
+        try:
+            with _at_once(stop, Path(running.runtime.output_dir)):
+                _refuse_chdir(running.job.chdir)
+                return _job(cfg, argv)
+        except (Exception, KeyboardInterrupt) as error:
+            failed.append(error)
+            # Hydra's own sweeper would only say once more that a job has failed; another has to know which.
+            is_plain = running.sweeper._target_.endswith(".BasicSweeper")
+            if isinstance(error, KeyboardInterrupt) or (running.mode == RunMode.MULTIRUN and not is_plain):
+                raise
+            return math.nan
+
+    try:
+        with stoppable(stop), _hydra_to_itself():
+            stop.looked_for = True  # Hydra makes a folder, of which only the job knows
+            _check_options(argv)
+            several = any(word in ("-m", "--multirun") or word.startswith("study=") for word in argv)
+            with _words([*argv[:1], *readable(argv[1:], several)]):
+                hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(task)()
+    except SystemExit as error:
+        if not failed:
+            return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException as error:
+        # What goes wrong outside a job goes wrong with the command: Hydra composes, and refuses in many ways.
+        if not failed:
+            failed.append(_refusal(error, conf) if isinstance(error, Exception) else error)
+    _print_tables(sweeps)
+    return _answer(failed)
+
+
+@contextmanager
+def _at_once(stop: Stop, folder: Path) -> Iterator[None]:
+    """Stop a job when it is asked for, which before was Hydra's part; leave no folder where nothing was begun."""
+    stop.looked_for = False
+    try:
+        if stop.asked:
+            raise KeyboardInterrupt
+        yield
+    except BaseException as error:
+        if folder.is_dir() and [path.name for path in folder.iterdir()] == [".hydra"]:
+            shutil.rmtree(folder)
+        if stop.asked and not isinstance(error, SkinmtlError):  # compiled code answers Ctrl-C in ways of its own
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        stop.looked_for = True
+
+
+def _check_options(argv: Sequence[str]) -> None:
+    """Refuse what is no option: Hydra takes `--experiment` for the beginning of one of its own that loads a pickle."""
+    for word in argv[1:]:
+        name = word.partition("=")[0]
+        if name.startswith("-") and name not in OPTIONS:
+            fix = f"write {name.lstrip('-')}=<value>, see python train.py --help"
+            raise ConfigError("command line", f"there is no option {name}", fix)
+
+
+def _print_tables(sweeps: Iterable[Path]) -> None:
+    for sweep in sorted(sweeps):
+        from skinmtl.studies.sweep import print_table
+
+        print_table(sweep)
+
+
+def _refuse_chdir(chdir: bool | None) -> None:
+    """Refuse to work inside the run's folder, where data, splits and caches would be looked for, too."""
+    if chdir:
+        what = "true would look for data, splits and caches inside each run's folder"
+        raise ConfigError(
+            "hydra.job.chdir", what, "leave it out: a run knows its folder, and paths are from where you are"
+        )
+
+
+def _job(cfg: DictConfig, argv: Sequence[str]) -> float:
+    running = HydraConfig.get()
+    if running.mode == RunMode.MULTIRUN:
+        from skinmtl.studies.sweep import job
+
+        return job(cfg, Path(argv[0]).resolve())
+    from skinmtl.config import check
+
+    check.check_names(cfg)  # before the next line, which takes seconds
+    from skinmtl.training.run import run
+
+    given = {str(key): value for key, value in cfg.items()}
+    command = command_without_paths("python train.py", argv[1:])
+    return run(**given, folder=Path(running.runtime.output_dir), command=command)
+
+
+def _run_id() -> str:
+    return f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{secrets.token_hex(2)}"
+
+
+def _answer(failed: Sequence[BaseException]) -> int:
+    """Print each different failure as its lines; gives the exit code, 1 where they disagree."""
+    codes = set()
+    for error in {str(error): error for error in failed}.values():
+        if os.environ.get("SKINMTL_DEBUG"):
+            traceback.print_exception(error)
+        known = _known(error)
+        if known is not None:
+            codes.add(known.exit_code)
+            for line in str(known).splitlines():
+                print(f"skinmtl: error: {line}", file=sys.stderr)
+        elif isinstance(error, KeyboardInterrupt):
+            codes.add(Interrupted.exit_code)
+            print("skinmtl: stopped", file=sys.stderr)
+        else:
+            codes.add(1)
+            if not os.environ.get("SKINMTL_DEBUG"):
+                traceback.print_exception(error)
+            print(f"skinmtl: error: our bug: {type(error).__name__}: {error}; fix: please report it", file=sys.stderr)
+    return codes.pop() if len(codes) == 1 else int(bool(codes))
+
+
+def _known(error: BaseException) -> SkinmtlError | None:
+    """The answer that an exception of a job stands for; None for our own mistakes."""
+    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("skinmtl"):
+        fix = "make setup, then .venv/bin/python train.py"
+        what = f"{error.name} is not installed for {sys.executable}" if error.name else " ".join(str(error).split())
+        return ConfigError("environment", what, fix)
+    return answer_to(error, Path.cwd(), ELSEWHERE)
+
+
+def _refusal(error: Exception, conf: Path) -> Exception:
+    """Hydra's refusal of a command in our words; an error of another kind as it is."""
+    text = str(error)
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        place = Path(error.problem_mark.name)
+        where = f"{os.path.relpath(place) if place.is_file() else place}, line {error.problem_mark.line + 1}"
+        if found := re.fullmatch(r"found duplicate key (.*)", error.problem or ""):
+            return ConfigError(where, f"the key {found[1]!r} is there a second time", "keep one of the two")
+        return ConfigError(where, f"no YAML that a config is made of: {error.problem}", "mend this line")
+    if isinstance(error, UnicodeDecodeError):
+        files = [str(os.path.relpath(file)) for file in conf.rglob("*.yaml") if not _is_text(file)]
+        return ConfigError(", ".join(files) or "config files", "not written in UTF-8", "save it as UTF-8")
+    if found := re.search(r"Could not override '[^'@]+@(\w+)\.[^']*'", text):
+        return no_package(found[1])
+    if found := re.search(r"Could not (?:find|load) '([\w/.]+)/([^'/]+)'", text):
+        group, name = found.groups()
+        names = sorted(file.stem for file in (conf / group).glob("*.yaml"))
+        if not names:
+            return ConfigError(f"{group}={name}", "there is no such group", _guess(group, _all_keys(conf)))
+        return ConfigError(f"{group}={name}", "there is none of this name", _guess(name, names))
+    if found := re.search(r"Could not override '([^']+)'", text):
+        key = found[1].lstrip("+~").partition("@")[0]
+        keys, last = _all_keys(conf), key.rpartition(".")[2]
+        if key in keys:
+            what = "there is no such key beside the other words of this command"
+            return ConfigError(key, what, "leave out one of them: another choice, or null, takes this key away")
+        return ConfigError(key, "there is no such key", _guess(last if last in keys else key, keys))
+    if isinstance(error, (HydraException, OmegaConfBaseException, ValueError, TypeError)):
+        return ConfigError("command line", " ".join(text.partition("See https")[0].split()), _readable_as(text))
+    return error
+
+
+def _readable_as(refusal: str) -> str:
+    """How a word that Hydra refuses is written, where its grammar is why."""
+    if "Lexer" not in refusal and "no viable alternative" not in refusal:
+        return "see python train.py --help"
+    quotes = "put words with other characters than a to z, digits, - and _ in quotes; "
+    return quotes + "keys within {} take no quotes: give plain ones, or write them in a YAML file of yours"
+
+
+def _is_text(file: Path) -> bool:
+    try:
+        file.read_text(encoding="utf-8")
+    except ValueError:
+        return False
+    return True
+
+
+def _guess(name: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, names, 1, 0.5)
+    guess = f"did you mean {near[0]!r}? " if near else ""
+    return guess + (f"there are {', '.join(names)}" if len(names) < 30 else "see python train.py --help")
+
+
+def _all_keys(conf: Path) -> list[str]:
+    """Every key and group of the default config."""
+    with _hydra_to_itself(), hydra.initialize_config_dir(str(conf), version_base="1.3"):
+        cfg = hydra.compose("config")
+    keys: list[str] = []
+
+    def walk(node: object, where: str) -> None:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                keys.append(f"{where}{key}")
+                walk(value, f"{where}{key}.")
+
+    walk(OmegaConf.to_container(cfg, resolve=False), "")
+    groups = [str(folder.relative_to(conf)) for folder in conf.rglob("*") if folder.is_dir()]
+    return keys + groups
+
+
+def usage(conf: Path) -> str:
+    """The help: experiments and studies by their files' first words, and the keys that stay."""
+    lines = ["python train.py experiment=<name> [key=value ...]", ""]
+    lines += ["Trains one network that outlines a skin lesion and names it, evaluates it and writes a report.", ""]
+    for group in ("experiment", "study"):
+        lines.append(f"{group}=")
+        lines += [f"  {file.stem:26}{_headline(file)}" for file in sorted((conf / group).glob("*.yaml"))]
+        lines.append("")
+    lines.append("keys")
+    lines += [f"  {key:42}{words}" for key, words in KEYS.items()]
+    lines += [
+        "",
+        "Several values, in processes of their own: python train.py -m experiment=a,b weighting.seg=0.5,1 seed=0,1",
+    ]
+    lines += [
+        "The whole config of a command: add --cfg job. A new key, say of Lightning's Trainer: +trainer.<key>=<value>."
+    ]
+    lines += ["Exit codes: 0 done, 1 our bug, 2 input or config, 3 diverged, 4 disk or memory, 75 interrupted."]
+    return "\n".join([*lines, "Research use only: not a medical device."])
+
+
+def _headline(file: Path) -> str:
+    """The first comment of a config file that is not for Hydra."""
+    words = (line.removeprefix("#").strip() for line in file.read_text(encoding="utf-8").splitlines())
+    return next((line for line in words if line and not line.startswith("@package")), "")

@@ -1,0 +1,1 @@
+"""Decoding of images and masks. May import what data may."""

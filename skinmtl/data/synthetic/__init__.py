@@ -1,0 +1,1 @@
+"""A synthetic HAM10000, drawn by code. May import what data may."""

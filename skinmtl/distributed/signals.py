@@ -1,0 +1,69 @@
+"""Signals that ask a run to stop, heard from its first moment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+# The last is what SLURM can send beforehand. Windows lacks it, and has to be told so before anything uses it.
+STOPS = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
+
+
+def heeded(names: Iterable[signal.Signals]) -> list[signal.Signals]:
+    """Those signals that nohup, or a shell that put us in its background, has not switched off.
+
+    Only a process's first thread can hear any: in another one it is none of them.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return []
+    return [name for name in names if signal.getsignal(name) != signal.SIG_IGN]
+
+
+class Stop:
+    """Whether this process was asked to stop. A signal is Ctrl-C; where somebody looks, it waits for them, once.
+
+    Asked in two ways, as by SLURM and by the process that started this one, it still waits.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None  # of the first signal
+        self.looked_for = False
+        self._heard: set[int] = set()
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal came."""
+        return self.number is not None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """What a signal does."""
+        again = number in self._heard
+        self._heard.add(number)
+        self.number = self.number or number
+        if again or not self.looked_for:
+            raise KeyboardInterrupt
+        if number == signal.SIGINT and sys.stderr.isatty():
+            os.write(2, b"skinmtl: stopping as soon as all is saved; once more stops at once\n")
+
+    def hear(self) -> None:
+        """Take the signals from whoever has them now."""
+        for name in heeded(STOPS):
+            signal.signal(name, self)
+
+
+@contextmanager
+def stoppable(stop: Stop | None = None) -> Iterator[Stop]:
+    """Hear every way to be asked to stop; the handlers before are back afterwards."""
+    stop = stop or Stop()
+    before = {name: signal.getsignal(name) for name in heeded(STOPS)}
+    stop.hear()
+    try:
+        yield stop
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)

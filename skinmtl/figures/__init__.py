@@ -1,0 +1,1 @@
+"""Arrays and tables in, pictures out. May import files, terminal, types, errors."""

@@ -1,0 +1,1 @@
+"""From an image to logits by task name. May import balancing, config, runs, distributed and what lies below."""

@@ -1,0 +1,1 @@
+"""Pages of runs, studies and audits. May import studies, evaluation and what lies below."""

@@ -1,0 +1,1 @@
+"""A run folder as files: record, tables, checkpoints, names of scores. May import figures, files and below."""

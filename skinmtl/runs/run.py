@@ -1,0 +1,190 @@
+"""What a run folder holds, as files: written whole or not at all, read without torch."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from skinmtl.errors import InputError, first_line
+from skinmtl.files import write_text
+from skinmtl.runs import predictions
+
+KILLED = "killed"  # the status of a run that ended without a word
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training's folder.
+
+    .hydra/config.yaml  the whole config, resolved
+    run.json            what it ran on and how it went: versions, hashes, seconds, status, exit code
+    split.csv           which image was in which part, its sha256 in run.json and in every checkpoint
+    seen.csv            what its weights have seen beside that: of further sources, and of the run that it started from
+    split.json          its certificate: sizes and class shares of each part, what was merged, that nothing is torn
+    metrics.csv         one row per epoch and stage
+    checkpoints/        best.ckpt, last.ckpt and the one before it, last.previous.ckpt; sha256.json vouches for them
+    predictions.csv, scores.json, figures/, report.html
+    """
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: Path | str) -> Run:
+        """The run at a folder; InputError when the folder is not one."""
+        run = cls(Path(path).expanduser().resolve())
+        if not run.info_file.is_file():
+            what = "no run.json in this folder" if run.path.is_dir() else "no such folder"
+            raise InputError(str(path), what, "give a run's folder, such as outputs/demo/<run_id>")
+        return run
+
+    @property
+    def info_file(self) -> Path:
+        """run.json."""
+        return self.path / "run.json"
+
+    @property
+    def split_file(self) -> Path:
+        """split.csv."""
+        return self.path / "split.csv"
+
+    @property
+    def predictions_file(self) -> Path:
+        """predictions.csv."""
+        return self.path / "predictions.csv"
+
+    @property
+    def figures(self) -> Path:
+        """The folder of figures."""
+        return self.path / "figures"
+
+    def checkpoint(self, which: str = "best") -> Path:
+        """`best` or `last`; InputError when that was never saved."""
+        path = self.path / "checkpoints" / f"{which}.ckpt"
+        if not path.is_file():
+            raise InputError(str(path), "no such checkpoint", "let the run train for at least one epoch")
+        return path
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the folder, which is tidied up, for this process; it is free again however that ends.
+
+        Raises:
+            InputError: another process holds it.
+        """
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            # What a killed process had started may hold it for a moment longer.
+            for left in reversed(range(20)):
+                try:
+                    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if left == 0:
+                        what = "another process is training this run"
+                        raise InputError(str(self.path), what, "wait for it, or stop it first") from None
+                    time.sleep(0.1)
+            for stray in self.path.glob(".*.tmp"):  # which a killed process was writing
+                stray.unlink(missing_ok=True)
+            yield
+        finally:
+            os.close(folder)
+
+    def is_held(self) -> bool:
+        """Whether a process is at work on this run."""
+        try:
+            with self.held():
+                return False
+        except InputError:
+            return True
+
+    @property
+    def status(self) -> str:
+        """How the run stands: what run.json says, but `killed` where that is running and no process holds the folder.
+
+        A process that was killed, or whose machine went, could not write down how it ended.
+        """
+        said = str(self.info().get("status", ""))
+        return KILLED if said == "running" and not _is_locked(self.path) else said
+
+    def info(self) -> dict[str, Any]:
+        """run.json as a dict."""
+        try:
+            info: dict[str, Any] = json.loads(self.info_file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(str(self.info_file), f"not JSON ({error})", "restore it or train again") from None
+        if not isinstance(info, dict):
+            raise InputError(
+                str(self.info_file), f"holds a {type(info).__name__}, no facts", "restore it or train again"
+            )
+        return info
+
+    def update(self, facts: Mapping[str, Any]) -> None:
+        """Add facts to run.json; a later value of a key replaces the earlier."""
+        before = self.info() if self.info_file.exists() else {}
+        write_text(self.info_file, json.dumps(before | dict(facts), indent=1, allow_nan=False) + "\n")
+
+    def config(self) -> DictConfig:
+        """The resolved config that the run was started with."""
+        path = self.path / ".hydra" / "config.yaml"
+        if not path.is_file():
+            raise InputError(str(path), "no such file", "restore the run folder's .hydra")
+        try:
+            config = OmegaConf.load(path)
+        except (YAMLError, OmegaConfBaseException, ValueError) as error:
+            raise InputError(str(path), first_line(error), "restore the run folder's .hydra") from None
+        if not isinstance(config, DictConfig):
+            raise InputError(str(path), "not a mapping", "restore the run folder's .hydra")
+        # A run saves its config resolved. What is left to resolve would read the environment of whoever opens it.
+        if (key := _unresolved(OmegaConf.to_container(config))) is not None:
+            raise InputError(str(path), f"{key} is an interpolation", "write its value, or restore the run's .hydra")
+        return config
+
+    def predictions(self) -> pd.DataFrame:
+        """The predictions table, one row per image of validation and test."""
+        if not self.predictions_file.is_file():
+            raise InputError(str(self.predictions_file), "no such file", f"run `skinmtl evaluate {self.path}`")
+        return predictions.read(self.predictions_file)
+
+    def write_scores(self, scores: Mapping[str, Any]) -> None:
+        """Write scores.json; not a number is refused."""
+        write_text(self.path / "scores.json", json.dumps(scores, indent=1, allow_nan=False) + "\n")
+
+
+def _is_locked(folder: Path) -> bool:
+    """Whether a process holds a folder at this moment, or nobody can tell."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:  # held, or of a file system without locks
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+def _unresolved(node: object, where: str = "") -> str | None:
+    """The first key whose value is an interpolation; None where there is none."""
+    if isinstance(node, str):
+        return where if re.search(r"(?<!\\)\$\{", node) else None
+    inside = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    found = (_unresolved(value, f"{where}.{place}".lstrip(".")) for place, value in inside)
+    return next((key for key in found if key is not None), None)
+
+
+def find(folder: Path) -> Iterator[Run]:
+    """Every run at or below a folder, in the order of their paths."""
+    for file in sorted(folder.rglob("run.json")):
+        yield Run(file.parent)

@@ -1,0 +1,1 @@
+"""What is learned from an image: targets, losses, metrics. May import data, models, losses and what lies below."""

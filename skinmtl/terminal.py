@@ -1,0 +1,72 @@
+"""What is said on the terminal: progress bars, and which log messages are heard by whom."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import DownloadColumn, MofNCompleteColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+
+@contextmanager
+def only(level: int, name: str) -> Iterator[None]:
+    """Nothing below a level, such as `logging.WARNING`, from the logger of a name while this holds."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextmanager
+def spoken() -> Iterator[None]:
+    """What the house has to say on stderr while this holds, unless who called us has a place for it already."""
+    logger = logging.getLogger("skinmtl")
+    handler = None if logger.hasHandlers() else logging.StreamHandler(sys.stderr)
+    if handler is not None:
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+    try:
+        with only(logging.INFO, "skinmtl"):
+            yield
+    finally:
+        if handler is not None:
+            logger.removeHandler(handler)
+
+
+def to_a_reader(command: Callable[[], int]) -> int:
+    """Run a command whose reader may leave early, as `| head` does: then it ends in silence, as a shell's own tools do.
+
+    Returns:
+        The command's exit code; 141, which is 128 + SIGPIPE, where nobody read on.
+    """
+    try:
+        try:
+            return command()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        pass
+    except SystemExit as error:  # what rich makes of it
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+    return 141
+
+
+@contextmanager
+def bar(what: str, total: int | None, in_bytes: bool = False) -> Iterator[Callable[[int], None]]:
+    """Gives a function to call with how many of `total` are done by now."""
+    amount = (DownloadColumn(), TransferSpeedColumn()) if in_bytes else (MofNCompleteColumn(),)
+    columns = (*Progress.get_default_columns()[:2], *amount, TimeRemainingColumn())
+    began = time.monotonic()
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(what, total=total, visible=False)
+        yield lambda done: progress.update(task, completed=done, visible=time.monotonic() - began > 1)

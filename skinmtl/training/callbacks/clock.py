@@ -1,0 +1,69 @@
+"""Time and steps: what training took, and the number of its steps."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
+from skinmtl.errors import ConfigError
+
+
+class Clock(Callback):
+    """Seconds in training steps with their loading, validation left out; images per second.
+
+    The first `skip` batches of a fit are not timed: kernels are chosen and workers start there.
+    """
+
+    def __init__(self, skip: int = 5) -> None:
+        self._skip = skip
+        self.seconds, self.images = 0.0, 0
+        self._last: float | None = None
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._skip:
+            self._skip -= 1
+        elif self._last is not None:
+            self.seconds += time.perf_counter() - self._last
+            self.images += len(batch["index"]) * trainer.world_size
+        self._last = None if self._skip else time.perf_counter()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._last = None
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Between epochs lies the validation; within, loading and stepping are one time.
+        self._last = None if self._skip else time.perf_counter()
+
+    @property
+    def images_per_second(self) -> float | None:
+        return self.images / self.seconds if self.seconds else None
+
+
+class Steps(Callback):
+    """Hold an epoch to as many steps as the learning rate's schedule counts on, which another callback may change.
+
+    Raises:
+        ConfigError: after the first epoch that took another number.
+    """
+
+    def __init__(self, per_epoch: int) -> None:
+        self.per_epoch = per_epoch
+        self._before: int | None = None  # unknown of an epoch that is gone on with
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._before = trainer.global_step
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._before is None or trainer.global_step - self._before == self.per_epoch:
+            return
+        took = trainer.global_step - self._before
+        what = f"epoch {trainer.current_epoch + 1} took {took} steps, but the schedule counts on {self.per_epoch}"
+        fix = (
+            "let no callback stop a run within an epoch or change what a step is; +trainer.accumulate_grad_batches may"
+        )
+        raise ConfigError("callbacks", what, fix)

@@ -1,0 +1,87 @@
+"""Progress of a training on the terminal: a bar, and a line per epoch."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class EpochLines(ProgressBar):
+    """One line per epoch with every task's validation score, and a moving bar within the epoch on a terminal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._console = Console(stderr=True, highlight=False)
+        self._bar: Progress | None = None
+        self._enabled = True
+        self._start = 0.0
+        self._validated = False
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start = time.perf_counter()  # of a run that goes on within an epoch
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start = time.perf_counter()
+        self._open(trainer, f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", self.total_train_batches)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        if self._bar is not None:
+            self._bar.advance(self._bar.task_ids[0])
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._close()
+        self._validated = True
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._close()
+        if not self._enabled or not trainer.is_global_zero:
+            return
+        seen = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        words = [f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}"]
+        # Of an epoch without a validation Lightning still has the scores of the one before.
+        shown = {key: label for key, label in _labels(seen).items() if self._validated or key.startswith("train/")}
+        words += [f"{label} {seen[key]:.3f}" for key, label in shown.items()]
+        self._validated = False
+        words.append(f"{time.perf_counter() - self._start:.0f} s")
+        words += ["LEAKY"] if getattr(trainer.datamodule, "leaky", False) else []  # type: ignore[attr-defined]
+        self._console.print("  ".join(words), soft_wrap=True)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def _open(self, trainer: pl.Trainer, words: str, total: float) -> None:
+        if self._enabled and trainer.is_global_zero and sys.stderr.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=self._console, transient=True)
+            self._bar.add_task(words, total=None if total == float("inf") else int(total))
+            self._bar.start()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _labels(metrics: Mapping[str, float]) -> dict[str, str]:
+    """The logged scores that the line shows, in order, with their words."""
+    words = {
+        "train/loss": "loss",
+        "val/loss": "val loss",
+        "val/seg/mean_image_dice": "val Dice",
+        "val/cls/balanced_accuracy": "val balanced accuracy",
+        "val/score": "val score",
+    }
+    return {key: label for key, label in words.items() if key in metrics}

@@ -1,0 +1,148 @@
+"""What a run says of itself in run.json and its checkpoints: how it was started, on what, in how long."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from skinmtl.data.datamodule import DataModule
+from skinmtl.distributed.launch import threads
+from skinmtl.runs.redaction import without_paths_in
+from skinmtl.runs.run import Run
+
+log = logging.getLogger(__name__)
+
+# With seed, batch, processes and precision, which are checked.
+SAME_BITS = ("versions", "device", "capability", "threads")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "pytorch-lightning",
+    "hydra-core",
+    "segmentation-models-pytorch",
+    "timm",
+    "albumentations",
+    "torchmetrics",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+    "opencv-python-headless",
+    "pillow",
+)
+
+
+def origin(nodes: Mapping[str, Any], here: Run, world_size: int, command: str | None = None) -> dict[str, Any]:
+    """What is known before anything is built; of a run that goes on, only what the new attempt changes."""
+    now = _attempt(nodes, here.path, world_size, command or "skinmtl.training.run.run, from Python")
+    if not here.info_file.exists():
+        return now
+    before = here.info()
+    for key in SAME_BITS:
+        if (then := before.get(key)) not in (None, now[key]):
+            what = ", ".join(_changes(then, now[key]))
+            log.warning("%s: %s: the run goes on, but not to the same bits as an unbroken one", key, what)
+    again = {key: now[key] for key in ("started", "command", "commit", *SAME_BITS)}
+    return {"status": "running", "exit_code": None, "error": None, "resumed": [*before.get("resumed", []), again]}
+
+
+def _changes(then: object, now: object) -> list[str]:
+    """What was and what is, of a dict only what differs."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        return [f"{key} {then.get(key)}, now {now.get(key)}" for key in now if then.get(key) != now.get(key)]
+    return [f"{then}, now {now}"]
+
+
+def _attempt(nodes: Mapping[str, Any], folder: Path, world_size: int, command: str) -> dict[str, Any]:
+    return {
+        "run_id": folder.name,
+        "name": nodes["name"],
+        "status": "running",
+        "exit_code": None,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": without_paths_in(command),
+        "commit": _commit(),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads() if world_size == 1 else threads(world_size),
+        "cores": os.cpu_count(),
+        "world_size": world_size,
+        "global_batch": nodes["data"].batch_size * world_size,
+        "seed": nodes["seed"],
+        "tasks": list(nodes["tasks"]),
+        "test_time_flips": nodes["test_time_flips"],
+        "keep": nodes["keep"],
+        "slurm_job": slurm_job(),
+    }
+
+
+def slurm_job() -> str | None:
+    """The job that SLURM knows this process by, of an array `<array>_<task>`; None elsewhere."""
+    array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
+def data_facts(data: DataModule) -> dict[str, Any]:
+    """What the photographs and the split are, without a folder's name that could name a person or a place."""
+    parts = {}
+    for part in ("train", "val", "test"):
+        rows = data.table.iloc[data.rows(part, source=0)]
+        counts = rows["dx"].value_counts().reindex(data.dx_classes, fill_value=0)
+        parts[part] = {
+            "images": len(rows),
+            "lesions": int(rows["lesion_id"].nunique()),
+            "classes": {name: int(counts[name]) for name in data.dx_classes},
+        }
+    return {
+        "dx_classes": list(data.dx_classes),
+        "mask_classes": list(data.mask_classes),
+        "leaky": data.leaky,
+        "synthetic": data.synthetic is not None,
+        "shuffled": data.shuffled is not None,
+        "size": list(data.size),
+        "split": {
+            "hash": data.split_hash,
+            "fold": data.fold,
+            "folds": data.folds,
+            "merged_pairs": len(data.pairs),
+            **parts,
+        },
+        "data": {"hash": data.data_hash, "layout": data.layout, "images": int((data.source == 0).sum())},
+        "also": data.also_facts,
+        "also_hashes": data.also_hashes,
+    }
+
+
+def seconds_with_former(here: Run, **seconds: float) -> dict[str, float]:
+    """Seconds of this attempt added to those of the ones before it, and their total."""
+    former = here.info().get("seconds") or {}
+    parts = {key: round(former.get(key, 0.0) + seconds.get(key, 0.0), 1) for key in ("fit", "evaluate")}
+    return parts | {"total": round(sum(parts.values()), 1)}
+
+
+def plain(nodes: Mapping[str, Any]) -> dict[str, Any]:
+    """The nodes as plain dicts, lists, numbers and words: what a checkpoint may hold."""
+    return {
+        key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        for key, value in nodes.items()
+    }
+
+
+def _commit() -> str | None:
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

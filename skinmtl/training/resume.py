@@ -1,0 +1,277 @@
+"""Where a run goes on or starts from: an unfinished run's folder, or another run's weights."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import OmegaConf
+
+from skinmtl.config.hardware import resolve_precision
+from skinmtl.config.schema import arguments
+from skinmtl.config.schema import find as constructor
+from skinmtl.data import lesion_groups
+from skinmtl.data.datamodule import DataModule
+from skinmtl.distributed import collectives
+from skinmtl.errors import ConfigError, SkinmtlError, first_line
+from skinmtl.evaluation.predict import network_state
+from skinmtl.files import write_text
+from skinmtl.runs.checkpoints import LAST, PREVIOUS, newest
+from skinmtl.runs.checkpoints import load as load_checkpoint
+from skinmtl.runs.record import dig, flat
+from skinmtl.runs.redaction import PLACES
+from skinmtl.runs.run import Run, find
+from skinmtl.training.lightning_module import MultiTaskModule
+from skinmtl.training.record import slurm_job
+
+log = logging.getLogger(__name__)
+
+ALLOW = "allow_change=true"
+# What a run may go on with another value of: the same bits come of it.
+FREE = {"resume", "allow_change", "save_every", "data.workers", "data.cache", "data.cache_dir"}
+FREE |= {"evaluate", "data.split_dir"}  # what comes after training; the split is compared itself
+# What `allow_change` lets be another: what is read anew by whoever goes on. The rest is saved with the weights, which
+# would silently go on with the old value, or would not fit.
+CHANGEABLE = ("name", "seed", "loss.", "class_weights", "augment.", "sampler.", "data.", "trainer.", "test_time_flips")
+# Of these, what a run is counted in (batches and steps of an epoch), and what says which photographs it may see, what
+# their classes are, and what its scores are stamped with.
+KEPT = (
+    *("data.batch_size", "data.also", "trainer.limit_train_batches", "trainer.accumulate_grad_batches"),
+    *("trainer.overfit_batches", "trainer.fast_dev_run", "data.split", "data.split_by", "data.split_seed"),
+    *("data.fold", "data.folds", "data.duplicates", "data.diagnoses", "data.mask_classes", "data.shuffled"),
+)
+ANOTHER = "give the same again, or start another run with init_from=<run>"
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: anew, from a checkpoint of its own, or trained already and only to be evaluated."""
+
+    init_from: str | None
+    checkpoint: Path | None
+    trained: bool
+    resumed: bool
+    allow_change: bool
+
+
+def beginning(here: Run, init_from: str | None, allow_change: bool) -> Start:
+    """What the folder of a run says of where it stands; a fresh one says nothing.
+
+    Raises:
+        InputError: it was saved, and no checkpoint is sound.
+    """
+    if not here.info_file.exists():
+        return Start(init_from, None, trained=False, resumed=False, allow_change=allow_change)
+    given = here.config().get("init_from")  # of the command that began it
+    folder = here.path / "checkpoints"
+    saved = any((folder / name).exists() for name in (LAST, PREVIOUS))
+    checkpoint = newest(folder) if saved else None  # none before the first save: it begins again
+    trained = bool(here.info().get("trained"))
+    return Start(given, checkpoint, trained, resumed=True, allow_change=allow_change)
+
+
+def check_data(here: Run, data: DataModule, start: Start) -> None:
+    """Refuse to go on with other photographs or another split than the run began with."""
+    info = here.info()
+    split, images = dig(info, "split", "hash"), dig(info, "data", "hash")
+    for key, before, now, same, fix in (
+        # Under another split the run would be tested on lesions that it has learned from.
+        ("data.split", split, data.split_hash, split in (None, data.split_hash), ANOTHER),
+        (
+            "data.root",
+            images,
+            data.data_hash,
+            images is None or data.is_of(images),
+            f"give the same again, or go on with {ALLOW}",
+        ),
+    ):
+        may = start.allow_change and key != "data.split"
+        if start.resumed and not may and not same:
+            raise ConfigError(key, f"sha256 {now[:12]}, the run began with {str(before)[:12]}", fix)
+    for name, before in dig(info, "also_hashes", default={}).items():  # younger than some runs
+        here_now = data.also_hashes.get(name, before)  # without this source the config was refused already
+        if start.resumed and not start.allow_change and here_now != before:
+            what = f"sha256 {here_now[:12]}, the run began with {before[:12]}"
+            raise ConfigError(f"data.also.{name}.root", what, f"give the same again, or go on with {ALLOW}")
+
+
+def home(fresh: Run, resume: str | None, config: Mapping[str, Any], world_size: int, allow_change: bool = False) -> Run:
+    """Where to write: the fresh folder, or that of the run to go on with, whose config has to be this one."""
+    requeued = slurm_job() if os.environ.get("SLURM_RESTART_COUNT", "0") != "0" else None
+    if resume == "auto" or (resume is None and requeued is not None):
+        # Run ids begin with their time, so the last by name is the newest.
+        runs = sorted(find(fresh.path.parent), key=lambda run: run.path.name, reverse=True)
+        able = (run for run in runs if _goes_on(run, config))
+        mine = (run for run in able if requeued is None or run.info().get("slurm_job") == requeued)
+        if (found := next(mine, None)) is not None:
+            _check_world_size(found, world_size)
+            _check_precision(found, config, allow_change)
+            log.info("going on with %s", os.path.relpath(found.path))
+            return found
+        log.info("there is no unfinished run with this config: a new one begins")
+    if resume in (None, "auto"):
+        if fresh.info_file.exists():
+            what = f"{os.path.relpath(fresh.path)} holds a run already"
+            raise ConfigError("hydra.run.dir", what, "go on with it by resume=<that folder>, or name another folder")
+        return fresh
+    run = Run.open(resume)
+    finished = run.info().get("status") == "finished"
+    if not finished and "class_weights" not in run.config():
+        what = f"{run.path.name} was begun by an earlier version, which counts the losses of an epoch in another way"
+        fix = f"go on with that version (commit {run.info().get('commit')}), or start from its weights with init_from="
+        raise ConfigError("resume", what, fix)
+    _check_world_size(run, world_size)
+    different = _differences(run, config)
+    if kept := [words for key, words in different.items() if not _may_change(key)]:
+        raise ConfigError("resume", f"{run.path.name} cannot go on with other values: {', '.join(kept)}", ANOTHER)
+    if different and not allow_change:
+        what = f"{run.path.name} was started with other values: {', '.join(different.values())}"
+        raise ConfigError("resume", what, f"give the same overrides, or go on all the same with {ALLOW}")
+    _check_precision(run, config, allow_change)
+    if finished:
+        raise ConfigError("resume", f"{run.path.name} is finished", "start from its weights with init_from=")
+    return run
+
+
+def requeue(number: int | None) -> None:
+    """Have SLURM begin this job again where it sent SIGUSR1, with which it says that the time is nearly over.
+
+    Whatever else stops a job (SIGTERM, when it is taken away) SLURM answers by itself.
+    """
+    job = slurm_job()
+    if job is None or number != signal.SIGUSR1:
+        return
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("scontrol requeue %s: %s: submit the job again, it goes on by resume=auto", job, first_line(error))
+
+
+def _check_world_size(run: Run, now: int) -> None:
+    """Refuse to go on with another number of processes, which would share out other batches."""
+    before = run.info().get("world_size", 1)
+    if before != now:
+        what = f"{run.path.name} was started with world size {before} (devices), this command has {now}"
+        raise ConfigError("trainer.devices", what, f"use {before} again, or start another run with init_from=")
+
+
+def _check_precision(run: Run, config: Mapping[str, Any], allow_change: bool) -> None:
+    """Refuse to go on where `auto` stands for another precision than on the machine that the run began on."""
+    before, chosen = run.info().get("precision"), config["trainer"]["precision"]
+    now = resolve_precision(chosen, config["trainer"]["accelerator"])
+    if chosen == "auto" and before not in (None, now) and not allow_change:
+        what = f"auto is {now} on this machine, {run.path.name} was started with {before}"
+        raise ConfigError("trainer.precision", what, f"go on where it began, or all the same with {ALLOW}")
+
+
+def _goes_on(run: Run, config: Mapping[str, Any]) -> bool:
+    """Whether a run stopped on the way with this very config, and no process is at it."""
+    try:
+        stopped = run.info().get("status") != "finished" and not run.is_held()
+        return stopped and not _differences(run, config)
+    except (SkinmtlError, OSError):  # a neighbour that cannot be read
+        return False
+
+
+def _may_change(key: str) -> bool:
+    kept = any(key == name or key.startswith(f"{name}.") for name in KEPT)
+    return f"{key}.".startswith(CHANGEABLE) and not kept
+
+
+def _differences(run: Run, config: Mapping[str, Any]) -> dict[str, str]:
+    """Each dotted key whose value differs between a run's saved config and this one, with both values in words.
+
+    A folder is the same however it is written. A key that the saved config does not know, since it is younger than the
+    run, is no difference where it has its default.
+    """
+    saved = OmegaConf.to_container(run.config(), resolve=True)
+    assert isinstance(saved, dict)
+    before, now = (flat(dict(node)) for node in (saved, config))
+    keys = sorted(key for key in (before.keys() | now.keys()) - FREE if not key.startswith("logger"))
+    young = _defaults(config)
+    found = {}
+    for key in keys:
+        then, this = (repr(_place(key, values.get(key, young.get(key, "not there")))) for values in (before, now))
+        if then != this:
+            found[key] = f"{key} {before.get(key, 'not there')!r}, now {now.get(key, 'not there')!r}"
+    return found
+
+
+def _defaults(config: Mapping[str, Any], above: str = "") -> dict[str, object]:
+    """The constructors' own defaults by dotted key, whether the config gives them or not."""
+    found: dict[str, object] = {"init_from": None} if not above else {}
+    if isinstance(target := config.get("_target_"), str):
+        known = arguments(constructor(target))
+        found |= {f"{above}{name}": each.default for name, each in known.items() if each.is_key and not each.is_needed}
+    for key, node in config.items():
+        if isinstance(node, Mapping):
+            found |= _defaults(node, f"{above}{key}.")
+    return found
+
+
+def _place(key: str, value: object) -> object:
+    """A value to be compared: of what names a folder or a file the place itself."""
+    named = key.rpartition(".")[2] in PLACES and isinstance(value, str) and value not in ("auto", "not there")
+    return os.path.realpath(os.path.expanduser(str(value))) if named else value
+
+
+def start_from(parent: Run, module: MultiTaskModule, data: DataModule, here: Run) -> dict[str, Any]:
+    """Take another run's best weights and give its facts; refuse what has seen these test lesions or does not fit.
+
+    What those weights have seen is kept, as by `keep_seen`.
+    """
+    checkpoint = load_checkpoint(parent.checkpoint())
+    facts = checkpoint["skinmtl"]
+    split = pd.read_csv(parent.split_file, dtype=str, keep_default_na=False)
+    seen = split.loc[split[f"fold_{facts['fold']}"] != "test", ["image_id", "group"]]
+    if (file := parent.path / "seen.csv").is_file():
+        seen = pd.concat([seen, pd.read_csv(file, dtype=str, keep_default_na=False)]).drop_duplicates()
+    test = data.split[data.split[f"fold_{data.fold}"] == "test"]
+    known = test["image_id"].isin(_met(seen, data)) | (test["group"].isin(seen["group"]) & (test["group"] != ""))
+    if known.any():
+        what = f"{parent.path.name} has learned from lesions of {int(known.sum())} of the {len(test)} test photographs"
+        raise ConfigError("init_from", what, f"use data.split={os.path.relpath(parent.split_file)} and its fold")
+    keep_seen(here, data, seen)
+    # Without lesion ids there, nobody knows which lesions it has seen; a further source's were vouched for beside that
+    # run's photographs alone.
+    unknown = bool((seen["group"] == "").any()) and not data.is_of(facts["data_hash"])
+    data.leaky = data.leaky or unknown or bool(parent.info().get("leaky"))
+    data.shuffled = data.shuffled or dig(parent.info(), "shuffled") or None
+    try:
+        module.network.load_state_dict(network_state(checkpoint["state_dict"]))
+    except RuntimeError as error:
+        what = f"weights of {parent.path.name} do not fit: {' '.join(str(error).split())[:300]}"
+        raise ConfigError("init_from", what, "use the model and tasks of that run") from None
+    return {"run_id": parent.path.name} | {key: facts[key] for key in ("split_hash", "data_hash", "fold")}
+
+
+def _met(seen: pd.DataFrame, data: DataModule) -> set[str]:
+    """Photographs at data.root that show a seen photograph, its lesion, or one that a duplicate joins to it."""
+    first = data.table[data.source == 0]
+    ids = set(seen["image_id"])
+    # What was merged there may not be merged here, and the other way round: lesions of either side count.
+    lesions = {name for group in seen["group"].unique() for name in [group, *group.split("+")]} - {""}
+    both = pd.concat([first[["image_id", "lesion_id"]], seen.rename(columns={"group": "lesion_id"})], ignore_index=True)
+    pairs = lesion_groups.pairs(data.duplicates, both)
+    ids |= {name for pair in pairs if not ids.isdisjoint(pair) for name in pair}
+    groups = data.groups.loc[first.index]
+    met = groups[first["image_id"].isin(ids) | first["lesion_id"].isin(lesions)]
+    return set(first["image_id"][groups.isin(met)])
+
+
+def keep_seen(here: Run, data: DataModule, before: pd.DataFrame | None = None) -> None:
+    """Keep in seen.csv what a run's weights have seen beside its own split, for whoever starts from them.
+
+    That is `before`, and what its further sources train on: `image_id` and `group`, blank where no lesion is known.
+    """
+    further = data.table.loc[data.source > 0, ["image_id", "lesion_id"]].rename(columns={"lesion_id": "group"})
+    seen = further if before is None else pd.concat([before, further])
+    if len(seen) and collectives.rank() == 0:
+        write_text(here.path / "seen.csv", seen.to_csv(index=False))
