@@ -72,7 +72,7 @@ class DataModule(pl.LightningDataModule):
         split_seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0,
         split_dir: str = "outputs/splits",
         split_by: Literal["lesion", "photograph"] = "lesion",
-        lesion_groups: Literal["known", "none"] | str = "known",
+        duplicates: Literal["known", "none"] | str = "known",
         allow_leak: bool = False,
         cache: Literal["auto", "off"] = "auto",
         cache_dir: str = "outputs/.cache",
@@ -100,7 +100,7 @@ class DataModule(pl.LightningDataModule):
             what = "photographs of one lesion would train and test"
             raise ConfigError("data.split_by", what, "set data.allow_leak=true, too, and have scores stamped LEAKY")
         self.also = dict(also or {})
-        self.duplicates = lesion_groups
+        self.duplicates = duplicates
         self.mask_rule = mask_classes or BINARY
         self.mask_classes = tuple(self.mask_rule.names)
         self.dx_groups, self.mixing, self.shuffled = diagnoses, mixing, shuffled
