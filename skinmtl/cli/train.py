@@ -41,7 +41,7 @@ OPTIONS = {
     "--hydra-help",
 }
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+CONF = Path(__file__).resolve().parents[2] / "conf"
 ELSEWHERE = "write elsewhere with hydra.run.dir=, data.cache_dir=, data.split_dir= or data.cache=off"
 
 KEYS = {
