@@ -28,7 +28,7 @@ STUB = f"""
 import json, os, signal, sys, time, types
 from contextlib import nullcontext
 from pathlib import Path
-from skinmtl import config
+from skinmtl.config import check
 from skinmtl.errors import Diverged, InputError
 
 def run(*, seed, name, folder, **rest):
@@ -48,8 +48,8 @@ def run(*, seed, name, folder, **rest):
     return seed / 10
 
 sys.modules["skinmtl.training.run"] = types.SimpleNamespace(run=run, calm=nullcontext)
-config.check = lambda cfg, run: None
-from skinmtl.door import main
+check.check = lambda cfg, run: None
+from skinmtl.cli.train import main
 sys.exit(main(Path({str(CONF)!r}), sys.argv))
 """
 
@@ -87,7 +87,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def test_help_names_every_experiment_study_and_key_without_importing_torch() -> None:
-    code = "import sys; from pathlib import Path; from skinmtl import door; print(door.usage(Path(sys.argv[1])));"
+    code = "import sys; from pathlib import Path; from skinmtl.cli import train; print(train.usage(Path(sys.argv[1])));"
     code += "assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code, str(CONF)], capture_output=True, text=True, check=True)
     for group in ("experiment", "study"):
@@ -207,8 +207,8 @@ def test_a_spoilt_experiment_file_is_one_line_that_names_what_to_mend(
 def test_names_are_refused_all_at_once_before_torch_is_imported(
     words: list[str], said: list[str], tmp_path: Path
 ) -> None:
-    code = "import resource, sys; from pathlib import Path; from skinmtl import door; sys.argv[0] = 'train.py'\n"
-    code += "status = door.main(Path(sys.argv.pop()), sys.argv); used = resource.getrusage(resource.RUSAGE_SELF)\n"
+    code = "import resource, sys; from pathlib import Path; from skinmtl.cli import train; sys.argv[0] = 'train.py'\n"
+    code += "status = train.main(Path(sys.argv.pop()), sys.argv); used = resource.getrusage(resource.RUSAGE_SELF)\n"
     code += "assert 'torch' not in sys.modules and used.ru_utime + used.ru_stime < 3; sys.exit(status)"
     command = [sys.executable, "-c", code, *words, str(CONF)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

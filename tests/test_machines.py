@@ -104,7 +104,7 @@ def test_what_is_written_is_utf_8_in_any_locale(tmp_path: Path) -> None:
     code = """if True:
     from pathlib import Path
     import pandas as pd
-    from skinmtl.callbacks import MetricsFile
+    from skinmtl.training.callbacks.metrics_csv import MetricsFile
     from skinmtl.data import splits
     here = Path.cwd()
     splits.save(pd.DataFrame({"image_id": ["a"], "group": ["病变"], "fold_0": ["test"]}), here / "split.csv")
@@ -124,7 +124,7 @@ def test_what_is_written_is_utf_8_in_any_locale(tmp_path: Path) -> None:
 
 
 def test_a_backend_that_matplotlib_does_not_have_is_told_in_a_line(tmp_path: Path) -> None:
-    code = "from skinmtl import cli; import sys; sys.exit(cli.main(['report', 'x']))"
+    code = "from skinmtl.cli import commands; import sys; sys.exit(commands.main(['report', 'x']))"
     for backend, says in {"Qt4Agg": "MPLBACKEND: 'Qt4Agg' is no backend of", "agg": "x: neither a run nor"}.items():
         done = subprocess.run(
             [sys.executable, "-c", code],

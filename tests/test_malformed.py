@@ -305,7 +305,7 @@ PEAK = """
 import re, sys, warnings
 from pathlib import Path
 from PIL import Image
-from skinmtl.data.images import read_image
+from skinmtl.data.images.reading import read_image
 from skinmtl.errors import InputError
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 before = peak()

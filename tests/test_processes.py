@@ -146,7 +146,7 @@ import sys
 from functools import partial
 from pathlib import Path
 sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}
-from skinmtl.processes import together
+from skinmtl.distributed.launch import together
 from test_processes import wait_long
 if __name__ == "__main__":
     folder = Path({str(tmp_path)!r})

@@ -142,11 +142,11 @@ OUTSIDE = """
 import torch
 from torch import nn
 from torch.nn import functional as F
-from skinmtl.encoders import Encoder
-from skinmtl.gradients import Gradients
-from skinmtl.heads import Head
-from skinmtl.losses.terms import mean_over_labelled
-from skinmtl.weighting import Weighting
+from skinmtl.models.encoders import Encoder
+from skinmtl.balancing.gradients import Gradients
+from skinmtl.models.heads import Head
+from skinmtl.losses.common import mean_over_labelled
+from skinmtl.balancing.weighting import Weighting
 
 
 class Thumbnail(Encoder):
