@@ -24,9 +24,10 @@ setup: .venv/ready  ## build .venv (the others do it too)
 demo: .venv/ready  ## train, evaluate and report on photographs drawn by code
 	$(python) train.py experiment=demo
 
-check: .venv/ready  ## lint, format and types
+check: .venv/ready  ## lint, format, layers and types
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
+	.venv/bin/lint-imports --no-logo --no-cache
 	$(python) -m mypy
 
 test: .venv/ready  ## the tests: no network, no GPU, no data

@@ -22,13 +22,14 @@ from training import CONF, compose
 from skinmtl.cli import train
 from skinmtl.config import allowlist
 from skinmtl.config.build import build
-from skinmtl.config.check import SCORES, check
+from skinmtl.config.check import SCORES
 from skinmtl.config.check import TASKS as CHECKED_TASKS
 from skinmtl.config.hardware import resolve_precision
 from skinmtl.config.schema import ALLOW, arguments, find, outline
 from skinmtl.errors import ConfigError, Faults
 from skinmtl.tasks.base import TASKS
 from skinmtl.training import build as training_build
+from skinmtl.training.dry_run import check
 from skinmtl.training.run import calm, run
 
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))

@@ -7,7 +7,8 @@ import pytest
 from omegaconf import OmegaConf
 from training import compose
 
-from skinmtl.data.diagnosis_groups import Groups, check_groups, grouped
+from skinmtl.config.diagnosis_groups import Groups, check_groups
+from skinmtl.data.diagnosis_groups import grouped
 from skinmtl.data.sources import DX
 from skinmtl.errors import Faults
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from training import SHORT, compose
 
 from skinmtl.config import allowlist
-from skinmtl.config.check import check, find
+from skinmtl.config.schema import find
 from skinmtl.data.datamodule import DataModule
 from skinmtl.distributed.signals import Stop
 from skinmtl.errors import ConfigError, Diverged, Faults
@@ -32,6 +32,7 @@ from skinmtl.runs.run import Run
 from skinmtl.training.build import build_data, build_module, build_trainer
 from skinmtl.training.callbacks.best_checkpoint import Best
 from skinmtl.training.callbacks.clock import Steps
+from skinmtl.training.dry_run import check
 from skinmtl.training.lightning_module import MultiTaskModule
 from skinmtl.training.optim import Cosine
 from skinmtl.training.run import _fit, calm, run

@@ -12,10 +12,10 @@ import pytest
 import torch
 from training import compose
 
-from skinmtl.config.check import check
 from skinmtl.config.hardware import resolve_accelerator
 from skinmtl.errors import ConfigError, Faults
 from skinmtl.training.build import devices_of
+from skinmtl.training.dry_run import check
 from skinmtl.training.run import calm, run
 
 ROOT = Path(__file__).parents[1]

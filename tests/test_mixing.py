@@ -13,7 +13,6 @@ from test_datamodule import at, here, make, same  # noqa: F401  (`here` is a fix
 from torch.nn import functional as F
 from training import compose, train
 
-from skinmtl.config.check import check
 from skinmtl.data import transforms
 from skinmtl.data.mask_classes import Trimap
 from skinmtl.data.mixing import CutMix, Mixing, Mixup, Partners
@@ -21,6 +20,7 @@ from skinmtl.data.samplers import class_balanced
 from skinmtl.errors import Faults
 from skinmtl.losses import CrossEntropy
 from skinmtl.tasks.base import Diagnosis
+from skinmtl.training.dry_run import check
 from skinmtl.training.run import run
 from skinmtl.types import Sample
 

@@ -14,11 +14,11 @@ from training import compose, train
 
 import skinmtl
 from skinmtl.cli import commands
-from skinmtl.config.check import check
 from skinmtl.data.images.reading import read_mask
 from skinmtl.data.mask_classes import Trimap
 from skinmtl.evaluation import baselines, scores
 from skinmtl.runs.run import Run
+from skinmtl.training.dry_run import check
 from skinmtl.training.run import run as run_of
 
 TRIMAP = ("skin", "border", "lesion")

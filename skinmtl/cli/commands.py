@@ -306,8 +306,9 @@ def baselines(arguments: argparse.Namespace) -> int:
 def audit(arguments: argparse.Namespace) -> int:
     """Tables and a page with the pairs found; exit 2 where the given split tears a lesion or a pair."""
     from skinmtl.audit.leaks import audit as look
-    from skinmtl.audit.leaks import lines, write
+    from skinmtl.audit.leaks import lines
     from skinmtl.data.sources import Layout
+    from skinmtl.reports.audit import write_audit
 
     layout, out = arguments.layout, arguments.out
     if layout not in (layouts := ("auto", *get_args(Layout))):
@@ -317,7 +318,7 @@ def audit(arguments: argparse.Namespace) -> int:
     root = _data_root(arguments.data_root)
     assert root is not None
     findings, paths = look(root, arguments.other, arguments.split, layout, arguments.masks, arguments.lesions)
-    page = write(findings, paths, out, f"Audit of {root.resolve().name}")
+    page = write_audit(findings, paths, out, f"Audit of {root.resolve().name}")
     for line in lines(findings):
         print(line)
     print(f"{page}: it shows photographs of the data set; {out / 'duplicates.csv'} fits data.duplicates=")

@@ -7,9 +7,7 @@ constructor is a key from then on, with no line to change here.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from skinmtl.config import allowlist
-from skinmtl.config.build import Node, build, value_of, without_weights
+from skinmtl.config.build import Node, value_of
+from skinmtl.config.diagnosis_groups import check_groups
 from skinmtl.config.hardware import resolve_accelerator, resolve_precision
 from skinmtl.config.schema import Argument, arguments, find, is_given, outline, own_packages
 from skinmtl.config.signatures import UNREAD
@@ -85,8 +84,8 @@ def check(cfg: DictConfig, run: Callable[..., Any]) -> None:
     for key, node in tree.items():
         faults += _shape_faults(str(key), node)
         faults += _walk(node, str(key), tree)
-    # What looks at several parts, or builds them, leans on each being sound.
-    faults = faults or list(_across(tree)) or list(_dry(tree))
+    # What looks at several parts leans on each being sound.
+    faults = faults or list(_across(tree))
     if faults:
         raise Faults(faults)
     _write_back(cfg, tree)
@@ -241,7 +240,7 @@ def _dotted(node: Node, where: str = "") -> Iterator[str]:
             yield from _dotted(value, f"{where}{key}.")
 
 
-def _across(tree: Node) -> Iterator[ConfigError]:
+def _across(tree: Node) -> Iterator[SkinmtlError]:
     """What no single constructor can see."""
     tasks = tree.get("tasks", [])
     if not tasks or len(set(tasks)) < len(tasks) or not set(tasks) <= set(TASKS):
@@ -249,6 +248,7 @@ def _across(tree: Node) -> Iterator[ConfigError]:
         return
     yield from _task_faults(tree, tasks)
     yield from _target_faults(tree["data"], tasks)
+    yield from _group_faults(tree["data"].get("diagnoses"))
     yield from _weighting_faults(tree, tasks)
     yield from _class_weight_faults(tree, tasks)
     data = tree["data"]
@@ -325,6 +325,15 @@ def _target_faults(data: Node, tasks: Sequence[str]) -> Iterator[ConfigError]:
     elif "seg" in tasks and mixing["_target_"].endswith(".Mixup") and mixing.get("p") == 1:
         what = "1 leaves next to no photograph with a mask to train on"
         yield ConfigError("data.mixing.p", what, "give less, such as 0.5, or leave seg out of tasks")
+
+
+def _group_faults(groups: object) -> Iterator[SkinmtlError]:
+    """Groups of diagnoses that no data could have; None is none."""
+    if groups is not None:
+        try:
+            check_groups(groups)  # type: ignore[arg-type]
+        except Faults as found:
+            yield from found.faults
 
 
 def _weighting_faults(tree: Node, tasks: Sequence[str]) -> Iterator[ConfigError]:
@@ -417,80 +426,3 @@ def _precision_faults(node: Node) -> Iterator[ConfigError]:
         resolve_precision(precision, resolve_accelerator(value_of(node, "accelerator")))
     except ConfigError as fault:
         yield fault
-
-
-def _dry(tree: Node) -> Iterator[SkinmtlError]:
-    """Build what costs nothing, for what only the constructors themselves know to refuse."""
-    import torch
-    from pytorch_lightning.callbacks import ModelCheckpoint
-
-    from skinmtl.data.diagnosis_groups import check_groups
-    from skinmtl.models.multitask_net import check_logits
-
-    for key in ("augment", "sampler", "weighting", "gradients"):
-        yield from _attempt(tree[key], key, lambda node: build(node, tasks=tree["tasks"]))
-    if tree["data"].get("diagnoses") is not None:
-        yield from _attempt(tree["data"]["diagnoses"], "data.diagnoses", check_groups)
-    for task in tree["tasks"]:
-        yield from _attempt(tree["loss"][task], f"loss.{task}", lambda node: build(node, class_counts=[1, 1]))
-    yield from _dry_callbacks({f"callbacks.{name}": node for name, node in tree["callbacks"].items() if node})
-    one = [torch.nn.Parameter(torch.zeros(1))]
-    yield from _attempt(tree["optim"], "optim", lambda node: build(node)(one))
-    any_optimizer = torch.optim.SGD(one, lr=1.0)
-
-    def schedule(node: Node) -> None:
-        made = build(node)
-        made.on(any_optimizer, 10, 5)
-        if getattr(made, "by", None) not in ("step", "score"):
-            what = f"{type(made).__name__} does not say by what it is stepped"
-            raise ConfigError("schedule._target_", what, 'give it an attribute `by`, "step" or "score"')
-
-    yield from _attempt(tree["schedule"], "schedule", schedule)
-    size = value_of(tree["data"], "size")
-    parts = {"tasks": tree["tasks"], "size": (size, size) if isinstance(size, int) else tuple(size)}
-
-    def connect(node: Node) -> None:
-        # As many classes as any data has. Not on the meta device, where smp's mit_* encoders cannot be built.
-        sized = parts | {"mask_classes": 2, "dx_classes": 2}
-        check_logits(build(without_weights(node), **sized), **sized)
-
-    yield from _attempt(tree["model"], "model", connect)
-    trainer = dict(tree["trainer"])
-    trainer["accelerator"] = resolve_accelerator(value_of(trainer, "accelerator"))
-    trainer["precision"] = resolve_precision(trainer.get("precision"), trainer["accelerator"])
-    yield from _attempt(trainer, "trainer", lambda node: build(node, logger=False, callbacks=[ModelCheckpoint()]))
-
-
-def _dry_callbacks(nodes: Mapping[str, Node]) -> Iterator[SkinmtlError]:
-    """Faults of callbacks, and those whose states a checkpoint could not tell apart."""
-    known: dict[str, str] = {}
-
-    def make(where: str, node: Node) -> None:
-        same = known.setdefault(build(node).state_key, where)
-        if same != where:
-            raise ConfigError(where, f"it does what {same} does already", "keep one of the two")
-
-    for where, node in nodes.items():
-        yield from _attempt(node, where, partial(make, where))
-
-
-def _attempt(node: Node, where: str, make: Callable[[Node], Any]) -> Iterator[SkinmtlError]:
-    """The fault of a node that does not build, at the key without which it would."""
-    try:
-        make(node)
-    except SkinmtlError as fault:
-        yield fault
-    except Exception as error:  # torch and Lightning refuse with many kinds, all of them about these values
-        said = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
-        culprits = [key for key in node if key != "_target_" and _builds(node, key, make)]
-        dotted = f"{where}.{culprits[0]}" if culprits else where
-        value = f"{node[culprits[0]]!r} is refused: " if culprits else ""
-        yield ConfigError(dotted, value + said[:300], f"change it; conf/{where.partition('.')[0]} has values that work")
-
-
-def _builds(node: Node, without: str, make: Callable[[Node], Any]) -> bool:
-    try:
-        make({key: value for key, value in node.items() if key != without})
-    except Exception:
-        return False
-    return True

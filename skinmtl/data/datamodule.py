@@ -15,11 +15,12 @@ import torch
 from annotated_types import Ge, Interval
 from numpy.typing import NDArray
 
+from skinmtl.config.diagnosis_groups import Groups, check_groups
 from skinmtl.data import cache, lesion_groups, sources, splits
 from skinmtl.data.cache import Photographs
 from skinmtl.data.certificate import certificate
 from skinmtl.data.dataset import HANGS, Loader, Mix, Samples, _one_thread, collate
-from skinmtl.data.diagnosis_groups import Groups, check_groups, grouped, named
+from skinmtl.data.diagnosis_groups import grouped, named
 from skinmtl.data.extra_sources import Also, places
 from skinmtl.data.file_hashes import with_digests
 from skinmtl.data.mask_classes import BINARY, MaskClasses

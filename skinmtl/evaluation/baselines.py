@@ -25,8 +25,9 @@ from sklearn.preprocessing import StandardScaler
 
 from skinmtl.config.build import build
 from skinmtl.config.check import check_saved
+from skinmtl.config.diagnosis_groups import REST
 from skinmtl.data import cache, sources, splits
-from skinmtl.data.diagnosis_groups import REST, grouped, named
+from skinmtl.data.diagnosis_groups import grouped, named
 from skinmtl.data.images.reading import Size, fit_image, read_image, read_pair
 from skinmtl.data.mask_classes import BINARY, MaskClasses
 from skinmtl.errors import InputError

@@ -26,7 +26,6 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from skinmtl.config.build import build
-from skinmtl.config.check import check
 from skinmtl.config.overrides import expand
 from skinmtl.data.datamodule import DataModule
 from skinmtl.distributed import collectives
@@ -64,6 +63,7 @@ from skinmtl.training.build import (
 )
 from skinmtl.training.callbacks.best_checkpoint import Best
 from skinmtl.training.callbacks.clock import Clock, Steps
+from skinmtl.training.dry_run import check
 from skinmtl.training.lightning_module import MultiTaskModule
 from skinmtl.training.record import data_facts, origin, plain, seconds_with_former
 from skinmtl.training.resume import Start, beginning, check_data, home, keep_seen, requeue, start_from
