@@ -64,11 +64,11 @@ def forked(folder: Path, root: Path, words: Sequence[str], prepare: Moment) -> E
 
 def command(folder: Path, root: Path, words: Sequence[str]) -> int:
     """The real command line, without its evaluation; caches go beside the folder."""
-    import skinmtl.training.run
+    import skinmtl.training.fit
     from skinmtl.cli import train
 
-    skinmtl.training.run.evaluate = lambda run: None  # type: ignore[assignment]
-    skinmtl.training.run.write_run_report = lambda path, ending: path  # type: ignore[assignment]
+    skinmtl.training.fit.evaluate = lambda run: None  # type: ignore[assignment]
+    skinmtl.training.fit.write_run_report = lambda path, ending: path  # type: ignore[assignment]
     places = [f"data.root={root}", "data.synthetic=null", f"hydra.run.dir={folder}"]
     places += [f"data.{key}={folder.parent / key}" for key in ("cache_dir", "split_dir")]
     GlobalHydra.instance().clear()

@@ -25,12 +25,13 @@ from skinmtl.config.build import build
 from skinmtl.config.check import SCORES
 from skinmtl.config.check import TASKS as CHECKED_TASKS
 from skinmtl.config.hardware import resolve_precision
+from skinmtl.config.run_config import RunConfig
 from skinmtl.config.schema import ALLOW, arguments, find, outline
 from skinmtl.errors import ConfigError, Faults
 from skinmtl.tasks.base import TASKS
 from skinmtl.training import build as training_build
-from skinmtl.training.dry_run import check
-from skinmtl.training.run import calm, run
+from skinmtl.training.dry_run import checked
+from skinmtl.training.quiet import calm
 
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 GROUPS = ("augment", "callbacks", "data", "logger", "loss/seg", "model", "optim", "sampler", "schedule", "trainer")
@@ -52,11 +53,11 @@ OPTIONS = [
 STUDIES = sorted(file.stem for file in (CONF / "study").glob("*.yaml"))
 
 
-def faults(cfg: DictConfig, run: Callable[..., float] = run) -> list[str]:
+def faults(cfg: DictConfig) -> list[str]:
     """What the check says, a line per fault."""
     try:
         with calm():
-            check(cfg, run)
+            checked(cfg)
     except (Faults, ConfigError) as error:
         return str(error).splitlines()
     return []
@@ -353,11 +354,10 @@ def constructors() -> list[Callable[..., object]]:
     names += [f"pytorch_lightning.callbacks.{name}" for name in allowlist.CALLBACKS] + ["pytorch_lightning.Trainer"]
     for file in CONF.rglob("*.yaml"):
         names += re.findall(r"_target_: ([\w.]+)", file.read_text())
-    names += ["torch.optim.SGD", "skinmtl.training.run.run"]
-    return [find(name) if name != "skinmtl.training.run.run" else run for name in sorted(set(names))]
+    return [find(name) for name in sorted({*names, "torch.optim.SGD"})]
 
 
-@pytest.mark.parametrize("constructor", constructors(), ids=lambda found: found.__name__)
+@pytest.mark.parametrize("constructor", [*constructors(), RunConfig], ids=lambda found: found.__name__)
 def test_every_argument_takes_its_own_default(constructor: Callable[..., object]) -> None:
     for argument in arguments(constructor).values():
         if argument.is_key and not argument.is_needed and not callable(argument.default):
@@ -368,8 +368,7 @@ def test_every_argument_takes_its_own_default(constructor: Callable[..., object]
 
 @pytest.mark.parametrize("constructor", constructors(), ids=lambda found: found.__name__)
 def test_source_texts_tell_the_same_of_a_constructor_as_the_thing_itself(constructor: Callable[..., object]) -> None:
-    name = "skinmtl.training.run.run" if constructor is run else f"{constructor.__module__}.{constructor.__name__}"
-    told = outline(name)
+    told = outline(f"{constructor.__module__}.{constructor.__name__}")
     assert told is not None
     itself = arguments(constructor)
     assert {(a.name, a.is_key, a.is_needed, a.refusal) for a in told[1].values()} == {
@@ -418,7 +417,6 @@ def test_source_texts_tell_what_they_can_and_import_nothing(
         ("pytorch_lightning.Trainer", "precision", "bf17"),
         ("pytorch_lightning.callbacks.EarlyStopping", "patience", -1),
         ("skinmtl.models.multitask_net.MultiTaskNet", "dropout", 1.5),
-        ("skinmtl.training.run.run", "keep", "first"),
     ],
 )
 def test_source_texts_tell_types_too(target: str, name: str, value: object) -> None:
@@ -428,9 +426,7 @@ def test_source_texts_tell_types_too(target: str, name: str, value: object) -> N
 
 @pytest.mark.parametrize(("key", "whole"), [("data.batch_size", 8.0), ("seed", 3.0), ("trainer.max_epochs", 7.0)])
 def test_a_whole_number_is_an_integer_however_it_is_written(key: str, whole: float) -> None:
-    cfg = changed(key, whole)
-    assert faults(cfg) == []
-    value = OmegaConf.select(cfg, key)
+    value = OmegaConf.select(OmegaConf.create(checked(changed(key, whole)).as_dict()), key)
     assert value == whole and type(value) is int
     assert faults(changed(key, whole + 0.5)) == [
         f"{key}: {whole + 0.5} does not fit; fix: it should be a valid integer"
@@ -440,9 +436,9 @@ def test_a_whole_number_is_an_integer_however_it_is_written(key: str, whole: flo
 def test_so_is_one_in_a_list_and_a_number_that_may_be_a_share_stays_one() -> None:
     cfg = changed("data.size", [64.0, 96.0])
     cfg.trainer.limit_train_batches = 1.0  # all of them, where 1 is one
-    assert faults(cfg) == []
-    assert [type(side) for side in cfg.data["size"]] == [int, int] and cfg.data["size"] == [64, 96]
-    assert type(cfg.trainer.limit_train_batches) is float
+    config = checked(cfg)
+    assert [type(side) for side in config.data["size"]] == [int, int] and config.data["size"] == [64, 96]
+    assert type(config.trainer["limit_train_batches"]) is float
 
 
 def test_a_key_that_is_taken_out_is_what_the_constructor_has_by_itself() -> None:
@@ -710,7 +706,7 @@ def test_the_scores_that_may_be_watched_are_those_that_tasks_compute() -> None:
 )
 def test_parts_that_do_not_go_together_are_refused(words: list[str], says: str) -> None:
     with pytest.raises(Faults, match=re.escape(says)):
-        check(compose(["data=synthetic", *words]), run)
+        checked(compose(["data=synthetic", *words]))
 
 
 @pytest.mark.parametrize(
@@ -724,7 +720,7 @@ def test_parts_that_do_not_go_together_are_refused(words: list[str], says: str) 
     ],
 )
 def test_their_like_that_do_are_not(words: list[str]) -> None:
-    check(compose(["data=synthetic", *words]), run)
+    checked(compose(["data=synthetic", *words]))
 
 
 @pytest.mark.parametrize(

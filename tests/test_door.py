@@ -11,14 +11,12 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from skinmtl.cli import train
-from skinmtl.config import check
 from skinmtl.errors import Diverged, InputError, Interrupted, ResourceError
 
 ROOT = Path(__file__).parents[1]
@@ -26,12 +24,12 @@ CONF = ROOT / "conf"
 # A door whose runs do not train: what a seed does stands here.
 STUB = f"""
 import json, os, signal, sys, time, types
-from contextlib import nullcontext
 from pathlib import Path
-from skinmtl.config import check
 from skinmtl.errors import Diverged, InputError
+from skinmtl.runs.run import Run
 
-def run(*, seed, name, folder, **rest):
+def run(given, folder, command):
+    seed = given["seed"]
     print("world size", os.environ.get("WORLD_SIZE"), "full error", os.environ.get("HYDRA_FULL_ERROR"))
     if seed == 2:
         raise InputError("ISIC_0000002.jpg", "half a photograph", "fetch it again")
@@ -45,10 +43,9 @@ def run(*, seed, name, folder, **rest):
         Path("started").touch()
         time.sleep(60)
     (folder / "run.json").write_text(json.dumps({{"score": seed / 10, "status": "finished"}}))
-    return seed / 10
+    return Run(folder)
 
-sys.modules["skinmtl.training.run"] = types.SimpleNamespace(run=run, calm=nullcontext)
-check.check = lambda cfg, run: None
+sys.modules["skinmtl.training.run"] = types.SimpleNamespace(run=run)
 from skinmtl.cli.train import main
 sys.exit(main(Path({str(CONF)!r}), sys.argv))
 """
@@ -65,8 +62,12 @@ def call(
     def called(words: Sequence[str], run: Callable[..., float] | None = None) -> tuple[int, str]:
         argv = ["train.py", *words]
         monkeypatch.setattr(sys, "argv", argv)
-        monkeypatch.setattr(check, "check", lambda cfg, run: None)
-        stub = types.SimpleNamespace(run=run or (lambda **nodes: 0.0), calm=nullcontext)
+
+        def stubbed(given: Mapping[str, object], folder: Path, command: str) -> types.SimpleNamespace:
+            score = run(**given, folder=folder, command=command) if run else 0.0
+            return types.SimpleNamespace(info=lambda: {"score": score})
+
+        stub = types.SimpleNamespace(run=stubbed)
         monkeypatch.setitem(sys.modules, "skinmtl.training.run", stub)
         return train.main(CONF, argv), capsys.readouterr().err
 

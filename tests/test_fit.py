@@ -106,11 +106,11 @@ def test_what_run_is_called_with_by_hand_is_checked_and_kept(fit: Fit, synthetic
 
     words = [*SMALL[1:], f"data.root={synthetic_root}", "data.synthetic=null", "trainer.max_epochs=1"]
     cfg = compose(words)
-    run(**dict(cfg), folder=Path("here"))  # type: ignore[arg-type]
+    run(dict(cfg), Path("here"))
     assert Run(Path("here")).config().trainer.max_epochs == 1
     cfg.optim.lr = "fast"
     with pytest.raises(Faults, match=r"optim\.lr: 'fast' does not fit"):
-        run(**dict(cfg), folder=Path("there"))  # type: ignore[arg-type]
+        run(dict(cfg), Path("there"))
     assert not Path("there").exists()
 
 

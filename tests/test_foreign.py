@@ -19,11 +19,11 @@ import pytest
 import pytorch_lightning as pl
 import pytorch_lightning.callbacks
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 from training import SHORT, compose
 
 from skinmtl.config import allowlist
+from skinmtl.config.run_config import RunConfig
 from skinmtl.config.schema import find
 from skinmtl.data.datamodule import DataModule
 from skinmtl.distributed.signals import Stop
@@ -32,10 +32,11 @@ from skinmtl.runs.run import Run
 from skinmtl.training.build import build_data, build_module, build_trainer
 from skinmtl.training.callbacks.best_checkpoint import Best
 from skinmtl.training.callbacks.clock import Steps
-from skinmtl.training.dry_run import check
+from skinmtl.training.dry_run import checked
+from skinmtl.training.fit import fit as fit_module
 from skinmtl.training.lightning_module import MultiTaskModule
 from skinmtl.training.optim import Cosine
-from skinmtl.training.run import _fit, calm, run
+from skinmtl.training.quiet import calm
 
 EPOCHS, BATCHES = 3, 3
 TINY = [*SHORT, "model/encoder=conv_pool", "model.encoder.layers=1", "model.encoder.filters=2"]
@@ -70,32 +71,29 @@ def data(synthetic_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Data
     place = tmp_path_factory.mktemp("foreign")
     words = [f"data.root={synthetic_root}", "data.synthetic=null"]
     words += [f"data.{key}={place / key}" for key in ("cache_dir", "split_dir")]
-    return build_data(compose([*TINY, *words]))
+    return build_data(RunConfig.of(compose([*TINY, *words])))
 
 
 @functools.cache
-def composed(words: tuple[str, ...]) -> DictConfig:
+def composed(words: tuple[str, ...]) -> RunConfig:
     """A checked config."""
-    cfg = compose([*TINY, *words])
     with calm():
-        check(cfg, run)
-    return cfg
+        return checked(compose([*TINY, *words]))
 
 
 def fit(folder: Path, data: DataModule, words: Sequence[str], stop_at: int = -1) -> Fitted:
     """Train as a run does, but without data of its own and without an evaluation; go on where a checkpoint is."""
-    cfg = copy.deepcopy(composed(tuple(words)))
+    config = copy.deepcopy(composed(tuple(words)))
     with calm():
         pl.seed_everything(0, verbose=False)
-        nodes = {str(key): value for key, value in cfg.items()}
-        module, stop = build_module(nodes, data), Stop()
+        module, stop = build_module(config, data), Stop()
         began = {name: t.clone() for name, t in module.network.state_dict().items()}
         folder.mkdir(exist_ok=True)
         ours = [StopsAt(stop_at, stop), Best(folder / "checkpoints"), Steps(module.steps_per_epoch)]
-        trainer = build_trainer(nodes, Run(folder), ours, None, stop)
+        trainer = build_trainer(config, Run(folder), ours, None, stop)
         last = folder / "checkpoints" / "last.ckpt"
         try:
-            _fit(trainer, module, data, last if last.exists() else None, stop)
+            fit_module(trainer, module, data, last if last.exists() else None, stop)
         except KeyboardInterrupt:
             assert stop.asked
         return Fitted(trainer, module, began, folder)
@@ -110,7 +108,7 @@ def check_all(folder: Path, data: DataModule, words: Sequence[str], per_epoch: i
     """Train unbroken and stopped once; both have to be the same bits, at the rates of the schedule's formula."""
     whole = fit(folder / "whole", data, words)
     assert whole.epochs == EPOCHS and whole.steps == EPOCHS * per_epoch
-    lr = composed(tuple(words)).optim.lr
+    lr = composed(tuple(words)).optim["lr"]
     assert whole.rates == pytest.approx(expected_rates(lr, whole.steps), rel=1e-5)
     assert fit(folder / "parts", data, words, stop_at=4).steps == 4, "within an epoch, but where gradients are added up"
     parts = fit(folder / "parts", data, words)
@@ -251,7 +249,7 @@ def test_a_callback_that_is_not_let_in_is_refused_with_a_reason(name: str) -> No
 def test_a_moving_average_that_begins_late_is_refused_for_untrained_weights_would_be_scored(unit: str) -> None:
     cfg = compose([f"+callbacks.ema.update_starting_at_{unit}=5", "callbacks=ema"], "demo")
     with pytest.raises(Faults, match=f"callbacks.ema.update_starting_at_{unit}: .*; fix: remove it"):
-        check(cfg, run)
+        checked(cfg)
 
 
 @pytest.mark.parametrize(

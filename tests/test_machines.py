@@ -15,8 +15,8 @@ from training import compose
 from skinmtl.config.hardware import resolve_accelerator
 from skinmtl.errors import ConfigError, Faults
 from skinmtl.training.build import devices_of
-from skinmtl.training.dry_run import check
-from skinmtl.training.run import calm, run
+from skinmtl.training.dry_run import checked
+from skinmtl.training.quiet import calm
 
 ROOT = Path(__file__).parents[1]
 # What Python on Windows does not have, as far as this house uses it.
@@ -74,7 +74,7 @@ def test_a_mac_trains_on_its_cpu(mac: None) -> None:
         cfg = compose([f"trainer={trainer}", "model.weights=null"])
         with calm():
             assert devices_of(cfg.trainer) == ["cpu"]
-            check(cfg, run)
+            checked(cfg)
     with calm():
         assert devices_of(compose(["trainer=ddp_cpu"]).trainer) == ["cpu", "cpu"]
 
@@ -84,7 +84,7 @@ def test_the_gpu_of_a_mac_is_refused_in_one_sentence(mac: None, words: str) -> N
     cfg = compose([words, "model.weights=null"])
     said = r"^trainer\.accelerator: (mps|gpu) is Apple's GPU \(MPS\), which has no float64, .*; fix: use cpu, or auto"
     with pytest.raises(Faults, match=said) as caught:
-        check(cfg, run)
+        checked(cfg)
     assert len(caught.value.faults) == 1
     with pytest.raises(ConfigError, match=said):
         devices_of(cfg.trainer)

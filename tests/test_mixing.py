@@ -20,8 +20,7 @@ from skinmtl.data.samplers import class_balanced
 from skinmtl.errors import Faults
 from skinmtl.losses import CrossEntropy
 from skinmtl.tasks.base import Diagnosis
-from skinmtl.training.dry_run import check
-from skinmtl.training.run import run
+from skinmtl.training.dry_run import checked
 from skinmtl.types import Sample
 
 KINDS: dict[str, type[Mixup] | type[CutMix]] = {"mixup": Mixup, "cutmix": CutMix}
@@ -227,5 +226,5 @@ def test_mixing_is_refused_where_there_is_nothing_to_mix() -> None:
         (["mixing=cutmix", "data.mixing.alpha=0"], r"data\.mixing\.alpha: 0 does not fit"),
     ):
         with pytest.raises(Faults, match=line):
-            check(compose(words), run)
-    check(compose(["mixing=mixup"]), run)
+            checked(compose(words))
+    checked(compose(["mixing=mixup"]))

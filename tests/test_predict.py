@@ -148,7 +148,8 @@ def test_a_run_and_itself_do_not_differ(run: Run, capsys: pytest.CaptureFixture[
 
 
 def test_a_finished_table_is_scored_without_torch(run: Run) -> None:
-    code = "import sys; from skinmtl.cli import commands; commands.main(['score', sys.argv[1]]); assert 'torch' not in sys.modules"
+    code = "import sys; from skinmtl.cli import commands; commands.main(['score', sys.argv[1]]);"
+    code += "assert 'torch' not in sys.modules"
     command = [sys.executable, "-c", code, str(run.predictions_file)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["parts"]["test"]["n_images"] > 0

@@ -23,7 +23,7 @@ from training import SHORT, compose, train
 
 import skinmtl
 from skinmtl.cli import commands
-from skinmtl.config import check
+from skinmtl.config.run_config import RunConfig
 from skinmtl.data import sources, splits
 from skinmtl.data.datamodule import DataModule
 from skinmtl.errors import ConfigError, Faults, InputError, Interrupted
@@ -31,6 +31,8 @@ from skinmtl.evaluation.evaluate import evaluate
 from skinmtl.models.multitask_net import MultiTaskNet
 from skinmtl.runs import checkpoints
 from skinmtl.runs.run import Run
+from skinmtl.training import build as training_build
+from skinmtl.training import dry_run
 from skinmtl.training.build import build_data, build_losses, say_shares
 from skinmtl.training.callbacks.best_checkpoint import Best
 from skinmtl.training.lightning_module import MultiTaskModule
@@ -502,19 +504,20 @@ def mirror(source: Path, root: Path) -> None:
 def test_a_network_that_names_no_shared_part_is_refused_by_what_looks_at_it(
     synthetic_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = check.build
+    build = training_build.build
 
     def bare(node: Any, **parts: Any) -> Any:  # noqa: ANN401
         built = build(node, **parts)
         return Bare(built) if isinstance(built, MultiTaskNet) else built
 
-    monkeypatch.setattr(check, "build", bare)
+    for module in (dry_run, training_build):
+        monkeypatch.setattr(module, "build", bare)
     for words in (["gradients=pcgrad"], ["gradients.cosine_every=1"]):
         with pytest.raises(ConfigError, match=r"gradients: Bare has no `encoder`.*; fix: name the shared part so"):
             train(tmp_path / words[0], synthetic_root, words)
     with pytest.raises(ConfigError, match=r"callbacks\.freeze: Bare has no `encoder` to hold still"):
         train(tmp_path / "frozen", synthetic_root, ["callbacks.freeze.encoder_epochs=1"])
-    monkeypatch.setattr("skinmtl.training.run.evaluate", lambda run: None)  # which builds another
+    monkeypatch.setattr("skinmtl.training.fit.evaluate", lambda run: None)  # which builds another
     assert train(tmp_path / "fixed", synthetic_root, TINY).info()["status"] == "finished"
 
 
@@ -535,32 +538,32 @@ class Bare(torch.nn.Module):
 
 
 @pytest.fixture(scope="module")
-def nodes_of(synthetic_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
-    """Gives the nodes of a command, composed once for each set of words that Hydra has to see."""
+def config_of(synthetic_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunConfig]:
+    """Gives the config of a command, composed once for each set of words that Hydra has to see."""
     folder = tmp_path_factory.mktemp("splits")
     places = [f"data.root={synthetic_root}", "data.synthetic=null", "data.cache=off", f"data.split_dir={folder}"]
 
     @functools.cache
-    def nodes(*words: str) -> dict[str, Any]:
-        return {str(key): value for key, value in compose([*SHORT, *places, *words]).items()}
+    def config(*words: str) -> RunConfig:
+        return RunConfig.of(compose([*SHORT, *places, *words]))
 
-    return nodes
+    return config
 
 
 @pytest.fixture
-def looked(nodes_of: Callable[..., dict[str, Any]], caplog: pytest.LogCaptureFixture) -> Callable[..., tuple[str, Any]]:
+def looked(config_of: Callable[..., RunConfig], caplog: pytest.LogCaptureFixture) -> Callable[..., tuple[str, Any]]:
     """Gives what a run says of its balance before it trains, and the loss of its diagnosis."""
 
     @functools.cache
     def data_of(*words: str) -> DataModule:
-        return build_data(nodes_of(*words))
+        return build_data(config_of(*words))
 
     def look(loss: str = "cross_entropy", class_weights: str = "auto", *words: str) -> tuple[str, Any]:
-        nodes = nodes_of(f"loss/cls={loss}", *words) | {"class_weights": class_weights}
+        config = dataclasses.replace(config_of(f"loss/cls={loss}", *words), class_weights=class_weights)
         data = data_of(*words)
-        losses = build_losses(nodes, data)
+        losses = build_losses(config, data)
         caplog.clear()
-        say_shares(nodes, data, SimpleNamespace(tasks={"cls": SimpleNamespace(loss=losses["cls"])}))
+        say_shares(config, data, SimpleNamespace(tasks={"cls": SimpleNamespace(loss=losses["cls"])}))
         return caplog.text, losses["cls"]
 
     caplog.set_level("INFO")
@@ -661,7 +664,7 @@ def test_a_second_source_trains_and_is_recorded(synthetic_root: Path, tmp_path: 
     assert set(run.predictions()["image_id"]) <= set(sources.read(synthetic_root)["image_id"])
 
     # It goes on with these very photographs, not with others under their names.
-    again, start = dict(run.config()), Start(None, None, trained=False, resumed=True, allow_change=False)
+    again, start = RunConfig.of(run.config()), Start(None, None, trained=False, resumed=True, allow_change=False)
     check_data(run, build_data(again), start)
     images = sorted((tmp_path / "labels" / "images").iterdir())
     shutil.copy(images[1], images[0])

@@ -18,8 +18,7 @@ from skinmtl.data.images.reading import read_mask
 from skinmtl.data.mask_classes import Trimap
 from skinmtl.evaluation import baselines, scores
 from skinmtl.runs.run import Run
-from skinmtl.training.dry_run import check
-from skinmtl.training.run import run as run_of
+from skinmtl.training.dry_run import checked
 
 TRIMAP = ("skin", "border", "lesion")
 
@@ -101,10 +100,10 @@ def test_classes_are_words_on_the_command_line() -> None:
     cfg = compose(words)
     assert cfg.data.mask_classes == {"_target_": "skinmtl.data.mask_classes.Trimap", "band": 0.1}
     assert cfg.data.diagnoses == {"melanocytic": ["mel", "nv"], "other": "rest"}
-    check(cfg, run_of)
+    checked(cfg)
     with pytest.raises(Exception, match=r"data\.mask_classes\.band: 2 does not fit; fix: it should be less than 1"):
-        check(compose(["mask_classes=trimap", "data.mask_classes.band=2"]), run_of)
+        checked(compose(["mask_classes=trimap", "data.mask_classes.band=2"]))
     with pytest.raises(
         Exception, match=r"^data\.diagnoses\.b: mel stands in a already; fix: keep it in one group, once$"
     ):
-        check(compose(["data.diagnoses={a:[mel],b:[nv,mel]}"]), run_of)
+        checked(compose(["data.diagnoses={a:[mel],b:[nv,mel]}"]))

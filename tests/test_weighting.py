@@ -24,7 +24,7 @@ from skinmtl.balancing.gradients import GradNorm
 from skinmtl.balancing.weighting import DWA, Fixed, Geometric, Random, Uncertainty, Weighting
 from skinmtl.config.build import build
 from skinmtl.figures import plots
-from skinmtl.training.run import calm
+from skinmtl.training.quiet import calm
 from skinmtl.types import Batch
 
 TASKS = ("seg", "cls")

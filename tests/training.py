@@ -32,5 +32,5 @@ def train(folder: Path, root: Path, overrides: Sequence[str], experiment: str = 
     places += [f"data.{key}={folder.parent / key}" for key in ("cache_dir", "split_dir")]
     cfg = compose([*SHORT, *places, *overrides], experiment)
     command = " ".join(["python train.py", f"experiment={experiment}", *places, *overrides])
-    run(**{str(key): value for key, value in cfg.items()}, folder=folder, command=command)
+    run(dict(cfg), folder, command)
     return Run(folder)

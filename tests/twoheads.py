@@ -20,7 +20,7 @@ from skinmtl.tasks.base import Diagnosis, Segmentation
 from skinmtl.training.callbacks.metrics_csv import MetricsFile
 from skinmtl.training.lightning_module import MultiTaskModule
 from skinmtl.training.optim import Constant
-from skinmtl.training.run import calm
+from skinmtl.training.quiet import calm
 from skinmtl.types import Batch, Logits
 
 CLASSES = ("a", "b", "c")

@@ -127,9 +127,9 @@ def fit(*words: str) -> Run:
         except Exception as error:
             raise _refusal(error, CONF) from None
 
-        from skinmtl.training.run import carry_out
+        from skinmtl.training.run import run
 
-        return carry_out(given, folder, command_without_paths("skinmtl.fit", words))
+        return run(given, folder, command_without_paths("skinmtl.fit", words))
 
 
 @contextmanager
@@ -255,7 +255,7 @@ def _job(cfg: DictConfig, argv: Sequence[str]) -> float:
 
     given = {str(key): value for key, value in cfg.items()}
     command = command_without_paths("python train.py", argv[1:])
-    return run(**given, folder=Path(running.runtime.output_dir), command=command)
+    return float(run(given, Path(running.runtime.output_dir), command).info()["score"])
 
 
 def _run_id() -> str:

@@ -18,6 +18,7 @@ from skinmtl.config import allowlist
 from skinmtl.config.build import Node, value_of
 from skinmtl.config.diagnosis_groups import check_groups
 from skinmtl.config.hardware import resolve_accelerator, resolve_precision
+from skinmtl.config.run_config import RunConfig
 from skinmtl.config.schema import Argument, arguments, find, is_given, outline, own_packages
 from skinmtl.config.signatures import UNREAD
 from skinmtl.errors import ConfigError, Faults, SkinmtlError, no_package
@@ -56,8 +57,7 @@ def check_names(cfg: DictConfig) -> None:
     """
     faults: list[SkinmtlError] = []
     tree = _resolved(cfg, "", faults)
-    if (run := outline("skinmtl.training.run.run")) is not None:
-        faults += _call_faults(tree, ("the config", run[1]), "", tree)
+    faults += _call_faults(tree, ("the config", arguments(RunConfig)), "", tree)
     for key, node in tree.items():
         faults += _shape_faults(str(key), node)
         faults += _walk(node, str(key), tree, outline)
@@ -65,14 +65,13 @@ def check_names(cfg: DictConfig) -> None:
         raise Faults(faults)
 
 
-def check(cfg: DictConfig, run: Callable[..., Any]) -> None:
+def check(cfg: DictConfig) -> None:
     """Look at a whole config before anything is built or any data is read.
 
     A whole number that is written as 8.0 where only an integer fits becomes 8 in it.
 
     Args:
         cfg: a composed or a saved config.
-        run: the function that takes the top-level keys, `skinmtl.training.run.run`.
 
     Raises:
         Faults: every fault found, each with its dotted key.
@@ -80,7 +79,7 @@ def check(cfg: DictConfig, run: Callable[..., Any]) -> None:
     faults: list[SkinmtlError] = []
     tree = _resolved(cfg, "", faults)
     assert isinstance(tree, dict)
-    faults += _call_faults(tree, ("the config", arguments(run)), "", tree)
+    faults += _call_faults(tree, ("the config", arguments(RunConfig)), "", tree)
     for key, node in tree.items():
         faults += _shape_faults(str(key), node)
         faults += _walk(node, str(key), tree)
@@ -278,7 +277,7 @@ def _callback_faults(where: str, node: Node, tasks: Sequence[str], tree: Node) -
     stage = "train" if node.get("check_on_train_epoch_end") else "val"
     scalars = [f"{stage}/{name}" for name in ("score", "loss", *(f"{t}/{name}" for t in tasks for name in SCORES[t]))]
     if monitor not in scalars:
-        # What a callback of the user's own logs is known when it has: `skinmtl.training.run` then says what there is.
+        # What a callback of the user's own logs is known once it has: `skinmtl.training.failures` says what there is.
         others = any(_is_of_the_user(other) for other in tree["callbacks"].values() if other is not None)
         near = difflib.get_close_matches(str(monitor), scalars, 1, 0.9 if others else 0.6)
         if others and not near:

@@ -1,4 +1,4 @@
-"""A checked config's nodes into what trains: data, module, trainer."""
+"""A checked config into what trains: data, module, trainer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from omegaconf import DictConfig
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.profilers import Profiler
 from torch import nn
@@ -18,6 +17,7 @@ from torch import nn
 from skinmtl.config import schema
 from skinmtl.config.build import build, value_of
 from skinmtl.config.hardware import resolve_accelerator, resolve_precision
+from skinmtl.config.run_config import RunConfig
 from skinmtl.data.datamodule import DataModule
 from skinmtl.data.splits import STAGES
 from skinmtl.distributed import collectives
@@ -36,14 +36,13 @@ from skinmtl.training.callbacks.progress import EpochLines
 from skinmtl.training.callbacks.resumable import Resumable
 from skinmtl.training.lightning_module import MultiTaskModule
 from skinmtl.training.optim import with_rates
-from skinmtl.training.record import plain
 
 log = logging.getLogger(__name__)
 
 
-def devices_of(node: DictConfig) -> list[str]:
+def devices_of(node: Mapping[str, Any]) -> list[str]:
     """The devices that a trainer's node stands for, `cuda:0` say; each gets a process of its own."""
-    chosen = {str(key): value for key, value in node.items()} | _resolved(node)
+    chosen = {**node, **_resolved(node)}
     quiet = {"logger": False, "enable_progress_bar": False, "plugins": [LightningEnvironment()]}
     trainer: pl.Trainer = build(chosen, **quiet)
     places = getattr(trainer.strategy, "parallel_devices", None) or [trainer.strategy.root_device]
@@ -57,10 +56,10 @@ def _resolved(node: Mapping[str, Any]) -> dict[str, Any]:
     return {"accelerator": accelerator, "precision": resolve_precision(precision, accelerator)}
 
 
-def build_data(nodes: Mapping[str, Any]) -> DataModule:
+def build_data(config: RunConfig) -> DataModule:
     """The photographs of a checked config, drawn, split and cached, ready to train on."""
-    parts = {"augment": build(nodes["augment"]), "sampler": build(nodes["sampler"])}
-    data: DataModule = build(nodes["data"], **parts, seed=nodes["seed"])
+    parts = {"augment": build(config.augment), "sampler": build(config.sampler)}
+    data: DataModule = build(config.data, **parts, seed=config.seed)
     data.prepare_data()
     data.setup("fit")
     return data
@@ -81,42 +80,42 @@ def check_targets(tasks: Sequence[str], data: DataModule) -> None:
         raise InputError(f"data.root={data.root}", what, "give photographs of others, or leave cls out: tasks=[seg]")
 
 
-def build_losses(nodes: Mapping[str, Any], data: DataModule) -> dict[str, nn.Module]:
+def build_losses(config: RunConfig, data: DataModule) -> dict[str, nn.Module]:
     """The loss of each task of a checked config, by what the training photographs are."""
-    given = {"class_counts": data.class_counts(), "class_weights": class_weights(nodes, data)}
-    return {task: build(nodes["loss"][task], **given) for task in nodes["tasks"]}
+    given = {"class_counts": data.class_counts(), "class_weights": class_weights(config, data)}
+    return {task: build(config.loss[task], **given) for task in config.tasks}
 
 
-def build_module(nodes: Mapping[str, Any], data: DataModule) -> MultiTaskModule:
+def build_module(config: RunConfig, data: DataModule) -> MultiTaskModule:
     """Network, tasks, losses and optimiser of a checked config, sized from the data."""
-    tasks: list[str] = list(nodes["tasks"])
+    tasks: list[str] = list(config.tasks)
     classes = {"seg": data.mask_classes, "cls": data.dx_classes}
-    losses = build_losses(nodes, data)
+    losses = build_losses(config, data)
     network = build(
-        nodes["model"],
+        config.model,
         tasks=tasks,
         mask_classes=len(data.mask_classes),
         dx_classes=len(data.dx_classes),
         size=data.size,
     )
     check_logits(network, tasks, len(data.mask_classes), len(data.dx_classes), data.size)
-    gradients = build(nodes["gradients"], tasks=tasks)
+    gradients = build(config.gradients, tasks=tasks)
     if (gradients.apart or gradients.cosine_every) and len(tasks) > 1 and not hasattr(network, "encoder"):
         what = f"{type(network).__name__} has no `encoder`, on which the tasks' gradients would be taken"
         raise ConfigError("gradients", what, "name the shared part so, or use gradients=none gradients.cosine_every=0")
-    steps_per_epoch = _steps_per_epoch(nodes["trainer"], len(data.train_dataloader()))
-    _limited(nodes["trainer"], "limit_val_batches", len(data.val_dataloader()))
-    if nodes["optim"].get("lr") == 0 and collectives.rank() == 0:
+    steps_per_epoch = _steps_per_epoch(config.trainer, len(data.train_dataloader()))
+    _limited(config.trainer, "limit_val_batches", len(data.val_dataloader()))
+    if config.optim.get("lr") == 0 and collectives.rank() == 0:
         log.warning("optim.lr=0: no weight will change; fix: give more, unless that is what is looked at")
     return MultiTaskModule(
         network.to(memory_format=torch.channels_last),
         [TASKS[task](losses[task], classes[task]) for task in tasks],
-        build(nodes["weighting"], tasks=tasks),
-        with_rates(build(nodes["optim"]), network.rates() if hasattr(network, "rates") else {}),
-        build(nodes["schedule"]),
+        build(config.weighting, tasks=tasks),
+        with_rates(build(config.optim), network.rates() if hasattr(network, "rates") else {}),
+        build(config.schedule),
         gradients=gradients,
-        seed=nodes["seed"],
-        total_steps=steps_per_epoch * nodes["trainer"].max_epochs,
+        seed=config.seed,
+        total_steps=steps_per_epoch * config.trainer["max_epochs"],
         steps_per_epoch=steps_per_epoch,
         facts={
             "tasks": tasks,
@@ -126,7 +125,7 @@ def build_module(nodes: Mapping[str, Any], data: DataModule) -> MultiTaskModule:
             "split_hash": data.split_hash,
             "data_hash": data.data_hash,
             "fold": data.fold,
-            "config": {key: shareable(key, value) for key, value in flat(plain(nodes)).items()},
+            "config": {key: shareable(key, value) for key, value in flat(config.recorded()).items()},
         },
     )
 
@@ -151,21 +150,21 @@ def _limited(trainer: Mapping[str, Any], key: str, batches: int) -> int:
 
 
 def build_trainer(
-    nodes: Mapping[str, Any], here: Run, callbacks: list[pl.Callback], board: WandB | None, stop: Stop
+    config: RunConfig, here: Run, callbacks: list[pl.Callback], board: WandB | None, stop: Stop
 ) -> pl.Trainer:
     """Lightning's trainer with the config's callbacks and ours; metrics.csv and last.ckpt are always written."""
-    chosen = [build(node) for node in nodes["callbacks"].values() if node is not None]
+    chosen = [build(node) for node in config.callbacks.values() if node is not None]
     monitors = [callback for callback in chosen if isinstance(callback, LearningRateMonitor)]
     others = [callback for callback in chosen if callback not in monitors]
     first = collectives.rank() == 0
     metrics = MetricsFile(here.path / "metrics.csv" if first else None)
     loggers: list[Any] = [metrics, *([board] if board is not None else [])]
-    resumable = Resumable(here.path / "checkpoints" / "last.ckpt", nodes["save_every"], stop, metrics)
-    node = nodes["trainer"]
+    resumable = Resumable(here.path / "checkpoints" / "last.ckpt", config.save_every, stop, metrics)
+    node = config.trainer
     together = collectives.world_size() > 1
     node = {**node, **_resolved(node)}
     trainer: pl.Trainer = build(
-        node if together else node | {"strategy": "auto"},
+        node if together else {**node, "strategy": "auto"},
         # What logs as a batch begins comes after the save of that moment: a run that goes on logs it again.
         callbacks=[*others, EpochLines(), Finite(), *callbacks, resumable, *monitors],
         logger=loggers,
@@ -183,26 +182,26 @@ def build_trainer(
     return trainer
 
 
-def class_weights(nodes: Mapping[str, Any], data: DataModule) -> str | None:
+def class_weights(config: RunConfig, data: DataModule) -> str | None:
     """What the key class_weights comes to; None without diagnoses.
 
     `auto` is sqrt for a loss that takes class weights, where neither it nor the sampler brings up rare diagnoses.
     """
-    if "cls" not in nodes["tasks"]:
+    if "cls" not in config.tasks:
         return None
-    loss, asked = schema.find(nodes["loss"]["cls"]["_target_"]), str(nodes["class_weights"])
+    loss, asked = schema.find(config.loss["cls"]["_target_"]), str(config.class_weights)
     if asked != "auto":
         return asked
     brought_up = data.sampler.rebalances or getattr(loss, "rebalances", False)
     return "sqrt" if schema.is_given(loss, "class_weights") and not brought_up else "none"
 
 
-def say_shares(nodes: Mapping[str, Any], data: DataModule, module: MultiTaskModule) -> None:
+def say_shares(config: RunConfig, data: DataModule, module: MultiTaskModule) -> None:
     """Say what an epoch draws, what sampler and loss make of the diagnoses, and where both bring up the rare ones."""
     train, drawn = len(data.rows("train", source=0)), data.drawn()
     if drawn < train:
         log.info("an epoch draws %s of %s training photographs, in whole batches", f"{drawn:,}", f"{train:,}")
-    if "cls" not in nodes["tasks"]:
+    if "cls" not in config.tasks:
         return
     shares = torch.tensor(data.class_shares())
     judged = data.table["dx"].iloc[data.rows("val")].dropna().unique()
@@ -212,7 +211,7 @@ def say_shares(nodes: Mapping[str, Any], data: DataModule, module: MultiTaskModu
         )
         log.warning(what + "and val score do not measure that; more lesions or fewer folds give it others", judged[0])
     log.info("an epoch shows %s", _shares(data.dx_classes, shares))
-    weights, asked = class_weights(nodes, data), nodes["class_weights"]
+    weights, asked = class_weights(config, data), config.class_weights
     log.info("class weights: %s%s", weights, " (class_weights=auto)" if asked == "auto" else "")
     loss = module.tasks["cls"].loss
     weight = getattr(loss, "weight", None)

@@ -8,42 +8,48 @@ from functools import partial
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from skinmtl.config import check as config
 from skinmtl.config.build import Node, build, value_of, without_weights
+from skinmtl.config.check import check
 from skinmtl.config.hardware import resolve_accelerator, resolve_precision
+from skinmtl.config.overrides import expand
+from skinmtl.config.run_config import RunConfig
 from skinmtl.errors import ConfigError, Faults, SkinmtlError
 from skinmtl.models.multitask_net import check_logits
 
 
-def check(cfg: DictConfig, run: Callable[..., Any]) -> None:
+def checked(given: Mapping[str, Any]) -> RunConfig:
     """Check a whole config, then build of it what costs nothing, for what only the constructors know to refuse.
 
     Args:
-        cfg: a composed or a saved config; whole numbers written as 8.0 become 8 in it.
-        run: the function that takes the top-level keys, `skinmtl.training.run.run`.
+        given: a composed or a saved config. Whole numbers written as 8.0 become 8, `~` becomes one's home.
+
+    Returns:
+        The config as a run takes it, resolved.
 
     Raises:
         Faults: every fault found, each with its dotted key.
     """
-    config.check(cfg, run)
-    tree = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(tree, dict)
-    if faults := list(_dry({str(key): value for key, value in tree.items()})):
+    cfg = OmegaConf.create(dict(given))
+    check(cfg)
+    expand(cfg)
+    config = RunConfig.of(cfg)
+    if faults := list(_faults(config)):
         raise Faults(faults)
+    return config
 
 
-def _dry(tree: Node) -> Iterator[SkinmtlError]:
+def _faults(config: RunConfig) -> Iterator[SkinmtlError]:
     """Build what costs nothing, for what only the constructors themselves know to refuse."""
     for key in ("augment", "sampler", "weighting", "gradients"):
-        yield from _attempt(tree[key], key, lambda node: build(node, tasks=tree["tasks"]))
-    for task in tree["tasks"]:
-        yield from _attempt(tree["loss"][task], f"loss.{task}", lambda node: build(node, class_counts=[1, 1]))
-    yield from _dry_callbacks({f"callbacks.{name}": node for name, node in tree["callbacks"].items() if node})
+        yield from _attempt(getattr(config, key), key, lambda node: build(node, tasks=config.tasks))
+    for task in config.tasks:
+        yield from _attempt(config.loss[task], f"loss.{task}", lambda node: build(node, class_counts=[1, 1]))
+    yield from _dry_callbacks({f"callbacks.{name}": node for name, node in config.callbacks.items() if node})
     one = [torch.nn.Parameter(torch.zeros(1))]
-    yield from _attempt(tree["optim"], "optim", lambda node: build(node)(one))
+    yield from _attempt(config.optim, "optim", lambda node: build(node)(one))
     any_optimizer = torch.optim.SGD(one, lr=1.0)
 
     def schedule(node: Node) -> None:
@@ -53,17 +59,17 @@ def _dry(tree: Node) -> Iterator[SkinmtlError]:
             what = f"{type(made).__name__} does not say by what it is stepped"
             raise ConfigError("schedule._target_", what, 'give it an attribute `by`, "step" or "score"')
 
-    yield from _attempt(tree["schedule"], "schedule", schedule)
-    size = value_of(tree["data"], "size")
-    parts = {"tasks": tree["tasks"], "size": (size, size) if isinstance(size, int) else tuple(size)}
+    yield from _attempt(config.schedule, "schedule", schedule)
+    size = value_of(config.data, "size")
+    height, width = (size, size) if isinstance(size, int) else size
 
     def connect(node: Node) -> None:
         # As many classes as any data has. Not on the meta device, where smp's mit_* encoders cannot be built.
-        sized = parts | {"mask_classes": 2, "dx_classes": 2}
-        check_logits(build(without_weights(node), **sized), **sized)
+        sized: dict[str, Any] = {"mask_classes": 2, "dx_classes": 2, "size": (height, width)}
+        check_logits(build(without_weights(node), tasks=config.tasks, **sized), config.tasks, **sized)
 
-    yield from _attempt(tree["model"], "model", connect)
-    trainer = dict(tree["trainer"])
+    yield from _attempt(config.model, "model", connect)
+    trainer = dict(config.trainer)
     trainer["accelerator"] = resolve_accelerator(value_of(trainer, "accelerator"))
     trainer["precision"] = resolve_precision(trainer.get("precision"), trainer["accelerator"])
     yield from _attempt(trainer, "trainer", lambda node: build(node, logger=False, callbacks=[ModelCheckpoint()]))

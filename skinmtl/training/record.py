@@ -6,15 +6,14 @@ import logging
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
+from skinmtl.config.run_config import RunConfig
 from skinmtl.data.datamodule import DataModule
 from skinmtl.distributed.launch import threads
 from skinmtl.runs.redaction import without_paths_in
@@ -41,9 +40,9 @@ PACKAGES = (
 )
 
 
-def origin(nodes: Mapping[str, Any], here: Run, world_size: int, command: str | None = None) -> dict[str, Any]:
+def origin(config: RunConfig, here: Run, world_size: int, command: str | None = None) -> dict[str, Any]:
     """What is known before anything is built; of a run that goes on, only what the new attempt changes."""
-    now = _attempt(nodes, here.path, world_size, command or "skinmtl.training.run.run, from Python")
+    now = _attempt(config, here.path, world_size, command or "skinmtl.training.run.run, from Python")
     if not here.info_file.exists():
         return now
     before = here.info()
@@ -62,10 +61,10 @@ def _changes(then: object, now: object) -> list[str]:
     return [f"{then}, now {now}"]
 
 
-def _attempt(nodes: Mapping[str, Any], folder: Path, world_size: int, command: str) -> dict[str, Any]:
+def _attempt(config: RunConfig, folder: Path, world_size: int, command: str) -> dict[str, Any]:
     return {
         "run_id": folder.name,
-        "name": nodes["name"],
+        "name": config.name,
         "status": "running",
         "exit_code": None,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -77,11 +76,11 @@ def _attempt(nodes: Mapping[str, Any], folder: Path, world_size: int, command: s
         "threads": torch.get_num_threads() if world_size == 1 else threads(world_size),
         "cores": os.cpu_count(),
         "world_size": world_size,
-        "global_batch": nodes["data"].batch_size * world_size,
-        "seed": nodes["seed"],
-        "tasks": list(nodes["tasks"]),
-        "test_time_flips": nodes["test_time_flips"],
-        "keep": nodes["keep"],
+        "global_batch": config.data["batch_size"] * world_size,
+        "seed": config.seed,
+        "tasks": list(config.tasks),
+        "test_time_flips": config.test_time_flips,
+        "keep": config.keep,
         "slurm_job": slurm_job(),
     }
 
@@ -128,14 +127,6 @@ def seconds_with_former(here: Run, **seconds: float) -> dict[str, float]:
     former = here.info().get("seconds") or {}
     parts = {key: round(former.get(key, 0.0) + seconds.get(key, 0.0), 1) for key in ("fit", "evaluate")}
     return parts | {"total": round(sum(parts.values()), 1)}
-
-
-def plain(nodes: Mapping[str, Any]) -> dict[str, Any]:
-    """The nodes as plain dicts, lists, numbers and words: what a checkpoint may hold."""
-    return {
-        key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-        for key, value in nodes.items()
-    }
 
 
 def _commit() -> str | None:

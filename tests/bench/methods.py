@@ -22,14 +22,14 @@ from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
 from throughput import one_epoch
 
+from skinmtl.config.run_config import RunConfig
 from skinmtl.data.datamodule import DataModule
 from skinmtl.distributed.launch import keep_memory
 from skinmtl.training.build import build_data, build_module
 from skinmtl.training.callbacks.clock import Clock
-from skinmtl.training.run import calm
+from skinmtl.training.quiet import calm
 from skinmtl.types import Batch
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -57,7 +57,7 @@ class Held:
         return islice(cycle(self._batches), self._steps)
 
 
-def node(method: str, args: argparse.Namespace, folder: Path) -> DictConfig:
+def node(method: str, args: argparse.Namespace, folder: Path) -> RunConfig:
     """The config of a run under a method."""
     places = [f"data.{key}={folder / key}" for key in ("cache_dir", "split_dir")]
     places += (
@@ -68,17 +68,16 @@ def node(method: str, args: argparse.Namespace, folder: Path) -> DictConfig:
     sizes = [f"data.size={args.size}", f"data.batch_size={args.batch_size}", "data.workers=0", "name=methods"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", ["experiment=resnet18_unet", *places, *sizes, *METHODS[method]])
-    OmegaConf.resolve(cfg)
-    return cfg
+    return RunConfig.of(cfg)
 
 
-def seconds(cfg: DictConfig, data: DataModule, batches: list[Batch], steps: int, folder: Path) -> float:
+def seconds(config: RunConfig, data: DataModule, batches: list[Batch], steps: int, folder: Path) -> float:
     """Seconds of one step, in the mean over `steps`, by the clock of a run."""
     clock = Clock(skip=WARM)
     accelerator = "gpu" if torch.cuda.is_available() else "cpu"
     with calm():
-        trainer = one_epoch(cfg, folder, accelerator, [clock], steps + WARM)
-        trainer.fit(build_module(cfg, data), Held(batches, steps + WARM))
+        trainer = one_epoch(config, folder, accelerator, [clock], steps + WARM)
+        trainer.fit(build_module(config, data), Held(batches, steps + WARM))
     return clock.seconds * data.batch_size / clock.images
 
 

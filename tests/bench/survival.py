@@ -36,7 +36,7 @@ from skinmtl.training.callbacks.best_checkpoint import Best
 from skinmtl.training.callbacks.metrics_csv import MetricsFile
 from skinmtl.training.callbacks.nonfinite import Finite
 from skinmtl.training.callbacks.resumable import Resumable
-from skinmtl.training.run import calm
+from skinmtl.training.quiet import calm
 from skinmtl.types import Batch
 
 WARM = 5  # steps that are not timed
@@ -68,14 +68,14 @@ def turn(ours: bool, args: argparse.Namespace, data: DataModule, batches: list[B
     """One epoch with its saves."""
     folder.mkdir()
     steps, metrics, saves = Steps(), MetricsFile(folder / "metrics.csv"), [0.0]
-    cfg = node("fixed", args, folder)
+    config = node("fixed", args, folder)
     last = folder / "checkpoints" / "last.ckpt"
     with calm(), stoppable() as stop:
         plain = ModelCheckpoint(dirpath=last.parent, save_last=True)
         mine = [Finite(), Best(last.parent, "last"), Resumable(last, 10, stop, metrics)]
         trainer = pl.Trainer(
             accelerator="auto", devices=1, max_epochs=1, limit_val_batches=0, logger=metrics,
-            precision=resolve_precision("auto", "auto"), gradient_clip_val=cfg.trainer.gradient_clip_val,
+            precision=resolve_precision("auto", "auto"), gradient_clip_val=config.trainer["gradient_clip_val"],
             callbacks=[steps, *(mine if ours else [plain])], plugins=[SafeCheckpointIO()] if ours else [],
             enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
         )  # fmt: skip
@@ -87,7 +87,7 @@ def turn(ours: bool, args: argparse.Namespace, data: DataModule, batches: list[B
             saves[0] += time.perf_counter() - start
 
         trainer.save_checkpoint = timed  # type: ignore[method-assign,assignment]
-        trainer.fit(build_module(cfg, data), Held(batches, args.steps))
+        trainer.fit(build_module(config, data), Held(batches, args.steps))
     ends = steps.ends[WARM:]
     return Turn(statistics.median(b - a for a, b in zip(ends, ends[1:], strict=False)), saves[0])
 

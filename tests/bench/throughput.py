@@ -23,17 +23,17 @@ import plain_loop
 import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader, SubsetRandomSampler
 
 from skinmtl.config.build import build
 from skinmtl.config.hardware import resolve_precision
+from skinmtl.config.run_config import RunConfig
 from skinmtl.distributed.launch import keep_memory
 from skinmtl.training.build import build_module
 from skinmtl.training.callbacks.clock import Clock
 from skinmtl.training.callbacks.metrics_csv import MetricsFile
 from skinmtl.training.callbacks.nonfinite import Finite
-from skinmtl.training.run import calm
+from skinmtl.training.quiet import calm
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 WARM = 5  # steps that are not timed
@@ -56,7 +56,9 @@ def plain(root: Path, folder: Path, images: int) -> float:
     return seen / (time.perf_counter() - start)
 
 
-def one_epoch(cfg: DictConfig, folder: Path, accelerator: str, callbacks: list[pl.Callback], steps: int) -> pl.Trainer:
+def one_epoch(
+    config: RunConfig, folder: Path, accelerator: str, callbacks: list[pl.Callback], steps: int
+) -> pl.Trainer:
     """Trains one epoch of some steps and nothing else, on one device, with a run's precision, clipping and logs."""
     return pl.Trainer(
         accelerator=accelerator,
@@ -65,13 +67,13 @@ def one_epoch(cfg: DictConfig, folder: Path, accelerator: str, callbacks: list[p
         max_epochs=1,
         limit_train_batches=steps,
         limit_val_batches=0,
-        gradient_clip_val=cfg.trainer.gradient_clip_val,
+        gradient_clip_val=config.trainer["gradient_clip_val"],
         logger=MetricsFile(folder / "metrics.csv"),
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        log_every_n_steps=cfg.trainer.log_every_n_steps,
+        log_every_n_steps=config.trainer["log_every_n_steps"],
         callbacks=callbacks,
     )
 
@@ -82,17 +84,16 @@ def ours(root: Path, folder: Path, images: int) -> float:
     overrides = ["study=seed_protocol", "experiment=resnet18_unet", "name=throughput", f"data.root={root}"]
     overrides += [f"data.{key}={folder / key}" for key in ("cache_dir", "split_dir")]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides)
-    OmegaConf.resolve(cfg)
-    data = build(cfg.data, augment=build(cfg.augment), sampler=build(cfg.sampler), seed=cfg.seed)
+        config = RunConfig.of(compose("config", overrides))
+    data = build(config.data, augment=build(config.augment), sampler=build(config.sampler), seed=config.seed)
     data.setup("fit")
     clock = Clock(skip=WARM)
-    averaging = [build(cfg.callbacks.ema)] if cfg.callbacks.ema else []
+    averaging = [build(config.callbacks["ema"])] if config.callbacks["ema"] else []
     with calm():
         callbacks = [*averaging, clock, Finite()]
         steps = images // data.batch_size + WARM
-        trainer = one_epoch(cfg, folder, "cpu", callbacks, steps)
-        trainer.fit(build_module(cfg, data), data)
+        trainer = one_epoch(config, folder, "cpu", callbacks, steps)
+        trainer.fit(build_module(config, data), data)
     assert clock.images_per_second is not None
     return clock.images_per_second
 
