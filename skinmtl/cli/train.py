@@ -9,6 +9,7 @@ import re
 import secrets
 import shutil
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
 from skinmtl.config.overrides import readable
+from skinmtl.config.reference import default_keys, groups
 from skinmtl.distributed.signals import Stop, stoppable
 from skinmtl.errors import ConfigError, Interrupted, SkinmtlError, answer_to, no_package
 from skinmtl.runs.redaction import command_without_paths
@@ -41,51 +43,9 @@ OPTIONS = {
     "--hydra-help",
 }
 
+LISTED = ("experiment", "study")  # groups whose options are the user's first choice
 CONF = Path(__file__).resolve().parents[2] / "conf"
 ELSEWHERE = "write elsewhere with hydra.run.dir=, data.cache_dir=, data.split_dir= or data.cache=off"
-
-KEYS = {
-    "experiment=": "what to run; one of those above",
-    "study=": "several runs and one answer; one of those above",
-    "data.root=": "the folder of HAM10000, as downloaded; or of another source, data=kaggle, csv, ...",
-    "data.masks= data.lesions=": "masks, lesion ids from elsewhere",
-    "data.size=": "[height,width] in pixels, or one number for a square",
-    "data.batch_size= data.workers=": "photographs a step and processes that load them, for each device",
-    "data.fold= data.folds=": "which test fold, of how many; no lesion is in two",
-    "mask_classes= diagnoses=": "what is told apart: binary or trimap; all, malignant, or data.diagnoses={name:[dx]}",
-    "data.duplicates=": "known pairs of lesion ids that show one lesion, none, or a CSV of skinmtl audit",
-    "also= data.also.<name>.root=": "further sources that only train: isic2018_task1, labels; also=[a,b]",
-    "data.allow_leak=": "true accepts photographs without lesion ids; every score is stamped LEAKY",
-    "data.cache=": "auto decodes once into outputs/.cache; off decodes each time",
-    "model.arch= model.encoder=": "the decoder; any encoder of smp, or of timm as tu-<name>",
-    "model.weights= model.dropout=": "null, imagenet or a file; dropout before the class head",
-    "model/encoder=": "conv_pool: a plain network, model.encoder.layers, .filters, .activation, ...",
-    "model/head= model.hidden=": "pooled, mask_guided; width of a further layer in the class head",
-    "model.encoder_rate= model.rate_decay=": "the encoder's share of optim.lr; what each finer feature map has of it",
-    "callbacks.freeze.encoder_epochs=": "for how many epochs the encoder is held still",
-    "callbacks.freeze.batch_norm=": "true holds the encoder's batch normalisation throughout",
-    "tasks=": "[seg,cls], [seg] or [cls]",
-    "loss/seg=": "bce, dice, dice_bce, tversky, focal, focal_tversky, lovasz, boundary",
-    "loss/cls=": "cross_entropy, label_smoothing, focal, class_balanced, logit_adjusted, ldam",
-    "class_weights=": "auto, none, sqrt, balanced: how far the loss brings up rare diagnoses",
-    "weighting= weighting.seg= weighting.cls=": "fixed, with these weights; uncertainty, dwa, geometric, random",
-    "gradients=": "none, gradnorm, pcgrad, cagrad, mgda, upgrad: of the tasks' gradients on the encoder",
-    "gradients.cosine_every=": "log the cosine between them every so many steps; 0 is never",
-    "optim= optim.lr= optim.weight_decay=": "adamw, adam, sgd",
-    "schedule=": "cosine, step, plateau, constant",
-    "sampler=": "shuffle, class_balanced, sqrt_balanced, effective_number, class_aware",
-    "augment= mixing=": "none, light, strong; none, mixup, cutmix, which mix photographs and diagnoses",
-    "trainer= trainer.max_epochs=": "auto, cpu, gpu, ddp, ddp_cpu; arguments of Lightning's Trainer",
-    "trainer.devices= trainer.precision=": "how many, a list, or -1 for all GPUs; auto, bf16-mixed, 32-true, 16-mixed",
-    "callbacks= logger=": "default, ema; csv, wandb",
-    "seed=": "weights, order, augmentation and dropout follow from it",
-    "keep=": "best: evaluate and use the weights of the best validation; last: those of the last epoch",
-    "arm= data.shuffled=": "of a study: mask, diagnosis, both, ...; seg or cls deals out training targets at random",
-    "test_time_flips=": "true: evaluate and predict by the mean over four mirror images",
-    "evaluate=": "false ends without a look at the test photographs, which skinmtl evaluate <run> makes up for",
-    "resume= init_from=": "auto or an unfinished run's folder; a run whose weights to start from",
-    "save_every= allow_change=": "minutes between saves within an epoch; true: resume with other values all the same",
-}
 
 
 def main(conf: Path, argv: Sequence[str]) -> int:
@@ -365,27 +325,27 @@ def _all_keys(conf: Path) -> list[str]:
 
 
 def usage(conf: Path) -> str:
-    """The help: experiments and studies by their files' first words, and the keys that stay."""
+    """The help: experiments and studies, the other groups with their options, the keys of the default config."""
+    known = groups(conf)
     lines = ["python train.py experiment=<name> [key=value ...]", ""]
-    lines += ["Trains one network that outlines a skin lesion and names it, evaluates it and writes a report.", ""]
-    for group in ("experiment", "study"):
-        lines.append(f"{group}=")
-        lines += [f"  {file.stem:26}{_headline(file)}" for file in sorted((conf / group).glob("*.yaml"))]
-        lines.append("")
-    lines.append("keys")
-    lines += [f"  {key:42}{words}" for key, words in KEYS.items()]
+    lines += ["Trains one network for segmentation and diagnosis, evaluates it and writes a report.", ""]
+    for name in LISTED:
+        (options,) = (group.options for group in known if group.name == name)
+        lines += [f"{name}=", *_column((option.name, option.headline) for option in options), ""]
+    others = [group for group in known if group.name not in LISTED]
+    words = (f"{group.meaning} ({', '.join(option.name for option in group.options)})" for group in others)
+    lines += ["groups", *_column(zip((f"{group.name}=" for group in others), words, strict=True)), ""]
+    lines += ["keys", *_column((f"{key.name}=", key.meaning) for key in default_keys(conf)), ""]
     lines += [
-        "",
         "Several values, in processes of their own: python train.py -m experiment=a,b weighting.seg=0.5,1 seed=0,1",
+        "The whole config of a command: add --cfg job. A new key, say of Lightning's Trainer: +trainer.<key>=<value>.",
+        "Exit codes: 0 done, 1 our bug, 2 input or config, 3 diverged, 4 disk or memory, 75 interrupted.",
+        "Research use only: not a medical device.",
     ]
-    lines += [
-        "The whole config of a command: add --cfg job. A new key, say of Lightning's Trainer: +trainer.<key>=<value>."
-    ]
-    lines += ["Exit codes: 0 done, 1 our bug, 2 input or config, 3 diverged, 4 disk or memory, 75 interrupted."]
-    return "\n".join([*lines, "Research use only: not a medical device."])
+    return "\n".join(lines)
 
 
-def _headline(file: Path) -> str:
-    """The first comment of a config file that is not for Hydra."""
-    words = (line.removeprefix("#").strip() for line in file.read_text(encoding="utf-8").splitlines())
-    return next((line for line in words if line and not line.startswith("@package")), "")
+def _column(rows: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Names and what they mean, in lines of at most 120 characters."""
+    for name, meaning in rows:
+        yield textwrap.fill(meaning, 120, initial_indent=f"  {name:35} ", subsequent_indent=" " * 38)

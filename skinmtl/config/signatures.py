@@ -67,7 +67,7 @@ def parameters(module: Module, maker: Maker) -> list[Parameter] | None:
     if isinstance(maker, ast.FunctionDef):
         return list(_of(module, maker))
     found: dict[str, Parameter] = {}
-    for home, kind in _bases_first(module, maker):
+    for home, kind in bases_first(module, maker):
         if kind is None or (kind.decorator_list and not _plainly_decorated(kind)):
             return None
         init = next((item for item in kind.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"), None)
@@ -97,7 +97,7 @@ def _literal(node: ast.expr | None) -> Any:
         return UNREAD
 
 
-def _bases_first(module: Module, kind: ast.ClassDef) -> Iterator[tuple[Module, ast.ClassDef | None]]:
+def bases_first(module: Module, kind: ast.ClassDef) -> Iterator[tuple[Module, ast.ClassDef | None]]:
     """A class and its bases, the nearest first; None for one that is not found."""
     yield module, kind
     for base in kind.bases:
@@ -109,7 +109,7 @@ def _bases_first(module: Module, kind: ast.ClassDef) -> Iterator[tuple[Module, a
         if found is None or not isinstance(found[1], ast.ClassDef) or found[1] is kind:
             yield module, None
         else:
-            yield from _bases_first(found[0], found[1])
+            yield from bases_first(found[0], found[1])
 
 
 def _plainly_decorated(kind: ast.ClassDef) -> bool:

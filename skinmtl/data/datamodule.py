@@ -55,6 +55,11 @@ class DataModule(pl.LightningDataModule):
     training photographs with others of data.root, drawn as `sampler` draws; null mixes none. `shuffled` is for negative
     controls: the masks (seg) or the diagnoses (cls) of the training photographs that have any are dealt out among them
     anew, by `seed`; those of validation and test stay.
+
+    Args:
+        mask_classes: what a pixel can be, as the group mask_classes chooses; null is skin or lesion.
+        diagnoses: groups of diagnoses by the group's name, as the group diagnoses chooses; null tells all apart.
+        mixing: what mixes two training images into one, as the group mixing chooses; null mixes none.
     """
 
     def __init__(

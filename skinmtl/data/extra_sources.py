@@ -26,6 +26,9 @@ class Also:
     missing. `masks` is a folder of masks instead of its own, `lesions` a table of `image_id` and `lesion_id` where it
     has no lesion ids. With neither it leaks, unless `disjoint` says why none of its lesions is in the first source:
     words that the log, run.json and the split's certificate repeat.
+
+    Args:
+        masks: a folder of masks from elsewhere, instead of its own.
     """
 
     def __init__(

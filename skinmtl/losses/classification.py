@@ -27,6 +27,11 @@ class CrossEntropy(nn.Module):
     weight of a training photograph is one. A class without training photographs weighs as much as the rarest that has
     some: it may be in the validation. Label smoothing: Szegedy et al. 2015, arXiv:1512.00567; where there are weights,
     torch's: the share of each class in a smoothed target counts by that class's own weight.
+
+    Args:
+        label_smoothing: share of a target that is spread over all diagnoses.
+        class_counts: training images of each class, (K,).
+        class_weights: how far rare diagnoses are brought up.
     """
 
     weight: Tensor

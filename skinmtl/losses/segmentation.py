@@ -44,6 +44,9 @@ class Dice(nn.Module):
     1 - (2 sum(p t) + s) / (sum(p) + sum(t) + s) over an image's pixels, p the probability, t the target and s the
     `smooth` in pixels, which makes the loss of an empty mask depend on what is predicted. Milletari et al. 2016,
     arXiv:1606.04797, with sums in place of sums of squares.
+
+    Args:
+        smooth: pixels added above and below the quotient.
     """
 
     def __init__(self, smooth: Annotated[float, Interval(gt=0)] = 1.0) -> None:
@@ -56,7 +59,13 @@ class Dice(nn.Module):
 
 
 class DiceBCE(nn.Module):
-    """`dice` times the Dice loss plus `bce` times cross-entropy: the outline and every pixel."""
+    """`dice` times the Dice loss plus `bce` times cross-entropy: the outline and every pixel.
+
+    Args:
+        dice: weight of the Dice loss.
+        bce: weight of the cross-entropy.
+        smooth: of the Dice loss, in pixels.
+    """
 
     def __init__(
         self,
@@ -83,6 +92,11 @@ class Tversky(nn.Module):
     missed, and s the `smooth` in pixels. So alpha is the price of false positives and beta that of false negatives, as
     in Salehi et al. 2017, arXiv:1706.05721; Abraham and Khan (`FocalTversky`) name them the other way round. With beta
     above alpha masks grow rather than miss. alpha = beta = 1/2 is Dice of twice the `smooth`.
+
+    Args:
+        alpha: price of false positives.
+        beta: price of false negatives.
+        smooth: pixels added above and below the quotient.
     """
 
     def __init__(
@@ -166,6 +180,11 @@ class Boundary(nn.Module):
     depends on the number of pixels; in a mask without an outline, empty or full, d is one. Mean over foreground
     classes, then over images. Kervadec et al. 2019, arXiv:1812.07032, average the signed distance times p, which
     differs from this by a constant of the mask alone, beside a region loss.
+
+    Args:
+        boundary: weight of the distances.
+        dice: weight of the Dice loss.
+        smooth: of the Dice loss, in pixels.
     """
 
     def __init__(
