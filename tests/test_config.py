@@ -270,7 +270,7 @@ MISTAKES: list[tuple[str, object, str]] = [
     # What is not the config's to say.
     ("trainer.callbacks", [], "trainer.callbacks: Trainer is given this by the run; fix: remove it"),
     ("model.dx_classes", 7, "model.dx_classes: MultiTaskNet is given this by the run; fix: remove it"),
-    ("folder", "x", "folder: the config is given this by the run; fix: remove it"),
+    ("folder", "x", "folder: the config has no such argument; fix: it has allow_change, augment"),
     ("model._partial_", True, "model._partial_: only optim is built in two steps"),
     ("optim._partial_", False, "optim._partial_: the run gives the optimiser its parameters"),
     ("loss.seg._args_", [1], "loss.seg._args_: "),

@@ -148,9 +148,9 @@ def look(folder: Path, meeting: Path, rank: int, world_size: int, device: str) -
     found: dict[str, Any] = {
         "gradients": {case: gradient(network, *case[1:], batch_of(case[0], mine)) for case in cases()}
     }
-    exact, losses.seg.mean_over_labelled = losses.seg.mean_over_labelled, own_mean
+    exact, losses.segmentation.mean_over_labelled = losses.segmentation.mean_over_labelled, own_mean
     found["control"] = gradient(network, "bce", "none 0.0", batch_of("4 and 1", mine))
-    losses.seg.mean_over_labelled = exact
+    losses.segmentation.mean_over_labelled = exact
     found["validated"] = {size: validated(*size, rank) for size in SIZES}
     found["weighed"] = {size: validated(17, size, rank, "balanced 0.1")[0] for size in (1, 4, 16)}
     torch.save(found, folder / f"{rank}.pt")

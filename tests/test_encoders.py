@@ -106,7 +106,8 @@ class Half(nn.Module):
 
 
 def test_what_cannot_be_an_encoder_is_said() -> None:
-    with pytest.raises(ConfigError, match=r"model\.encoder: Half is no encoder; fix: derive it from skinmtl\.models\.encoders"):
+    said = r"model\.encoder: Half is no encoder; fix: derive it from skinmtl\.models\.encoders"
+    with pytest.raises(ConfigError, match=said):
         net(Half())  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"model\.arch: deeplabv3 needs an encoder of smp or timm"):
         net(ConvPool(5), "deeplabv3")

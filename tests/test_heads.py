@@ -124,5 +124,6 @@ def test_what_is_no_head_is_said() -> None:
         def forward(self, features: Tensor) -> Tensor:
             return features.mean((2, 3))
 
-    with pytest.raises(ConfigError, match=r"model\.head: Mean is no class head; fix: derive it from skinmtl\.models\.heads"):
+    said = r"model\.head: Mean is no class head; fix: derive it from skinmtl\.models\.heads"
+    with pytest.raises(ConfigError, match=said):
         MultiTaskNet(head=Mean(), tasks=("cls",), **KINDS)  # type: ignore[arg-type]
