@@ -13,6 +13,7 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from skinmtl.data import cache, sources, splits
 from skinmtl.errors import InputError
 from skinmtl.evaluation import baselines
+from skinmtl.files import digest
 from skinmtl.runs.run import Run
 
 SIZE = (24, 32)
@@ -158,7 +159,7 @@ def run(synthetic_root: Path, tmp_path: Path) -> Run:
         "fold": 1,
     }
     (run.path / ".hydra" / "config.yaml").write_text(json.dumps({"data": data}))
-    hashes = {"split": splits.digest(run.split_file), "data": cache.fingerprint(table)}
+    hashes = {"split": digest(run.split_file), "data": cache.fingerprint(table)}
     run.info_file.write_text(json.dumps({"size": [32, 32]} | {key: {"hash": it} for key, it in hashes.items()}))
 
     right = table.assign(split=split["fold_1"])[lambda rows: rows["split"] != "train"]

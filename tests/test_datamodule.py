@@ -25,6 +25,7 @@ from skinmtl.data.mask_classes import Trimap
 from skinmtl.data.samplers import Shuffle, class_aware, class_balanced
 from skinmtl.data.transforms import Transform
 from skinmtl.errors import ConfigError, Faults, InputError
+from skinmtl.files import digest
 from skinmtl.training.build import check_targets
 from skinmtl.types import Batch
 
@@ -91,7 +92,7 @@ def test_attributes_tell_what_the_data_is(root: Path) -> None:
     data = make(root)
     assert data.dx_classes == sources.DX
     assert data.mask_classes == ("skin", "lesion")
-    assert data.split_hash == splits.digest(data.split_file)
+    assert data.split_hash == digest(data.split_file)
     assert not data.leaky
     assert np.array_equal(np.sort(np.concatenate([data.rows(stage) for stage in splits.STAGES])), np.arange(63))
     assert data.class_counts() == [(data.table["dx"].iloc[data.rows("train")] == dx).sum() for dx in data.dx_classes]

@@ -10,6 +10,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from skinmtl.data import splits
 from skinmtl.errors import ConfigError, Faults, InputError
+from skinmtl.files import digest
 
 FOLDS = [f"fold_{fold}" for fold in range(5)]
 
@@ -111,12 +112,12 @@ def test_seeds_and_folds_give_other_splits_and_the_same_seed_the_same(table: pd.
 def test_a_split_is_written_once_and_never_redrawn(table: pd.DataFrame, split: pd.DataFrame, tmp_path: Path) -> None:
     path = splits.get(table, 5, 0, tmp_path / "deep" / "splits")
     pd.testing.assert_frame_equal(splits.load(path), split, check_dtype=False)
-    text, mark = path.read_text(), splits.digest(path)
+    text, mark = path.read_text(), digest(path)
     assert splits.get(table, 5, 0, path.parent) == path
 
     path.write_text(text.replace("val", "train"))
     assert splits.get(table, 5, 0, path.parent) == path
-    assert splits.digest(path) != mark
+    assert digest(path) != mark
     assert splits.get(table, 5, 1, path.parent) != path
     assert splits.get(table.iloc[1:], 5, 0, path.parent) != path
     assert len(list(path.parent.iterdir())) == 3  # and no temporary file
@@ -130,7 +131,7 @@ def test_a_folder_that_cannot_be_written_to_is_said(table: pd.DataFrame, tmp_pat
 
 
 def test_a_fresh_draw_has_the_same_digest(table: pd.DataFrame, tmp_path: Path) -> None:
-    digests = {splits.digest(splits.get(table, 5, 0, tmp_path / name)) for name in "ab"}
+    digests = {digest(splits.get(table, 5, 0, tmp_path / name)) for name in "ab"}
     assert len(digests) == 1
 
 

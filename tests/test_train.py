@@ -29,6 +29,7 @@ from skinmtl.data import sources, splits
 from skinmtl.data.datamodule import DataModule
 from skinmtl.errors import ConfigError, Faults, InputError, Interrupted
 from skinmtl.evaluation.evaluate import evaluate
+from skinmtl.files import digest
 from skinmtl.models.multitask_net import MultiTaskNet
 from skinmtl.runs import checkpoints
 from skinmtl.runs.run import Run
@@ -413,7 +414,7 @@ def test_a_run_carries_its_splits_certificate_and_needs_the_list_of_duplicates_n
     text = (run.path / "split.json").read_text()
     told, facts = json.loads(text), run.info()["split"]
     assert str(tmp_path) not in text
-    assert told["split_sha256"] == facts["hash"] == splits.digest(run.split_file)
+    assert told["split_sha256"] == facts["hash"] == digest(run.split_file)
     assert told["duplicates"]["from"] == "pairs.csv"
     assert told["duplicates"]["pairs"] == [[first, second]]
     assert told["groups"] == told["lesions"] - 1 == table["lesion_id"].nunique() - 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,12 +10,12 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 
 from skinmtl.audit import near_duplicates
 from skinmtl.data import certificate, lesion_groups, sources, splits
 from skinmtl.errors import Faults, InputError
+from skinmtl.files import digest
+from skinmtl.terminal import tracked
 
 YEARS = 5  # HAM10000 rounds ages to them
 KINDS = {"bytes": "identical files", "copy": "changed copies", "retake": "photographed again"}
@@ -59,7 +59,7 @@ def audit(
     given = None if split is None else splits.load(split)
     seen = _looks(table, f"reading {root.name}")
     ids = table["image_id"].tolist()
-    compared = _described(near_duplicates.compare(ids, seen, track=_track), table)
+    compared = _described(near_duplicates.compare(ids, seen, track=tracked), table)
     found = compared[compared["kind"] != ""].reset_index(drop=True)
     merging = [(str(a), str(b)) for a, b in zip(found["first"], found["second"], strict=True)]
     groups = lesion_groups.groups(table, merging)
@@ -81,11 +81,7 @@ def audit(
 
 
 def _looks(table: pd.DataFrame, doing: str) -> list[near_duplicates.Look]:
-    return near_duplicates.looks(_track([Path(image) for image in table["image"]], doing), table["mask"].notna())
-
-
-def _track(items: Sequence[Any], doing: str) -> Iterable[Any]:
-    return track(items, doing, console=Console(stderr=True), transient=True)
+    return near_duplicates.looks(tracked([Path(image) for image in table["image"]], doing), table["mask"].notna())
 
 
 def _described(found: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
@@ -160,7 +156,7 @@ def _overlap(
     others: Sequence[near_duplicates.Look],
 ) -> pd.DataFrame:
     """Photographs of the first data set that are in the second: by id, by bytes, as a copy, as a retake."""
-    compared = near_duplicates.compare([*ids, *other_ids], [*seen, *others], between=len(ids), track=_track)
+    compared = near_duplicates.compare([*ids, *other_ids], [*seen, *others], between=len(ids), track=tracked)
     same = sorted(set(ids) & set(other_ids))
     by_id = pd.DataFrame({"first": same, "second": same, "kind": "id"}, columns=near_duplicates.COLUMNS)
     return pd.concat([by_id, compared[compared["kind"] != ""]], ignore_index=True)
@@ -176,8 +172,8 @@ def _checked(
     except Faults as found:
         faults = [fault for fault in found.faults if isinstance(fault, InputError)]
     if set(split["image_id"]) != set(table["image_id"]) or split["image_id"].duplicated().any():
-        return {"split_sha256": splits.digest(path)}, faults
-    return certificate.certificate(split, table, splits.digest(path), pairs, "found here"), faults
+        return {"split_sha256": digest(path)}, faults
+    return certificate.certificate(split, table, digest(path), pairs, "found here"), faults
 
 
 def lines(findings: Findings) -> list[str]:

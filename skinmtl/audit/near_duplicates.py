@@ -6,7 +6,6 @@ where its local features lie.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from skinmtl.data.images.reading import fit_image, read_image
 from skinmtl.errors import Faults, InputError, SkinmtlError
+from skinmtl.files import digest
 
 MOST_FAULTS = 20  # unreadable photographs to list before giving up
 SIDE = 256  # px, the longer side at which local features are looked for
@@ -53,7 +53,7 @@ def look(path: Path, has_mask: bool = False) -> Look:
     colour = cv2.resize(cv2.cvtColor(square, cv2.COLOR_RGB2LAB), (8, 8), interpolation=cv2.INTER_AREA)
     places, features = _features(image)
     return Look(
-        hashlib.sha256(path.read_bytes()).hexdigest(),
+        digest(path),
         pattern.astype(np.float32),
         (grey - cv2.GaussianBlur(grey, (0, 0), 3)).astype(np.float32),
         colour.astype(np.float32),

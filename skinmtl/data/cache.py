@@ -26,7 +26,8 @@ from skinmtl.data.images import icc_profiles, jpeg, reading
 from skinmtl.data.images.reading import Size, read_fitted, read_pair
 from skinmtl.data.mask_classes import BINARY, MaskClasses
 from skinmtl.errors import Faults, SkinmtlError
-from skinmtl.terminal import bar
+from skinmtl.files import digest
+from skinmtl.terminal import tracked
 
 logger = logging.getLogger(__name__)
 
@@ -229,9 +230,8 @@ def _each(count: int, decode: Callable[[int], object]) -> None:
         return None
 
     faults: list[SkinmtlError] = []
-    with ThreadPoolExecutor(_cores()) as pool, bar("decoding", count) as step:
-        for done, fault in enumerate(pool.map(tried, range(count)), 1):
-            step(done)
+    with ThreadPoolExecutor(_cores()) as pool:
+        for fault in tracked(pool.map(tried, range(count)), "decoding", count):
             if fault:
                 faults.append(fault)
             if len(faults) == MOST_FAULTS:
@@ -286,8 +286,8 @@ def _size(path: object) -> int:
 def _code(mask_classes: MaskClasses) -> list[object]:
     """What the pixels depend on beside the files: our decoding, the mask classes, and the packages that both call."""
     files = reading.__file__, jpeg.__file__, icc_profiles.__file__, inspect.getfile(type(mask_classes))
-    rooms = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
-    return [*rooms, cv2.__version__, PIL.__version__, features.version("littlecms2")]
+    sources = [digest(Path(file)) for file in files]
+    return [*sources, cv2.__version__, PIL.__version__, features.version("littlecms2")]
 
 
 def _digest(value: object) -> str:

@@ -5,7 +5,6 @@ A .npy of one record per photograph: `image` (H, W, 3), `mask` (H, W) and `check
 
 from __future__ import annotations
 
-import fcntl
 import io
 import logging
 import os
@@ -15,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import lock_descriptor
 from numpy.typing import NDArray
 
 from skinmtl.data.images.reading import Size
+from skinmtl.files import locked
 
 logger = logging.getLogger(__name__)
 
@@ -78,11 +79,9 @@ def claim(temporary: Path) -> int:
     """A handle of the file, which no other process has claimed; closing it, or the process's end, ends the claim."""
     while True:
         handle = os.open(temporary, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock_descriptor(handle, blocking=False):
             logger.info("waiting for another process that builds %s", temporary)
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            lock_descriptor(handle)
         if is_at(handle, temporary):
             return handle
         os.close(handle)  # renamed or removed while we waited
@@ -99,6 +98,5 @@ def is_at(handle: int, path: Path) -> bool:
 def sweep(folder: Path) -> None:
     """Remove the unfinished files of processes that are no more."""
     for temporary in folder.glob(".*.tmp"):
-        with suppress(OSError), temporary.open("rb") as file:  # claimed, removed meanwhile, or another user's
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(OSError), locked(temporary):  # else claimed, removed meanwhile, or another user's
             temporary.unlink()

@@ -31,6 +31,7 @@ from skinmtl.data.synthetic.generator import Synthetic
 from skinmtl.data.transforms import Transform, none
 from skinmtl.distributed import collectives
 from skinmtl.errors import ConfigError
+from skinmtl.files import digest
 
 logger = logging.getLogger(__name__)
 Pixels = Annotated[int, Ge(1)]
@@ -166,7 +167,7 @@ class DataModule(pl.LightningDataModule):
         self.split_file = self._given or splits.get(dealt, self.folds, self.split_seed, self.split_dir, joined)
         self.split = splits.load(self.split_file)
         splits.check(self.split, dealt, self.split_file, joined, given=self._given is not None)
-        self.split_hash = splits.digest(self.split_file)
+        self.split_hash = digest(self.split_file)
 
         tables = [first, *further.values()]
         self.table = pd.concat(tables, ignore_index=True)

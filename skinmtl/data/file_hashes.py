@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from skinmtl.terminal import bar
+from skinmtl.files import digest, write_text
+from skinmtl.terminal import tracked
 
 logger = logging.getLogger(__name__)
 
@@ -91,20 +92,16 @@ def _read(paths: Sequence[str], size: int) -> dict[str, Known]:
     if size > LONG:
         what = "%s files (%.2f GB) are read once to know them by content; later only those that change"
         logger.info(what, f"{len(paths):,}", size / 1e9)
-    read: dict[str, Known] = {}
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool, bar("reading files", len(paths)) as step:
-        for number, (path, known) in enumerate(zip(paths, pool.map(_digest, paths), strict=True), 1):
-            step(number)
-            if known:
-                read[path] = known
-    return read
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        found = tracked(pool.map(_digest, paths), "reading files", len(paths))
+        return {path: known for path, known in zip(paths, found, strict=True) if known}
 
 
 def _digest(path: str) -> Known | None:
     """What stands in a file now; seen before it is read, so that what changes meanwhile is read again."""
     with suppress(OSError), open(path, "rb") as file:
         if found := _seen(os.fstat(file.fileno())):
-            return Known(*found, hashlib.file_digest(file, "sha256").hexdigest())
+            return Known(*found, digest(file))
     return None
 
 
@@ -123,8 +120,6 @@ def _load(path: Path) -> dict[str, Known]:
 
 def _save(path: Path, kept: Mapping[str, Known]) -> None:
     """Write a file whole or not at all; where that cannot be, files are read again next time."""
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}.tmp")
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(kept), encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, json.dumps(kept), durable=False)

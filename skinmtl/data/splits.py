@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import tempfile
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -19,13 +18,16 @@ from skinmtl.data import lesion_groups
 from skinmtl.data.lesion_groups import Pair
 from skinmtl.data.sources.tables import row_faults
 from skinmtl.errors import FORBIDDEN, FULL, ConfigError, Faults, InputError, SkinmtlError
+from skinmtl.files import write_text
 from skinmtl.runs.cells import is_missing
+from skinmtl.terminal import first
 
 logger = logging.getLogger(__name__)
 
 Stage = Literal["train", "val", "test"]
 STAGES: tuple[Stage, ...] = ("train", "val", "test")
 VAL_SHARE = 1 / 8  # of the photographs outside the test fold
+SHOWN = 5  # images of a fault; the others are counted
 VERSION = 2  # raise when `draw` gives another split for the same table
 
 
@@ -139,18 +141,12 @@ def save(split: pd.DataFrame, path: Path) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
-        if error.errno in (*FULL, *FORBIDDEN):  # another answer, which is the door's
+        if error.errno in (*FULL, *FORBIDDEN):  # another answer, which is the command line's
             raise
         what = f"{path.parent}: cannot be written to ({error.strerror})"
         raise ConfigError("data.split_dir", what, "give a folder of your own") from error
-    with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-        split.to_csv(file, index=False, lineterminator="\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
+    write_text(path, split.to_csv(index=False, lineterminator="\n"))
 
 
 def load(path: Path) -> pd.DataFrame:
@@ -182,11 +178,6 @@ def load(path: Path) -> pd.DataFrame:
     if faults:
         raise Faults(faults)
     return split
-
-
-def digest(path: Path) -> str:
-    """The sha256 of the file, in hex: two runs with the same digest used the same split."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def get(table: pd.DataFrame, folds: int, seed: int, folder: Path, pairs: Sequence[Pair] = ()) -> Path:
@@ -241,7 +232,7 @@ def check(
         ("images of the data that are missing", known[~known.isin(ids)]),
     ):
         if len(found):
-            faults.append(InputError(where, f"{what}: {_some(found)}", redraw))
+            faults.append(InputError(where, f"{what}: {first(found, SHOWN)}", redraw))
 
     groupings = _groupings(split, table, pairs)
     for name in (column for column in split.columns if column.startswith("fold_")):
@@ -249,7 +240,7 @@ def check(
             torn = on_two_sides(split[name], groups)
             if len(torn):
                 images = ids[(groups == torn[0]).to_numpy()]
-                told = f"{name}: {len(torn)} {what} on two sides, such as {torn[0]} (images {_some(images)})"
+                told = f"{name}: {len(torn)} {what} on two sides, such as {torn[0]} (images {first(images, SHOWN)})"
                 other = what == "groups of duplicates" and "mend the split file, or set data.duplicates=none"
                 faults.append(InputError(where, told, other or redraw))
                 break
@@ -272,9 +263,3 @@ def on_two_sides(stages: pd.Series, groups: pd.Series) -> pd.Index:
     """The groups whose photographs are in more than one of train, val and test, in order of name."""
     sides = stages.groupby(groups.to_numpy()).nunique()
     return sides.index[sides > 1]
-
-
-def _some(values: Sequence[str] | pd.Series, most: int = 5) -> str:
-    """The first few, and how many more."""
-    shown = ", ".join(map(str, list(values)[:most]))
-    return shown + (f" and {len(values) - most:,} more" if len(values) > most else "")

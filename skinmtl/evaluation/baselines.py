@@ -7,7 +7,6 @@ best. They are scored as the network is: by `scores`, on the test photographs.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,8 +14,6 @@ import cv2
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import recall_score
@@ -32,7 +29,9 @@ from skinmtl.data.images.reading import Size, fit_image, read_image, read_pair
 from skinmtl.data.mask_classes import BINARY, MaskClasses
 from skinmtl.errors import InputError
 from skinmtl.evaluation import scores
+from skinmtl.files import digest
 from skinmtl.runs.run import Run
+from skinmtl.terminal import tracked
 
 SHOWN = ("balanced_accuracy", "accuracy", "macro_auroc", "mean_image_dice", "mean_image_iou")
 
@@ -66,7 +65,7 @@ def compare_run(run: Run, data_root: Path | None = None) -> pd.DataFrame:
     kept = Path(cfg.cache_dir).expanduser() if cfg.get("cache_dir") else None
     same = {
         "data": (root, cache.is_of(facts["data"]["hash"], table, kept)),
-        "split": (run.split_file, facts["split"]["hash"] == splits.digest(run.split_file)),
+        "split": (run.split_file, facts["split"]["hash"] == digest(run.split_file)),
     }
     for key, (where, is_same) in same.items():
         if not is_same:
@@ -129,7 +128,7 @@ def colours(table: pd.DataFrame, size: Size) -> tuple[str, pd.DataFrame]:
     balanced accuracy on the validation rows. The table has the validation and test rows.
     """
     counted: dict[str, list[Features]] = {space: [] for space in SPACES}
-    for path, mask in _watched(zip(table["image"], table["mask"], strict=True), "counting colours"):
+    for path, mask in tracked(list(zip(table["image"], table["mask"], strict=True)), "counting colours"):
         image = fit_image(read_image(Path(path), has_mask=isinstance(mask, str)), size)
         for space in SPACES:
             counted[space].append(histogram(image, space))
@@ -141,7 +140,7 @@ def colours(table: pd.DataFrame, size: Size) -> tuple[str, pd.DataFrame]:
 
     settings = [(space, strength) for space in SPACES for strength in STRENGTHS]
     fits: dict[tuple[str, float], Pipeline] = {}
-    for space, strength in _watched(settings, "fitting colours"):
+    for space, strength in tracked(settings, "fitting colours"):
         fits[space, strength] = _fit(features[space][train], dx[train], strength)
 
     def recall(setting: tuple[str, float]) -> float:
@@ -186,7 +185,7 @@ def otsu(table: pd.DataFrame, mask_classes: MaskClasses = BINARY) -> tuple[str, 
     rest = table[table["split"].ne("train")].reset_index(drop=True)
     counts: dict[tuple[str, bool, bool], list[dict[str, float]]] = {setting: [] for setting in settings}
     pairs = list(zip(rest["image"], rest["mask"], strict=True))
-    for image_path, mask_path in _watched(pairs, "thresholding"):
+    for image_path, mask_path in tracked(pairs, "thresholding"):
         image, outline = read_pair(image_path, mask_path)
         if outline is None:
             for setting in settings:
@@ -232,8 +231,3 @@ def _known(table: pd.DataFrame) -> pd.DataFrame:
     """What a predictions table says of its photographs, `dx` as it stands in a file."""
     columns = table[["image_id", "lesion_id", "split", "dx"]]
     return columns.astype({"dx": "object"}).reset_index(drop=True)
-
-
-def _watched(items: Iterable[Item], words: str) -> Iterable[Item]:
-    items = list(items)
-    return track(items, words, len(items), console=Console(stderr=True), transient=True)

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 
 from skinmtl.config.build import build
 from skinmtl.config.check import check_saved
@@ -29,6 +27,7 @@ from skinmtl.runs import predictions
 from skinmtl.runs.checkpoints import load as load_checkpoint
 from skinmtl.runs.labels import stamps
 from skinmtl.runs.run import Run
+from skinmtl.terminal import tracked
 
 log = logging.getLogger(__name__)
 
@@ -102,10 +101,7 @@ def predictions_table(predictor: Predictor, data: DataModule) -> pd.DataFrame:
     for part in ("val", "test"):
         rows = data.rows(part)
         photographs = (read_image(Path(data.table.image[row]), bool(has_mask[row])) for row in rows)
-        console = Console(stderr=True)
-        predicted = track(
-            predictor.predict_each(photographs), f"predicting {part}", len(rows), console=console, transient=True
-        )
+        predicted = tracked(predictor.predict_each(photographs), f"predicting {part}", len(rows))
         measured = [_row(data, int(row), prediction) for row, prediction in zip(rows, predicted, strict=True)]
         parts.append(pd.DataFrame(measured).assign(split=part, fold=data.fold, leaky=data.leaky))
     table = pd.concat(parts, ignore_index=True).assign(table_version=predictions.VERSION)

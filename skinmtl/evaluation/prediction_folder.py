@@ -12,8 +12,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
 from skinmtl.data.images.listing import foreign, shown
 from skinmtl.data.images.reading import read_image
@@ -23,6 +21,7 @@ from skinmtl.figures.plots import mask_palette, overlay
 from skinmtl.files import write_text
 from skinmtl.runs.record import is_ham10000
 from skinmtl.runs.run import Run
+from skinmtl.terminal import tracked
 
 PIXELS = 2**26  # of photographs held in memory at once, or one that is larger
 WRITTEN = ("masks", "overlays", "errors.csv", "skipped.csv", "README.txt", "predictions.csv")  # the last comes last
@@ -69,8 +68,7 @@ def write_predictions(
         for name in ("masks", "overlays") if "seg" in predictor.tasks else ():
             (partial / name).mkdir()
         each = _each(predictor, photographs, stopped)
-        console = Console(stderr=True)
-        for path, image, answer in track(each, "predicting", len(photographs), console=console, transient=True):
+        for path, image, answer in tracked(each, "predicting", len(photographs)):
             if stopped():
                 break
             if image is None or isinstance(answer, InputError):

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from skinmtl.figures.fonts import labels, letter, unstyled
+from skinmtl.files import write_bytes
 
 # Okabe and Ito's palette without its yellow, which vanishes on white. Told apart with any kind of colour vision.
 BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE = (
@@ -68,9 +69,7 @@ def save(figure: Figure, path: Path, stamp: str = "") -> Path:
             {"pil_kwargs": {"quality": 75}, "bbox_inches": "tight", "pad_inches": 0.05} if kind == "jpg" else {}
         )
         figure.savefig(content, format=kind, dpi=150 if kind == "jpg" else 180, **options)
-    temp = path.with_name(f".{path.name}.tmp")
-    temp.write_bytes(content.getvalue())
-    temp.replace(path)
+    write_bytes(path, content.getvalue(), durable=False)
     return path
 
 

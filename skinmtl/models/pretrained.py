@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import segmentation_models_pytorch as smp
@@ -14,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from skinmtl.errors import ConfigError, InputError
+from skinmtl.files import digest
+from skinmtl.terminal import first
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +43,10 @@ def load_encoder(encoder: nn.Module, name: str, weights: str) -> dict[str, str]:
     left = [key for key in state if _flat(key) not in known]
     faults = {"missing": missing, "of another shape": shapes, "not known": left}
     if any(faults.values()):
-        found = "; ".join(f"{what} {_some(names)}" for what, names in faults.items() if names)
+        found = "; ".join(f"{what} {first(names, 8)}" for what, names in faults.items() if names)
         raise InputError(weights, f"does not fit encoder {name}: {found}", "give that encoder's own weights")
     encoder.load_state_dict({key: given.get(_flat(key), value) for key, value in own.items()})
-    return {"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    return {"file": file.name, "sha256": digest(file)}
 
 
 def _flat(key: str) -> str:
@@ -61,11 +62,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise InputError(f"model.weights={path}", "no such file", "give `imagenet`, null or a file of weights")
-    if found := re.search(r"-([0-9a-f]{8,64})$", path.stem):
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        if not digest.startswith(found[1]):
-            what = f"its sha256 begins with {digest[: len(found[1])]}, not {found[1]} as its name says"
-            raise InputError(str(path), what, "fetch it again; rename it if that was no checksum")
+    found = re.search(r"-([0-9a-f]{8,64})$", path.stem)
+    if found and not (sha := digest(path)).startswith(found[1]):
+        what = f"its sha256 begins with {sha[: len(found[1])]}, not {found[1]} as its name says"
+        raise InputError(str(path), what, "fetch it again; rename it if that was no checksum")
     try:
         state = _read(path)
     except Exception as error:  # a damaged file can fail anywhere in a reader
@@ -131,7 +131,3 @@ def _beyond_features(encoder: str) -> set[str]:
         return {f"{layer}_{part}" for layer in ("fc", "last_linear", "classifier") for part in ("weight", "bias")}
     with torch.device("meta"):  # names alone, no memory
         return {_flat(key) for key in timm.create_model(encoder.removeprefix("tu-"), pretrained=False).state_dict()}
-
-
-def _some(names: Sequence[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import pickletools
-import secrets
 import shutil
 import warnings
 import zipfile
@@ -27,6 +26,7 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from torch import Tensor, nn
 
 from skinmtl.errors import Diverged, InputError, cannot_write, file_size_limit
+from skinmtl.files import digest, sync_folder, temporary, write_text
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def load(path: Path, needs: Sequence[str] = NEEDED) -> dict[str, Any]:
             what = _damage(file)
             if what is None and known is not None:
                 # Another process may replace the file and its record meanwhile: what either record knows is sound.
-                sha, later = _sha256(file), _record(path.parent) or {}
+                sha, later = digest(file), _record(path.parent) or {}
                 if sha not in {*known.values(), *later.values()}:
                     what = f"changed since it was written (its sha256 is not in {RECORD})"
             if what is not None:
@@ -123,7 +123,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
         """
         target = Path(path).absolute()
         size = _checked(checkpoint, target)
-        temp = _beside(target)
+        temp = temporary(target)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             before = self._living(target.parent)
@@ -147,7 +147,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
         if kept:
             _keep(target, folder / PREVIOUS)
         temp.replace(target)
-        _sync(folder)
+        sync_folder(folder)
         _write_record(folder, after)
         self._settled.add(folder)
 
@@ -158,10 +158,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
             return {name: sha for name, sha in known.items() if (folder / name).exists()}
         for stray in [*folder.glob(".*.ckpt.*.tmp"), *folder.glob(f".{RECORD}.*.tmp")]:
             stray.unlink(missing_ok=True)
-        found = {}
-        for path in folder.glob("*.ckpt"):
-            with path.open("rb") as file:
-                found[path.name] = _sha256(file)
+        found = {path.name: digest(path) for path in folder.glob("*.ckpt")}
         # Without a record they are older than records are, and are taken for what they say.
         return found if known is None else {name: sha for name, sha in found.items() if sha in known.values()}
 
@@ -317,15 +314,14 @@ def _write(checkpoint: Mapping[str, Any], path: Path) -> str:
         if hasattr(os, "posix_fadvise"):  # what is read back would else be memory
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     sha = file.sha256.hexdigest()
-    with path.open("rb") as back:
-        if _sha256(back) != sha:
-            raise OSError(errno.EIO, "what the disk gives back is not what was written")
+    if digest(path) != sha:
+        raise OSError(errno.EIO, "what the disk gives back is not what was written")
     return sha
 
 
 def _keep(path: Path, older: Path) -> None:
     """Give a file's content a second name, whatever had that before, while the first one stays."""
-    link = _beside(older)
+    link = temporary(older)
     try:
         os.link(path, link)
         link.replace(older)
@@ -333,11 +329,6 @@ def _keep(path: Path, older: Path) -> None:
         path.replace(older)
     finally:
         link.unlink(missing_ok=True)  # `replace` leaves both names where they are one file's
-
-
-def _sha256(file: io.BufferedReader) -> str:
-    file.seek(0)
-    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _record(folder: Path) -> dict[str, str] | None:
@@ -355,29 +346,5 @@ def _record(folder: Path) -> dict[str, str] | None:
 
 
 def _write_record(folder: Path, known: Mapping[str, str]) -> None:
-    temp = _beside(folder / RECORD)
-    try:
-        with temp.open("xb") as file:
-            file.write(json.dumps(known, indent=1).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temp.replace(folder / RECORD)
-        _sync(folder)
-    finally:
-        temp.unlink(missing_ok=True)
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-
-
-def _sync(folder: Path) -> None:
-    """Make renames last through a loss of power."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems sync no folders
-            raise
-    finally:
-        os.close(handle)
+    write_text(folder / RECORD, json.dumps(known, indent=1) + "\n")
+    sync_folder(folder)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import re
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from skinmtl.errors import InputError, first_line
-from skinmtl.files import write_text
+from skinmtl.files import locked, write_text
 from skinmtl.runs import predictions
 
 KILLED = "killed"  # the status of a run that ended without a word
@@ -84,23 +81,17 @@ class Run:
         Raises:
             InputError: another process holds it.
         """
-        folder = os.open(self.path, os.O_RDONLY)
-        try:
-            # What a killed process had started may hold it for a moment longer.
-            for left in reversed(range(20)):
-                try:
-                    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if left == 0:
-                        what = "another process is training this run"
-                        raise InputError(str(self.path), what, "wait for it, or stop it first") from None
-                    time.sleep(0.1)
-            for stray in self.path.glob(".*.tmp"):  # which a killed process was writing
+        with ExitStack() as stack:
+            try:
+                # What a killed process had started may hold it for a moment longer.
+                stack.enter_context(locked(self.path, patience=2))
+            except BlockingIOError:
+                what = "another process is training this run"
+                raise InputError(str(self.path), what, "wait for it, or stop it first") from None
+            # What a killed process was writing.
+            for stray in [*self.path.glob(".*.tmp"), *self.figures.glob(".*.tmp")]:
                 stray.unlink(missing_ok=True)
             yield
-        finally:
-            os.close(folder)
 
     def is_held(self) -> bool:
         """Whether a process is at work on this run."""
@@ -165,14 +156,13 @@ class Run:
 
 def _is_locked(folder: Path) -> bool:
     """Whether a process holds a folder at this moment, or nobody can tell."""
-    handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:  # held, or of a file system without locks
+        with locked(folder, patience=0.05):  # another one that only looks, as this does, holds it for no time
+            return False
+    except BlockingIOError:
         return True
-    finally:
-        os.close(handle)
-    return False
+    except OSError:  # of a file system without locks
+        return folder.is_dir()
 
 
 def _unresolved(node: object, where: str = "") -> str | None:

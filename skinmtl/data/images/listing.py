@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from skinmtl.errors import InputError
+from skinmtl.terminal import first
 
 ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp")
 # Pictures that are not read here, for nobody said what their pixels should look like: named, never passed over.
@@ -77,10 +78,9 @@ def listed(paths: Sequence[Path]) -> Listing:
     # The names of what is written; some systems do not tell A from a.
     names = Counter(path.stem.casefold() for path in photographs)
     if twice := sorted(path.name for path in photographs if names[path.stem.casefold()] > 1):
-        more = f" and {len(twice) - 4} more" if len(twice) > 4 else ""
         what = "have one name but for their ending or folder, and so would what is written"
         fix = "rename them, or predict them in calls of their own, each with --out"
-        raise InputError(", ".join(twice[:4]) + more, what, fix)
+        raise InputError(first(twice, 4), what, fix)
     return Listing(photographs, passed_over)
 
 
@@ -100,9 +100,7 @@ def shown(name: str) -> str:
 
 def some(passed_over: Sequence[tuple[str, str]], most: int = 6) -> str:
     """A few of what was passed over in a line, and how many more there are."""
-    words = [f"{name!r} ({why})" for name, why in passed_over[:most]]
-    more = [f"{len(passed_over) - most} more"] if len(passed_over) > most else []
-    return ", ".join(words + more)
+    return first((f"{name!r} ({why})" for name, why in passed_over), most)
 
 
 def _looked_at(path: Path) -> Iterator[tuple[Path, str | None]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import hashlib
 import io
 import lzma
 import stat
@@ -24,6 +23,7 @@ from typing import IO, cast
 
 from skinmtl.data.prepare.names import FRESH, checked_name, folded, is_archive, is_clutter, is_ours, shown
 from skinmtl.errors import InputError
+from skinmtl.files import digest
 
 WRONG = (
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, struct.error),
@@ -136,9 +136,7 @@ def check_sum(path: Path) -> None:
         if not beside.is_file():
             continue
         expected = (beside.read_text(encoding="utf-8", errors="replace").split() or [""])[0].lower()
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, kind).hexdigest()
-        if found != expected:
+        if (found := digest(path, kind)) != expected:
             raise InputError(str(path), f"its {kind} is {found}, and {beside.name} says {expected[:64]}", FRESH)
 
 

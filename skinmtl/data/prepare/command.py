@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from skinmtl.data.prepare import manifest, verify
@@ -19,6 +17,7 @@ from skinmtl.data.prepare.intake import collect
 from skinmtl.data.prepare.names import is_picture, shown
 from skinmtl.data.prepare.web import PATIENT, Patience
 from skinmtl.errors import Faults, InputError, ResourceError, SkinmtlError
+from skinmtl.files import locked
 
 SPARE = 2.2  # times the download: the archives and what is in them
 
@@ -81,14 +80,11 @@ def _place(out: Path) -> Iterator[Path]:
     """A folder to work in, beside `out`: claimed by this process, and gone in the end."""
     partial = out.with_name(f"{out.name}.partial-{secrets.token_hex(4)}")
     partial.mkdir(parents=True)
-    handle = os.open(partial, os.O_RDONLY)
-    try:
+    with ExitStack() as stack:
         with suppress(OSError):  # a disk that knows no locks on folders: then nobody can sweep there either
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            stack.enter_context(locked(partial))
+        stack.callback(shutil.rmtree, partial, ignore_errors=True)
         yield partial
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        os.close(handle)
 
 
 def _sweep(out: Path) -> None:
@@ -96,14 +92,9 @@ def _sweep(out: Path) -> None:
     name = re.compile(re.escape(out.name) + r"\.partial-[0-9a-f]{8}")
     left = [folder for folder in out.parent.iterdir() if name.fullmatch(folder.name)] if out.parent.is_dir() else []
     for folder in left:
-        with suppress(OSError):  # claimed, or another user's
-            handle = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if any(folder.iterdir()):  # an empty one may be about to be claimed
-                    shutil.rmtree(folder)
-            finally:
-                os.close(handle)
+        with suppress(OSError), locked(folder):  # else claimed, or another user's
+            if any(folder.iterdir()):  # an empty one may be about to be claimed
+                shutil.rmtree(folder)  # which follows no link
 
 
 def refuse_filled(out: Path) -> None:

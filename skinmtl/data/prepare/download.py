@@ -5,7 +5,6 @@ Of the standard library: pooch, which is made for this, does not resume, and del
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import logging
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from skinmtl.data.prepare.web import PATIENT, Broken, Patience, Stale, open_url, wait
 from skinmtl.errors import InputError, Interrupted, ResourceError
+from skinmtl.files import digest
 from skinmtl.terminal import bar
 
 logger = logging.getLogger(__name__)
@@ -46,13 +46,13 @@ def fetch(remote: Remote, folder: Path, patience: Patience = PATIENT) -> Path:
         ResourceError: the disk is full.
     """
     path = folder / remote.name
-    if path.is_file() and _digest(path, remote.kind) == remote.digest:
+    if path.is_file() and digest(path, remote.kind) == remote.digest:
         return path
     folder.mkdir(parents=True, exist_ok=True)
     part = _Part(folder / f"{remote.name}.part")
     try:
         resumed = _get(remote, part, patience)
-        if resumed and _digest(part.path, remote.kind) != remote.digest:
+        if resumed and digest(part.path, remote.kind) != remote.digest:
             logger.warning("%s: its %s is wrong after a resumed download; once more", remote.name, remote.kind)
             part.restart()
             _get(remote, part, patience)
@@ -62,7 +62,7 @@ def fetch(remote: Remote, folder: Path, patience: Patience = PATIENT) -> Path:
             str(part.path), f"stopped at {size:,} bytes", "run the same command again: it goes on"
         ) from None
     part.path.touch()  # a file of no bytes is never asked for
-    if (found := _digest(part.path, remote.kind)) != remote.digest:
+    if (found := digest(part.path, remote.kind)) != remote.digest:
         part.remove()
         what = f"its {remote.kind} is {found}, and the listing says {remote.digest}"
         raise InputError(remote.url, what, "try again later; if it stays so, the server's copy is damaged")
@@ -161,8 +161,3 @@ def _read(answer: http.client.HTTPResponse) -> bytes:
         return answer.read1(BLOCK)
     except OSError as error:  # of the network, whatever its kind; one of the disk must not pass for it
         raise Broken(str(error)) from error
-
-
-def _digest(path: Path, kind: str) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, kind).hexdigest()

@@ -11,7 +11,7 @@ from skinmtl.data.prepare import archives, exif
 from skinmtl.data.prepare.folders import walk
 from skinmtl.data.prepare.names import checked_name, is_archive, is_picture, is_table, stem
 from skinmtl.errors import InputError, ResourceError, SkinmtlError
-from skinmtl.terminal import bar
+from skinmtl.terminal import tracked
 
 logger = logging.getLogger(__name__)
 
@@ -54,12 +54,10 @@ def _from_folder(folder: Path, into: Path, limits: archives.Limits, faults: dict
     sizes = [file.stat().st_size for file in wanted]
     limits.take(sizes, folder)
     _check_room(sum(sizes), into)
-    with bar(f"reading {folder.name}", len(wanted)) as step:
-        for number, (file, target) in enumerate(zip(wanted, targets, strict=True), 1):
-            if sizes[number - 1] > limits.file_bytes:
-                raise InputError(str(file), f"{sizes[number - 1]:,} bytes", f"at most {limits.file_bytes:,} are taken")
-            _put(target, file.read_bytes(), into, faults)
-            step(number)
+    for file, size, target in tracked(list(zip(wanted, sizes, targets, strict=True)), f"reading {folder.name}"):
+        if size > limits.file_bytes:
+            raise InputError(str(file), f"{size:,} bytes", f"at most {limits.file_bytes:,} are taken")
+        _put(target, file.read_bytes(), into, faults)
     for file in files:
         if not is_archive(file.name):
             continue
@@ -74,10 +72,8 @@ def _from_archive(path: Path, into: Path, limits: archives.Limits, faults: dict[
         _check_room(sum(member.size for member in members), into)
         wanted = [member for member in members if is_picture(member.name) or is_table(member.name)]
         targets = _targets([member.name for member in wanted], stem(path.name))
-        with bar(f"unpacking {path.name}", len(wanted)) as step:
-            for number, (member, target) in enumerate(zip(wanted, targets, strict=True), 1):
-                _put(target, b"".join(member.pieces()), into, faults)
-                step(number)
+        for member, target in tracked(list(zip(wanted, targets, strict=True)), f"unpacking {path.name}"):
+            _put(target, b"".join(member.pieces()), into, faults)
         for member in members:
             if is_archive(member.name):
                 _from_inner(member, into, limits, faults, depth)

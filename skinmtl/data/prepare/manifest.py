@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from skinmtl.errors import InputError, SkinmtlError
+from skinmtl.files import write_text
 
 NAME = "manifest.csv"
 HEADER = ["path", "bytes", "sha256"]
@@ -29,15 +28,7 @@ def write(root: Path, sums: Mapping[str, Sum]) -> None:
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(HEADER)
     rows.writerows((path, *found) for path, found in sorted(sums.items()))
-    temporary = root / f".{NAME}.{secrets.token_hex(4)}.tmp"
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            file.write(text.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(root / NAME)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(root / NAME, text.getvalue())
 
 
 def read(root: Path) -> dict[str, Sum]:

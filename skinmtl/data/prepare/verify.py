@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,8 @@ from skinmtl.data.prepare import manifest
 from skinmtl.data.prepare.folders import walk
 from skinmtl.data.prepare.names import is_picture
 from skinmtl.errors import Faults, InputError, SkinmtlError
-from skinmtl.terminal import bar
+from skinmtl.files import digest
+from skinmtl.terminal import tracked
 
 LESIONS = 7470
 PHOTOGRAPHS = {"akiec": 327, "bcc": 514, "bkl": 1099, "df": 115, "mel": 1113, "nv": 6705, "vasc": 142}
@@ -103,18 +103,16 @@ def look(root: Path) -> Report:
 
 def _over(items: Sequence[Item], act: Callable[[Item], Found], what: str) -> Iterator[Found]:
     """What `act` gives for each, by as many threads as there are cores."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool, bar(what, len(items)) as step:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
-            for number, found in enumerate(pool.map(act, items), 1):
-                step(number)
-                yield found
+            yield from tracked(pool.map(act, items), what, len(items))
         finally:
             pool.shutdown(cancel_futures=True)  # Ctrl-C would otherwise wait for all of them
 
 
 def _sum(path: Path) -> manifest.Sum:
     with path.open("rb") as file:
-        return manifest.Sum(os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
+        return manifest.Sum(os.fstat(file.fileno()).st_size, digest(file))
 
 
 def _decode(pair: tuple[Path, Path | None]) -> SkinmtlError | None:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from skinmtl.errors import Faults, InputError, SkinmtlError
 from skinmtl.runs.cells import is_missing
+from skinmtl.terminal import first
 
 logger = logging.getLogger(__name__)
 
@@ -74,10 +75,9 @@ def _without_missing(table: pd.DataFrame, known: Sequence[str], names: Collectio
             counts = cells[gone & (cells != "")].value_counts()
             told += [f"{column} {shown(str(word))} ({count:,} rows)" for word, count in counts.items()]
     if told:
-        more = f" and {len(told) - MOST_NAMED:,} more" if len(told) > MOST_NAMED else ""
-        if any(words.startswith("dx ") for words in told):
-            more += "; if a diagnosis is called so, name it in data.diagnoses"
-        logger.info("%s: taken for missing: %s%s", path, ", ".join(told[:MOST_NAMED]), more)
+        is_dx = any(words.startswith("dx ") for words in told)
+        more = "; if a diagnosis is called so, name it in data.diagnoses" if is_dx else ""
+        logger.info("%s: taken for missing: %s%s", path, first(told, MOST_NAMED), more)
     return pd.DataFrame(blanks, index=table.index, columns=table.columns, dtype="str")
 
 
@@ -149,8 +149,7 @@ def listed(path: Path, what: str, found: Sequence[str], fix: str) -> list[Skinmt
     """One fault that names the first of what was found and counts the rest; none where nothing was."""
     if not found:
         return []
-    more = f" and {len(found) - MOST_NAMED:,} more" if len(found) > MOST_NAMED else ""
-    return [InputError(str(path), f"{what}: {', '.join(found[:MOST_NAMED])}{more}", fix)]
+    return [InputError(str(path), f"{what}: {first(found, MOST_NAMED)}", fix)]
 
 
 def most(faults: Sequence[SkinmtlError]) -> list[SkinmtlError]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +18,10 @@ import pandas as pd
 from annotated_types import Ge
 from numpy.random import Generator
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from skinmtl.data.synthetic import dermatoscopy
 from skinmtl.errors import InputError, ResourceError
+from skinmtl.terminal import tracked
 
 VERSION = 3  # raise when the same arguments give other photographs
 SHARES = {"akiec": 0.12, "bcc": 0.13, "bkl": 0.16, "df": 0.10, "mel": 0.16, "nv": 0.23, "vasc": 0.10}
@@ -116,10 +114,8 @@ class Synthetic:
 
         half = (len(cases) + 1) // 2
         parts = [root / f"HAM10000_images_part_{1 if n < half else 2}" for n in range(len(cases))]
-        columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-        bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
-        with ThreadPoolExecutor(2) as pool, bar:
-            for _ in bar.track(pool.map(self._draw, cases, parts), total=len(cases), description="drawing photographs"):
+        with ThreadPoolExecutor(2) as pool:
+            for _ in tracked(pool.map(self._draw, cases, parts), "making synthetic images", len(cases)):
                 pass
 
     def _draw(self, case: Case, folder: Path) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
-import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 from pytorch_lightning.loggers.logger import Logger
 
 from skinmtl.errors import InputError
+from skinmtl.files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -78,9 +79,8 @@ class MetricsFile(Logger):
             return list(csv.DictReader(file))
 
     def _write(self, path: Path, rows: list[dict[str, str]]) -> None:
-        temp = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        with temp.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, self._columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        temp.replace(path)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(path, text.getvalue(), durable=False)

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from skinmtl.distributed import collectives
 from skinmtl.errors import Diverged
+from skinmtl.terminal import first
 
 log = logging.getLogger(__name__)
 
@@ -79,11 +80,11 @@ class Finite(Callback):
     def _say(self, trainer: pl.Trainer, norm: Tensor) -> None:
         table = trainer.datamodule.table  # type: ignore[attr-defined]
         names = table["image_id"].iloc[self._blamed()].tolist()
-        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         where = f"epoch {trainer.current_epoch + 1}, step {trainer.global_step + 1}"
-        what = f"the training loss or its gradient (norm {float(norm):.3g}) is not finite, of the photographs {shown}"
+        norms = f"the training loss or its gradient (norm {float(norm):.3g}) is not finite"
+        what = f"{norms}, of the images {first(names, 8)}"
         if self.skipped > self.most:
-            fix = "lower optim.lr, or look at these photographs and their masks"
+            fix = "lower optim.lr, or look at these images and their masks"
             raise Diverged(where, f"{what}; {self.most} steps in a row were skipped before", fix)
         log.warning("%s: %s: the step is skipped", where, what)
 

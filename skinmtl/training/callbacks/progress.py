@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from skinmtl.terminal import bar
 
 
 class EpochLines(ProgressBar):
@@ -19,7 +21,8 @@ class EpochLines(ProgressBar):
     def __init__(self) -> None:
         super().__init__()
         self._console = Console(stderr=True, highlight=False)
-        self._bar: Progress | None = None
+        self._bar = ExitStack()  # holds what is open of it
+        self._step: Callable[[int], None] | None = None
         self._enabled = True
         self._start = 0.0
         self._validated = False
@@ -37,9 +40,11 @@ class EpochLines(ProgressBar):
         self._start = time.perf_counter()
         self._open(trainer, f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", self.total_train_batches)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
-        if self._bar is not None:
-            self._bar.advance(self._bar.task_ids[0])
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._step is not None:
+            self._step(batch_idx + 1)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close()
@@ -64,15 +69,11 @@ class EpochLines(ProgressBar):
 
     def _open(self, trainer: pl.Trainer, words: str, total: float) -> None:
         if self._enabled and trainer.is_global_zero and sys.stderr.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, console=self._console, transient=True)
-            self._bar.add_task(words, total=None if total == float("inf") else int(total))
-            self._bar.start()
+            self._step = self._bar.enter_context(bar(words, None if total == float("inf") else int(total)))
 
     def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        self._bar.close()
+        self._step = None
 
 
 def _labels(metrics: Mapping[str, float]) -> dict[str, str]:
