@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from html import escape
 from pathlib import Path
 
 import cv2
@@ -29,7 +28,7 @@ def write_audit(findings: Findings, paths: Mapping[str, str], out: Path, title: 
     write_text(out / "groups.csv", findings.groups.to_csv(index=False))
     if findings.overlap is not None:
         write_text(out / "overlap.csv", findings.overlap.to_csv(index=False))
-    parts = [f"<h1>{escape(title)}</h1>", html.bullets(lines(findings)), *_drawn(findings, paths, out / "figures")]
+    parts = [html.heading(title), html.bullets(lines(findings)), *_drawn(findings, paths, out / "figures")]
     write_text(out / "audit.html", html.page(title, parts))
     return out / "audit.html"
 

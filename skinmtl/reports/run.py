@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +122,7 @@ def write_run_report(folder: Path, ending: Mapping[str, Any] | None = None) -> P
 
 
 def _head(info: Mapping[str, Any], scores: Mapping[str, Any], split_by: object) -> Iterator[str]:
-    yield f"<h1>{escape(said(info.get('name')))}</h1>"
+    yield html.heading(said(info.get("name")))
     started = said(info.get("started")).replace("T", " ").replace("+00:00", " UTC")
     words = (f"run {said(info.get('run_id'))}", f"started {started}", said(info.get("status")))
     yield html.paragraph(" · ".join(words), soft=True)
