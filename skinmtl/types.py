@@ -1,4 +1,4 @@
-"""What travels between rooms.
+"""What travels between modules: samples, batches, logits, and numbers with a range.
 
 Shape letters, the same everywhere: B samples in a batch, H and W height and width in pixels,
 M mask classes (background first), K diagnoses, N images of a table.
@@ -6,7 +6,9 @@ M mask classes (background first), K diagnoses, N images of a table.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Annotated, NotRequired, TypedDict
+
+from annotated_types import Interval
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,8 +16,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+Fraction = Annotated[float, Interval(ge=0, le=1)]
+
+
 class Sample(TypedDict):
-    """One photograph at network size; what is missing is said, never filled in."""
+    """One image at network size; what is missing is marked, never filled in."""
 
     image: NDArray[np.uint8]  # (H, W, 3), RGB
     mask: NDArray[np.uint8]  # (H, W), index into the mask classes; zeros where has_mask is False

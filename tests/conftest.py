@@ -55,7 +55,7 @@ def no_network(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def synthetic_root(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
-    """64 photographs of 43 lesions, 48 x 64 px, in HAM10000's layout, drawn once; not to be changed."""
+    """64 images of 43 lesions, 48 x 64 px, in HAM10000's layout, drawn once; not to be changed."""
     from skinmtl.data.synthetic.generator import Synthetic
 
     base = tmp_path_factory.getbasetemp()
@@ -75,15 +75,15 @@ def public() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def real_data() -> Callable[[str], Path]:
-    """Gives a folder of real photographs by its name under SKINMTL_DATA, or skips the test where it is not."""
+    """Gives a folder of real images by its name under SKINMTL_DATA, or skips the test where it is not."""
 
     def find(name: str) -> Path:
         given = os.environ.get("SKINMTL_DATA")
         if not given:
-            pytest.skip("real photographs: SKINMTL_DATA names no folder")
+            pytest.skip("real images: SKINMTL_DATA names no folder")
         folder = Path(given) / name
         if not folder.is_dir():
-            pytest.skip(f"real photographs: {name} is not in SKINMTL_DATA")
+            pytest.skip(f"real images: {name} is not in SKINMTL_DATA")
         return folder
 
     return find

@@ -11,10 +11,10 @@ from PIL import Image
 from skinmtl.data.sources import DX
 
 HAM10000_CLASSES = {"nv": 6705, "mel": 1113, "bkl": 1099, "bcc": 514, "akiec": 327, "vasc": 142, "df": 115}
-HAM10000_MULTIPLICITIES = {1: 5514, 2: 1423, 3: 490, 4: 34, 5: 5, 6: 4}  # lesions by number of photographs
+HAM10000_MULTIPLICITIES = {1: 5514, 2: 1423, 3: 490, 4: 34, 5: 5, 6: 4}  # lesions by number of images
 
 
-def photograph(seed: int, size: tuple[int, int] = (24, 32)) -> tuple[np.ndarray, np.ndarray]:
+def make_image(seed: int, size: tuple[int, int] = (24, 32)) -> tuple[np.ndarray, np.ndarray]:
     """A dark disc on noise, (H, W, 3) uint8, and its mask, (H, W) in {0, 255}."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[: size[0], : size[1]]
@@ -25,7 +25,7 @@ def photograph(seed: int, size: tuple[int, int] = (24, 32)) -> tuple[np.ndarray,
 
 
 def metadata(lesions: int) -> pd.DataFrame:
-    """Rows in HAM10000's columns: lesion i has 1 + i % 2 photographs, diagnoses take turns."""
+    """Rows in HAM10000's columns: lesion i has 1 + i % 2 images, diagnoses take turns."""
     rows = []
     for lesion in range(lesions):
         for _ in range(1 + lesion % 2):
@@ -52,7 +52,7 @@ def write_dataverse(root: Path, lesions: int = 42, size: tuple[int, int] = (24, 
     for folder in (*parts, masks):
         folder.mkdir(parents=True)
     for number, image_id in enumerate(table["image_id"]):
-        image, mask = photograph(number, size)
+        image, mask = make_image(number, size)
         Image.fromarray(image).save(parts[number % 2] / f"{image_id}.jpg")
         Image.fromarray(mask).save(masks / f"{image_id}_segmentation.png")
     table.to_csv(root / "HAM10000_metadata.csv", index=False)
@@ -60,7 +60,7 @@ def write_dataverse(root: Path, lesions: int = 42, size: tuple[int, int] = (24, 
 
 
 def write_all_but_a_mask(root: Path) -> Path:
-    """The Dataverse layout, where the first photograph has no mask; gives its root."""
+    """The Dataverse layout, where the first image has no mask; gives its root."""
     write_dataverse(root)
     (root / "HAM10000_segmentations_lesion_tschandl" / "ISIC_0000000_segmentation.png").unlink()
     return root
@@ -72,7 +72,7 @@ def write_mirror(root: Path, lesions: int = 14) -> pd.DataFrame:
     for name in ("images", "masks"):
         (root / name).mkdir(parents=True)
     for number, image_id in enumerate(table["image_id"]):
-        image, mask = photograph(number)
+        image, mask = make_image(number)
         Image.fromarray(image).save(root / "images" / f"{image_id}.jpg")
         Image.fromarray(mask).save(root / "masks" / f"{image_id}_segmentation.png")
     hot = pd.get_dummies(table["dx"].str.upper()).astype(float)
@@ -104,14 +104,14 @@ def write_task3(root: Path, lesions: int = 14) -> pd.DataFrame:
     return table
 
 
-def write_task1(root: Path, photographs: int = 20) -> None:
-    """ISIC 2018, Task 1: photographs and masks, a licence among the former."""
+def write_task1(root: Path, images: int = 20) -> None:
+    """ISIC 2018, Task 1: images and masks, a licence among the former."""
     folders = root / "ISIC2018_Task1-2_Training_Input", root / "ISIC2018_Task1_Training_GroundTruth"
     for folder in folders:
         folder.mkdir(parents=True)
     (folders[0] / "LICENSE.txt").touch()
-    for number in range(photographs):
-        image, mask = photograph(number)
+    for number in range(images):
+        image, mask = make_image(number)
         Image.fromarray(image).save(folders[0] / f"ISIC_{number:07d}.jpg")
         Image.fromarray(mask).save(folders[1] / f"ISIC_{number:07d}_segmentation.png")
 
@@ -124,7 +124,7 @@ def write_own(root: Path, lesions: int = 14) -> pd.DataFrame:
     for name in ("photos", "outlines"):
         (root / name).mkdir(parents=True)
     for number, row in enumerate(table.itertuples()):
-        image, mask = photograph(number)
+        image, mask = make_image(number)
         Image.fromarray(image).save(root / row.image)
         Image.fromarray(mask).save(root / row.mask)
     table.to_csv(root / "mine.csv", index=False)
@@ -132,17 +132,17 @@ def write_own(root: Path, lesions: int = 14) -> pd.DataFrame:
 
 
 def ham10000_table(seed: int = 0) -> pd.DataFrame:
-    """A case table of 10,015 photographs of 7,470 lesions with HAM10000's class counts and multiplicities."""
+    """A case table of 10,015 images of 7,470 lesions with HAM10000's class counts and multiplicities."""
     rng = np.random.default_rng(seed)
     left = dict(HAM10000_CLASSES)
     rows = []
-    for photographs in sorted(HAM10000_MULTIPLICITIES, reverse=True):  # single ones last, so that every count comes out
-        for _ in range(HAM10000_MULTIPLICITIES[photographs]):
-            room = [dx for dx in left if left[dx] >= photographs]
+    for images in sorted(HAM10000_MULTIPLICITIES, reverse=True):  # single ones last, so that every count comes out
+        for _ in range(HAM10000_MULTIPLICITIES[images]):
+            room = [dx for dx in left if left[dx] >= images]
             weights = np.array([left[dx] for dx in room], dtype=float)
             dx = room[rng.choice(len(room), p=weights / weights.sum())]
-            left[dx] -= photographs
-            rows += [dx] * photographs
+            left[dx] -= images
+            rows += [dx] * images
     sizes = np.repeat(list(HAM10000_MULTIPLICITIES)[::-1], list(HAM10000_MULTIPLICITIES.values())[::-1])
     lesions = np.repeat([f"HAM_{number:07d}" for number in rng.permutation(len(sizes))], sizes)
     table = pd.DataFrame({"lesion_id": lesions, "dx": pd.Categorical(rows, categories=list(DX))})

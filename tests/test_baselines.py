@@ -147,7 +147,7 @@ def run(synthetic_root: Path, tmp_path: Path) -> Run:
     """The folder of a finished run on the shared photographs, whose network is always right."""
     table = sources.read(synthetic_root)
     run = Run(tmp_path / "run")
-    split = splits.draw(table, 3, 0)
+    split = splits.make_split(table, 3, 0)
     splits.save(split, run.split_file)
     (run.path / ".hydra").mkdir()
     data = {

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
-from layouts import photograph, write_all_but_a_mask, write_dataverse, write_mirror, write_own, write_task1
+from layouts import make_image, write_all_but_a_mask, write_dataverse, write_mirror, write_own, write_task1
 from PIL import Image
 
 from skinmtl.data import cache, file_hashes, lesion_groups, sources, splits, transforms
@@ -94,7 +94,7 @@ def test_attributes_tell_what_the_data_is(root: Path) -> None:
     assert data.mask_classes == ("skin", "lesion")
     assert data.split_hash == digest(data.split_file)
     assert not data.leaky
-    assert np.array_equal(np.sort(np.concatenate([data.rows(stage) for stage in splits.STAGES])), np.arange(63))
+    assert np.array_equal(np.sort(np.concatenate([data.rows(stage) for stage in splits.SPLITS])), np.arange(63))
     assert data.class_counts() == [(data.table["dx"].iloc[data.rows("train")] == dx).sum() for dx in data.dx_classes]
     assert make(root, fold=1).rows("test").tolist() != data.rows("test").tolist()
     assert make(root, size=16).size == (16, 16)
@@ -295,7 +295,7 @@ def test_files_that_are_the_same_are_on_one_side_and_are_compared_once(
     assert all(side[1][first] == side[1][second] for first, second in copies)
     assert data.certificate()["duplicates"]["pairs"] == [list(pair) for pair in copies]
 
-    with pytest.raises(Faults, match="groups of duplicates on two sides"):
+    with pytest.raises(Faults, match="groups of duplicates in more than one split"):
         make(tmp_path / "data", split=str(torn.split_file))
     monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} is read again"))
     assert lesion_groups.same_files(data.table.iloc[:0]) == []
@@ -329,7 +329,7 @@ def test_class_aware_draws_lesions_as_the_split_groups_them(root: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["shuffle", "class_balanced", "class_aware"])
 def test_photographs_without_any_diagnosis_make_batches(tmp_path: Path, kind: str) -> None:
-    write_task1(tmp_path / "task1", photographs=30)
+    write_task1(tmp_path / "task1", images=30)
     (tmp_path / "task1" / "ISIC2018_Task1_Training_GroundTruth" / "ISIC_0000003_segmentation.png").unlink()
     data = make(tmp_path / "task1", allow_leak=True, layout="isic2018_task1")
     data.sampler = {"shuffle": Shuffle, "class_balanced": class_balanced, "class_aware": class_aware}[kind]()
@@ -440,7 +440,7 @@ def other(root: Path, tmp_path: Path) -> Path:
     new = {old: f"OWN_{number:03d}" for number, old in enumerate(table["image"]) if number > 1}
     for number, (old, name) in enumerate(new.items()):
         (folder / "images" / f"{old}.jpg").unlink()
-        Image.fromarray(photograph(1000 + number)[0]).save(folder / "images" / f"{name}.jpg")
+        Image.fromarray(make_image(1000 + number)[0]).save(folder / "images" / f"{name}.jpg")
     first = root / "HAM10000_images_part_1" / "ISIC_0000004.jpg"
     (folder / "images" / "OWN_009.jpg").write_bytes(first.read_bytes())
     table["image"] = table["image"].replace(new)
@@ -529,7 +529,7 @@ def test_files_of_both_sources_are_read_once(
 def test_lesions_that_sources_share_by_known_duplicates_are_left_out_whole(root: Path, tmp_path: Path) -> None:
     rows = [("OWN_0", "A"), ("OWN_1", "A"), ("OWN_2", "B"), ("OWN_3", "C"), ("OWN_4", "D"), ("OWN_5", "D")]
     for number, (name, _) in enumerate(rows):
-        Image.fromarray(photograph(2000 + number)[0]).save(tmp_path / f"{name}.jpg")
+        Image.fromarray(make_image(2000 + number)[0]).save(tmp_path / f"{name}.jpg")
     shutil.copy(root / "HAM10000_images_part_1" / "ISIC_0000002.jpg", tmp_path / "OWN_4.jpg")
     table = pd.DataFrame(rows, columns=["image_id", "lesion_id"])
     table.assign(image=table["image_id"] + ".jpg", dx="nv").to_csv("own.csv", index=False)
@@ -558,7 +558,7 @@ def test_one_file_on_two_sides_of_a_split_is_warned_of(
 def test_a_lesion_that_the_other_source_spells_otherwise_does_not_train(root: Path, tmp_path: Path) -> None:
     lesion = sources.read(root)["lesion_id"].iloc[0]
     for number in range(3):
-        Image.fromarray(photograph(3000 + number)[0]).save(tmp_path / f"OWN_{number}.jpg")
+        Image.fromarray(make_image(3000 + number)[0]).save(tmp_path / f"OWN_{number}.jpg")
     table = pd.DataFrame({"image": [f"OWN_{number}.jpg" for number in range(3)], "dx": "nv"})
     table.assign(lesion_id=["A", "A", "B"]).to_csv("own.csv", index=False)
     assert len(Also("own.csv", share=0.25).read(sources.read(root))) == 3
@@ -585,17 +585,17 @@ def epochs_of(data: DataModule, epoch: int) -> list[list[int]]:
 
 def test_a_second_source_with_strange_diagnoses_or_nothing_of_its_own_is_refused(root: Path, other: Path) -> None:
     table = sources.read(root)
-    with pytest.raises(InputError, match="every photograph is one of data.root, too"):
+    with pytest.raises(InputError, match="every image is one of data.root, too"):
         Also(str(root), share=0.5).read(table)
     fewer = table[table["dx"] != "mel"].assign(dx=lambda t: t["dx"].cat.remove_unused_categories())
-    with pytest.raises(InputError, match="diagnoses that the photographs at data.root do not have: mel"):
+    with pytest.raises(InputError, match="diagnoses that the images at data.root do not have: mel"):
         Also(str(other), share=0.5).read(fewer)
 
 
 def test_shares_have_to_leave_room_and_to_hold_a_photograph(root: Path) -> None:
     assert places({}, 8) == [8]
     assert places({"a": Also("a", 0.25), "b": Also("b", 0.5)}, 8) == [2, 2, 4]
-    with pytest.raises(ConfigError, match=r"data.also.a.share: 0.05 of a batch of 8 is no photograph"):
+    with pytest.raises(ConfigError, match=r"data.also.a.share: 0.05 of a batch of 8 is no image"):
         places({"a": Also("a", 0.05)}, 8)
     with pytest.raises(ConfigError, match="data.also: together they fill all 8 places"):
         places({"a": Also("a", 0.5), "b": Also("b", 0.5)}, 8)
@@ -636,12 +636,12 @@ def test_groups_of_diagnoses_are_the_classes_everywhere(root: Path) -> None:
 def test_groups_leave_split_hash_data_hash_and_certificate_as_they_are(root: Path) -> None:
     apart, data = make(root), make(root, diagnoses=GROUPS, mask_classes=Trimap())
     assert (data.split_hash, data.data_hash) == (apart.split_hash, apart.data_hash)
-    for stage in splits.STAGES:
+    for stage in splits.SPLITS:
         assert np.array_equal(data.rows(stage), apart.rows(stage))
     assert data.certificate() == apart.certificate()
     # A table that has only the groups is another table, of which another split is drawn.
     relabelled = apart.table.assign(dx=data.table["dx"])
-    assert splits.get(relabelled, 5, 0, Path("other")).name != data.split_file.name
+    assert splits.find_or_make(relabelled, 5, 0, Path("other")).name != data.split_file.name
 
 
 def test_groups_hold_for_a_second_source_too(root: Path, other: Path) -> None:

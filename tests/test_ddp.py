@@ -30,7 +30,7 @@ from skinmtl import losses
 from skinmtl.balancing.weighting import Fixed
 from skinmtl.config.build import build
 from skinmtl.data.dataset import Loader, collate
-from skinmtl.data.samplers import InOrder, Place
+from skinmtl.data.samplers import SampleKey, SequentialSampler
 from skinmtl.distributed import collectives
 from skinmtl.distributed.launch import together
 from skinmtl.errors import ConfigError, Diverged, Interrupted, ResourceError
@@ -83,7 +83,7 @@ class Drawn(Dataset[Sample]):
         self.images, self.masks = rng.integers(0, 256, (17, 8, 8, 3)), rng.integers(0, 2, (17, 8, 8))
         self.dx, self.asked = rng.integers(0, 3, 17), []
 
-    def __getitem__(self, place: Place) -> Sample:
+    def __getitem__(self, place: SampleKey) -> Sample:
         row = place[2]
         self.asked.append(row)
         image, mask = self.images[row].astype(np.uint8), self.masks[row].astype(np.uint8)
@@ -130,7 +130,7 @@ def validated(n: int, batch_size: int, rank: int, cls: str = "none 0.0") -> tupl
         facts={},
     )
     drawn = Drawn()
-    loader = Loader(drawn, batch_size, sampler=InOrder(range(n), rank, 2, batch_size), collate_fn=collate)
+    loader = Loader(drawn, batch_size, sampler=SequentialSampler(range(n), rank, 2, batch_size), collate_fn=collate)
     quiet = {f"enable_{name}": False for name in ("checkpointing", "progress_bar", "model_summary")}
     trainer = pl.Trainer(
         accelerator="cpu", devices=2, strategy="ddp", logger=False, use_distributed_sampler=False,

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from training import compose
 
 from skinmtl.config.diagnosis_groups import Groups, check_groups
-from skinmtl.data.diagnosis_groups import grouped
+from skinmtl.data.diagnosis_groups import group_diagnoses
 from skinmtl.data.sources import DX
 from skinmtl.errors import Faults
 
@@ -19,7 +19,7 @@ def table(*dx: str | None) -> pd.DataFrame:
 
 
 def test_groups_are_the_classes_in_their_order_and_rest_is_all_others() -> None:
-    of = grouped(table(*DX, None), {"benign": "rest", "malignant": ["mel", "bcc", "akiec"]})
+    of = group_diagnoses(table(*DX, None), {"benign": "rest", "malignant": ["mel", "bcc", "akiec"]})
     assert of["dx"].cat.categories.tolist() == ["benign", "malignant"]
     assert of["dx"].tolist()[:7] == [
         "malignant" if dx in ("akiec", "bcc", "mel") else "benign"
@@ -31,14 +31,14 @@ def test_groups_are_the_classes_in_their_order_and_rest_is_all_others() -> None:
 
 def test_three_named_groups_need_no_rest() -> None:
     groups = {"b": ["bkl", "df", "vasc"], "a": ["akiec", "bcc"], "c": ["mel", "nv"]}
-    of = grouped(table("nv", "df"), groups)
+    of = group_diagnoses(table("nv", "df"), groups)
     assert of["dx"].cat.categories.tolist() == ["b", "a", "c"]
     assert of["dx"].cat.codes.tolist() == [2, 0]
 
 
 def test_a_number_is_no_name_and_in_quotes_it_is_one() -> None:
     of = pd.DataFrame({"image_id": ["a", "b"], "dx": pd.Categorical(["0", "1"])})
-    assert grouped(of, {"well": ["0"], "sick": ["1"]})["dx"].tolist() == ["well", "sick"]
+    assert group_diagnoses(of, {"well": ["0"], "sick": ["1"]})["dx"].tolist() == ["well", "sick"]
     for groups, where in (
         ({"well": [0], "sick": ["1"]}, "well: 0"),
         ({"well": ["True"], "sick": [True]}, "sick: True"),
@@ -88,5 +88,5 @@ def test_groups_that_no_data_could_have_are_refused_in_one_line(groups: Groups, 
 )
 def test_groups_that_do_not_fit_the_data_are_refused_in_one_line(groups: Groups, line: str) -> None:
     with pytest.raises(Faults) as caught:
-        grouped(table("mel", "nv"), groups)
+        group_diagnoses(table("mel", "nv"), groups)
     assert str(caught.value).startswith(line) and "\n" not in str(caught.value)

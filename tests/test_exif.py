@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from layouts import photograph
+from layouts import make_image
 from PIL import Image, PngImagePlugin
 
 from skinmtl.data.images.reading import read_image
@@ -35,7 +35,7 @@ def exif(orientation: int | None = None) -> Image.Exif:
 
 def jpeg(mode: str = "RGB", **options: object) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(photograph(0)[0]).convert(mode).save(file, "JPEG", **options)
+    Image.fromarray(make_image(0)[0]).convert(mode).save(file, "JPEG", **options)
     return file.getvalue()
 
 
@@ -54,7 +54,7 @@ def planted(data: bytes) -> bytes:
 
 
 def pixels(data: bytes, folder: Path) -> np.ndarray:
-    path = folder / "photograph"
+    path = folder / "image"
     path.write_bytes(data)
     return read_image(path)
 
@@ -105,8 +105,8 @@ def test_an_orientation_that_only_xmp_says_is_kept_as_the_decoder_sees_it(tmp_pa
     np.testing.assert_array_equal(pixels(without_metadata(data, tmp_path), tmp_path), pixels(data, tmp_path))
 
 
-def test_a_preview_behind_the_photograph_goes_with_its_index(tmp_path: Path) -> None:
-    frames, file = [Image.fromarray(photograph(seed)[0]) for seed in range(2)], io.BytesIO()
+def test_a_preview_behind_the_image_goes_with_its_index(tmp_path: Path) -> None:
+    frames, file = [Image.fromarray(make_image(seed)[0]) for seed in range(2)], io.BytesIO()
     frames[0].save(file, "MPO", save_all=True, append_images=frames[1:], exif=exif())
     assert Image.open(io.BytesIO(file.getvalue())).format == "MPO"
     clean = without_metadata(file.getvalue(), tmp_path)
@@ -124,7 +124,7 @@ def test_the_colour_profile_stays(tmp_path: Path) -> None:
 
 
 def png(mode: str = "RGB", orientation: int | None = None, behind: bool = False) -> bytes:
-    image, file = Image.fromarray(photograph(0)[0]).convert(mode), io.BytesIO()
+    image, file = Image.fromarray(make_image(0)[0]).convert(mode), io.BytesIO()
     words = PngImagePlugin.PngInfo()
     words.add_text("Author", NAME.decode())
     words.add_text("Comment", NAME.decode(), zip=True)
@@ -155,16 +155,16 @@ def test_a_png_loses_every_word_and_no_pixel(tmp_path: Path, mode: str, orientat
 
 
 def test_a_palette_that_runs_backwards_stays(tmp_path: Path) -> None:
-    mask, file = Image.fromarray(photograph(0)[1] // 255).convert("P"), io.BytesIO()
+    mask, file = Image.fromarray(make_image(0)[1] // 255).convert("P"), io.BytesIO()
     mask.putpalette([255] * 3 + [0] * 3)
     mask.save(file, "PNG")
     assert without_metadata(file.getvalue(), tmp_path) == file.getvalue()
 
 
 def test_an_animated_png_stays_animated_and_is_refused_by_the_decoder(tmp_path: Path) -> None:
-    frames, file = [Image.fromarray(photograph(seed)[0]) for seed in range(2)], io.BytesIO()
+    frames, file = [Image.fromarray(make_image(seed)[0]) for seed in range(2)], io.BytesIO()
     frames[0].save(file, "PNG", save_all=True, append_images=frames[1:])
-    with pytest.raises(InputError, match="several pictures"):
+    with pytest.raises(InputError, match="several images"):
         pixels(without_metadata(file.getvalue(), tmp_path), tmp_path)
 
 
@@ -187,8 +187,8 @@ def test_what_cannot_be_followed_is_named(
     tmp_path: Path, spoil: Callable[[bytes], bytes], kind: Callable[[], bytes]
 ) -> None:
     data = kind().removesuffix(NAME)
-    with pytest.raises(InputError, match="photograph.jpg: ") as caught:
-        without_metadata(spoil(data), Path("photograph.jpg"))
+    with pytest.raises(InputError, match="image.jpg: ") as caught:
+        without_metadata(spoil(data), Path("image.jpg"))
     assert len(str(caught.value).splitlines()) == 1
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from layouts import photograph
+from layouts import make_image
 from PIL import Image, ImageOps
 
 from skinmtl.data import sources
@@ -16,7 +16,7 @@ from skinmtl.data.images import reading
 from skinmtl.data.images.reading import fit_image, fit_mask, read_image, read_mask
 from skinmtl.errors import InputError
 
-IMAGE, MASK = photograph(0, (30, 40))
+IMAGE, MASK = make_image(0, (30, 40))
 
 
 def save(path: Path, pixels: np.ndarray, mode: str = "RGB", **options: object) -> Path:
@@ -31,19 +31,19 @@ def pillow(path: Path, mode: str | None = None, upright: bool = False) -> np.nda
         return np.asarray(image.convert(mode) if mode else image)
 
 
-def test_a_photograph_has_the_pixels_that_pillow_decodes(tmp_path: Path) -> None:
+def test_an_image_has_the_pixels_that_pillow_decodes(tmp_path: Path) -> None:
     path = save(tmp_path / "a.jpg", IMAGE)
     assert np.array_equal(read_image(path), pillow(path))
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK", "RGBA"])
-def test_legal_odd_photographs_become_rgb(tmp_path: Path, mode: str) -> None:
+def test_legal_odd_images_become_rgb(tmp_path: Path, mode: str) -> None:
     path = save(tmp_path / ("a.tif" if mode == "CMYK" else "a.png"), IMAGE, mode)
     assert np.array_equal(read_image(path), pillow(path, "RGB"))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_photograph_is_turned_upright(tmp_path: Path, orientation: int) -> None:
+def test_an_image_is_turned_upright(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[reading.ORIENTATION] = orientation
     path = save(tmp_path / "a.jpg", IMAGE, exif=exif)
@@ -111,7 +111,7 @@ BROKEN: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_photograph_is_named_in_one_line(tmp_path: Path, name: str) -> None:
+def test_a_broken_image_is_named_in_one_line(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     BROKEN[name](path)
     with pytest.raises(InputError, match=name) as caught:
@@ -176,11 +176,11 @@ def test_a_mask_of_other_values_lossy_coloured_or_of_another_size_is_refused(tmp
         read_mask(tmp_path / "deep.png")
     with pytest.raises(InputError, match=r"red\.png: a mask in colours"):
         read_mask(save(tmp_path / "red.png", IMAGE))
-    with pytest.raises(InputError, match=r"m\.png: the mask is 40 x 30 pixels, its photograph 30 x 40"):
+    with pytest.raises(InputError, match=r"m\.png: the mask is 40 x 30 pixels, its image 30 x 40"):
         read_mask(save(tmp_path / "m.png", MASK, "L"), size=(40, 30))
 
 
-def test_a_shrunken_photograph_holds_means_of_areas() -> None:
+def test_a_shrunken_image_holds_means_of_areas() -> None:
     means = IMAGE.reshape(10, 3, 10, 4, 3).mean(axis=(1, 3))
     assert np.abs(fit_image(IMAGE, (10, 10)).astype(float) - means).max() <= 0.5 + 1e-6
 

@@ -1,4 +1,4 @@
-"""Photographs and masks that are broken or odd, through every door that decodes."""
+"""Images and masks that are broken or odd, through every door that decodes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from layouts import photograph, write_dataverse
+from layouts import make_image, write_dataverse
 from nobody import as_nobody
 from PIL import Image
 from training import CONF, SHORT, train
@@ -35,8 +35,8 @@ from skinmtl.evaluation.predict import Predictor
 from skinmtl.runs.run import Run
 
 SIZE = (24, 32)
-IMAGE, MASK = photograph(0, SIZE)
-NUMBER = 5  # of the photograph that is broken, among 21
+IMAGE, MASK = make_image(0, SIZE)
+NUMBER = 5  # of the image that is broken, among 21
 
 
 def picture(kind: str = "JPEG", pixels: np.ndarray = IMAGE, mode: str = "RGB", **options: object) -> Callable:
@@ -99,7 +99,7 @@ def frames(kind: str) -> Callable:
 
 
 THREE = np.where(np.arange(SIZE[0])[:, None] < 3, 7, MASK).astype(np.uint8)
-BROKEN_PHOTOGRAPHS: dict[str, Callable[[Path], object]] = {
+BROKEN_IMAGES: dict[str, Callable[[Path], object]] = {
     "empty.jpg": lambda path: path.write_bytes(b""),
     "page.jpg": lambda path: path.write_text("<html>404</html>"),
     "half.jpg": cut(picture(), 0.5),
@@ -124,7 +124,7 @@ BROKEN_PHOTOGRAPHS: dict[str, Callable[[Path], object]] = {
     "dangling.jpg": lambda path: path.symlink_to("nowhere"),
     "missing.jpg": lambda path: None,
 }
-# Name: how the photograph is written, and how its mask is.
+# Name: how the image is written, and how its mask is.
 BROKEN_PAIRS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object]]] = {
     "turned with a mask": (picture(exif=turned(6)), picture("PNG", MASK, "L")),
     "mask of another size": (picture(), picture("PNG", MASK[:-1], "L")),
@@ -143,14 +143,14 @@ ODD: dict[str, Callable[[Path], object]] = {
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """31 photographs; splits and caches go beside them."""
+    """31 images; splits and caches go beside them."""
     monkeypatch.chdir(tmp_path)
     write_dataverse(tmp_path / "data", lesions=21, size=SIZE)
     return tmp_path / "data"
 
 
 def replace(root: Path, photo: Callable[[Path], object], mask: Callable[[Path], object] | None) -> tuple[Path, Path]:
-    """Write photograph and mask of `NUMBER` anew; without a mask its mask is removed."""
+    """Write image and mask of `NUMBER` anew; without a mask its mask is removed."""
     places = [next(root.glob(f"*/ISIC_{NUMBER:07d}{suffix}")) for suffix in (".jpg", "_segmentation.png")]
     for place, write in zip(places, (photo, mask), strict=True):
         place.unlink()
@@ -178,9 +178,9 @@ def lines(said: str) -> list[str]:
     return [line for line in said.splitlines() if line.strip()]
 
 
-@pytest.mark.parametrize("name", [*sorted(BROKEN_PHOTOGRAPHS.keys() - NOT_IN_TABLES), *BROKEN_PAIRS])
+@pytest.mark.parametrize("name", [*sorted(BROKEN_IMAGES.keys() - NOT_IN_TABLES), *BROKEN_PAIRS])
 def test_cache_and_decoding_stop_with_one_line_that_names_the_file(root: Path, name: str) -> None:
-    pair = BROKEN_PAIRS.get(name) or (BROKEN_PHOTOGRAPHS[name], picture("PNG", MASK, "L"))
+    pair = BROKEN_PAIRS.get(name) or (BROKEN_IMAGES[name], picture("PNG", MASK, "L"))
     places = replace(root, *pair)
     for door_ in ("the cache", "decoding"):
         with pytest.raises(SkinmtlError) as caught:
@@ -195,7 +195,7 @@ def test_cache_and_decoding_stop_with_one_line_that_names_the_file(root: Path, n
     assert not any(path.suffix in (".npy", ".tmp") for path in files(Path()))
 
 
-def test_whole_photographs_go_through_the_same_doors(root: Path) -> None:
+def test_whole_images_go_through_the_same_doors(root: Path) -> None:
     replace(root, picture(), picture("PNG", MASK, "L"))
     for cache in ("auto", "off"):
         data = data_module(root, cache)
@@ -205,11 +205,11 @@ def test_whole_photographs_go_through_the_same_doors(root: Path) -> None:
 def test_the_training_command_lists_all_of_them_at_once(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = [name for name in BROKEN_PHOTOGRAPHS if name not in NOT_IN_TABLES | {"missing.jpg"}]
+    names = [name for name in BROKEN_IMAGES if name not in NOT_IN_TABLES | {"missing.jpg"}]
     broken = sorted(root.glob("*/*.jpg"))[: len(names)]
     for path, name in zip(broken, names, strict=True):
         path.unlink()
-        BROKEN_PHOTOGRAPHS[name](path)
+        BROKEN_IMAGES[name](path)
     argv = ["train.py", "experiment=resnet18_unet", *SHORT, f"data.root={root}"]
     monkeypatch.setattr(sys, "argv", argv)
     assert cli_train.main(CONF, argv) == 2
@@ -231,11 +231,11 @@ def test_prediction_lists_all_of_them_and_predicts_the_others(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "given").mkdir()
-    given = [tmp_path / "given" / name for name in BROKEN_PHOTOGRAPHS]
+    given = [tmp_path / "given" / name for name in BROKEN_IMAGES]
     for path in given:
-        BROKEN_PHOTOGRAPHS[path.name](path)
+        BROKEN_IMAGES[path.name](path)
     picture()(tmp_path / "whole.jpg")
-    # A folder that is called like a photograph is given by the folder around it.
+    # A folder that is called like an image is given by the folder around it.
     (tmp_path / "around").mkdir()
     shutil.move(tmp_path / "given" / "folder.jpg", tmp_path / "around")
     words = [str(path) for path in [*given, tmp_path / "whole.jpg"] if path.name != "folder.jpg"]
@@ -249,7 +249,7 @@ def test_prediction_lists_all_of_them_and_predicts_the_others(
     assert {path.stem for folder in ("masks", "overlays") for path in (out / folder).iterdir()} == {"whole"}
 
 
-def test_evaluation_stops_where_a_photograph_has_rotted(
+def test_evaluation_stops_where_an_image_has_rotted(
     run: Run, synthetic_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(synthetic_root, tmp_path / "data")
@@ -273,7 +273,7 @@ def test_a_files_name_cannot_break_the_line(tmp_path: Path) -> None:
 
 
 def _read_or_said(folder: Path) -> list[str]:
-    """What each door says of a photograph that may not be read."""
+    """What each door says of an image that may not be read."""
     said = []
     for name in ("open.jpg", "closed.jpg"):
         for read in (lambda path: read_image(path), lambda path: Photographs([str(path)], [None], SIZE).read(0)):
@@ -286,7 +286,7 @@ def _read_or_said(folder: Path) -> list[str]:
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
-def test_a_photograph_that_may_not_be_read_is_named(public: Path) -> None:
+def test_an_image_that_may_not_be_read_is_named(public: Path) -> None:
     for name, rights in (("open.jpg", 0o644), ("closed.jpg", 0)):
         picture()(public / name)
         (public / name).chmod(rights)
@@ -318,12 +318,12 @@ print(peak() - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for the peak of memory")
-def test_enormous_photographs_are_refused_by_their_header(tmp_path: Path) -> None:
+def test_enormous_images_are_refused_by_their_header(tmp_path: Path) -> None:
     rises = {}
     for name, reader in (("enormous.png", "ours"), ("huge.png", "ours"), ("huge.png", "bare")):
         path = tmp_path / name
         if not path.exists():
-            BROKEN_PHOTOGRAPHS[name](path)
+            BROKEN_IMAGES[name](path)
         assert path.stat().st_size < 2e6
         command = [sys.executable, "-c", PEAK, str(path), reader]
         paths = os.pathsep.join([str(CONF.parent), os.environ["PYTHONPATH"]])
@@ -348,7 +348,7 @@ class Listening(torch.nn.Module):
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_odd_photographs_are_the_same_pixels_in_training_and_prediction(root: Path, name: str) -> None:
+def test_odd_images_are_the_same_pixels_in_training_and_prediction(root: Path, name: str) -> None:
     path, _ = replace(root, ODD[name], None)
     network = Listening()
     Predictor(network, ["cls"], ["skin", "lesion"], ["mel", "nv"], (16, 20), "cpu").predict(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-from layouts import photograph
+from layouts import make_image
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -84,7 +84,7 @@ def test_a_lesion_no_wider_than_the_band_is_border_throughout() -> None:
 
 
 def test_a_resized_trimap_is_a_picture_of_the_same_band() -> None:
-    _, mask = photograph(3, (450, 600))
+    _, mask = make_image(3, (450, 600))
     lesion = mask // 255
     derived_first = fit_mask(Trimap().of(lesion), (256, 256))
     share = (derived_first == 1).mean() / (Trimap().of(lesion) == 1).mean()

@@ -11,7 +11,7 @@ import pytest
 from layouts import write_dataverse, write_mirror, write_own, write_task3
 
 from skinmtl.data import lesion_groups, sources, splits
-from skinmtl.data.diagnosis_groups import named
+from skinmtl.data.diagnosis_groups import named_diagnoses
 from skinmtl.errors import Faults
 
 WORDS = [
@@ -69,19 +69,17 @@ def test_a_word_for_missing_is_missing_in_every_column_that_may_be_blank(own: Pa
 
 @pytest.mark.parametrize("word", WORDS)
 @pytest.mark.parametrize("column", ["lesion_id", "image_id", "image"])
-def test_what_every_photograph_needs_is_refused_with_its_rows(
-    own: Path, tmp_path: Path, column: str, word: str
-) -> None:
+def test_what_every_image_needs_is_refused_with_its_rows(own: Path, tmp_path: Path, column: str, word: str) -> None:
     with pytest.raises(Faults, match=rf"{column} is missing: row 6 .*row 7 "):
         sources.read(with_cells(own, tmp_path / "own", {column: word}))
 
 
 def test_a_word_is_a_diagnosis_where_the_users_own_classes_name_it(own: Path, tmp_path: Path) -> None:
     root = with_cells(own, tmp_path / "own", {"dx": "none", "sex": "none"})
-    table = sources.read(root, names=named({"lesion": ["akiec", "bcc", "bkl"], "healthy": ["none"]}))
+    table = sources.read(root, names=named_diagnoses({"lesion": ["akiec", "bcc", "bkl"], "healthy": ["none"]}))
     assert "none" in table["dx"].cat.categories and (table["dx"] == "none").sum() == 17
     assert (table["sex"] == "none").sum() == 0, "in the column of diagnoses alone"
-    assert "none" not in sources.read(root, names=named({"rest": "rest", "b": ["nv"]}))["dx"].cat.categories
+    assert "none" not in sources.read(root, names=named_diagnoses({"rest": "rest", "b": ["nv"]}))["dx"].cat.categories
 
 
 def test_what_was_taken_for_missing_is_said_with_its_number_of_rows(
@@ -121,7 +119,7 @@ def test_lesions_joined_from_a_table_or_from_groupings_are_never_a_word(tmp_path
     assert sources.read(root)["dx_type"].notna().sum() == 4
 
 
-def test_a_pair_of_duplicates_names_two_photographs(tmp_path: Path) -> None:
+def test_a_pair_of_duplicates_names_two_images(tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_text("first,second\nA,B\nC,NA\n,D\n")
     with pytest.raises(Faults) as caught:
         lesion_groups.read(tmp_path / "pairs.csv")
@@ -141,7 +139,7 @@ def test_a_split_file_joins_no_strangers_by_a_word(tmp_path: Path) -> None:
         "group is missing: row 3 (b), row 4 (c)",
     ]
     (tmp_path / "split.csv").write_text("image_id,group,fold_0\na,L1,train\nNA,NA,test\n")
-    assert list(splits.load(tmp_path / "split.csv")["image_id"]) == ["a", "NA"], "a photograph of that name is its own"
+    assert list(splits.load(tmp_path / "split.csv")["image_id"]) == ["a", "NA"], "an image of that name is its own"
 
 
 @pytest.mark.parametrize("labels", [["0", "1"], ["True", "False"], ["01", "1"], ["1.0", "1"], ["12.0", "1e3"]])
@@ -151,5 +149,5 @@ def test_labels_and_ids_are_what_is_written(own: Path, tmp_path: Path, labels: l
     table = sources.read(root)
     assert sorted(table["dx"].cat.categories) == sorted(labels)
     assert (table["lesion_id"] == "007.0").sum() == 2
-    path = splits.get(table, 2, 0, tmp_path / "splits")
+    path = splits.find_or_make(table, 2, 0, tmp_path / "splits")
     assert set(splits.load(path)["group"]) == set(table["lesion_id"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from layouts import photograph, write_all_but_a_mask
+from layouts import make_image, write_all_but_a_mask
 from scipy.stats import beta
 from test_datamodule import at, here, make, same  # noqa: F401  (`here` is a fixture that every test uses)
 from torch.nn import functional as F
@@ -34,7 +34,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def sample(seed: int, dx: int, size: tuple[int, int] = (24, 32), has_mask: bool = True) -> Sample:
     """A photograph whose red is a picture of its mask: lesion below 128."""
-    image, mask = photograph(seed, size)
+    image, mask = make_image(seed, size)
     return Sample(image=image, mask=mask // 255 * has_mask, has_mask=has_mask, dx=dx, index=seed)
 
 

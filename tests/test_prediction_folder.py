@@ -139,30 +139,30 @@ def test_a_folder_without_a_photograph_says_what_it_holds(
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "one.pdf").write_bytes(b"%PDF-1.7")
     assert predict(run, tmp_path / "letters") == 2
-    assert "no photograph there, but 'one.pdf' (a PDF)" in capsys.readouterr().err
+    assert "no image there, but 'one.pdf' (a PDF)" in capsys.readouterr().err
 
 
 def test_a_raw_picture_is_no_tiff_and_a_jpeg_called_heic_is_a_jpeg(tmp_path: Path) -> None:
     raw, mislabelled = draw(tmp_path / "a.nef", kind="tiff"), draw(tmp_path / "b.heic", kind="jpeg")
-    assert "a raw picture" in str(listing.foreign(raw))
-    assert listing.foreign(mislabelled) is None
+    assert "a raw image" in str(listing.unsupported_format(raw))
+    assert listing.unsupported_format(mislabelled) is None
 
 
 def test_a_photograph_given_twice_is_one(tmp_path: Path) -> None:
     file = draw(tmp_path / "a.png")
-    assert listing.listed([file, tmp_path, file]).photographs == [file]
+    assert listing.list_images([file, tmp_path, file]).images == [file]
 
 
 @pytest.mark.parametrize("names", [("a.jpg", "a.png"), ("A.jpg", "a.jpg"), ("1/a.jpg", "2/a.jpg")])
 def test_photographs_whose_masks_would_have_one_name_are_refused(tmp_path: Path, names: tuple[str, str]) -> None:
     files = [draw(tmp_path / name) for name in names]
     with pytest.raises(InputError, match="one name but for their ending or folder"):
-        listing.listed(files)
+        listing.list_images(files)
 
 
 def test_listing_ten_thousand_photographs_takes_no_time_for_each_pair(tmp_path: Path) -> None:
     began = time.process_time()
-    assert len(listing.listed([tmp_path / f"{i}.jpg" for i in range(10_015)]).photographs) == 10_015
+    assert len(listing.list_images([tmp_path / f"{i}.jpg" for i in range(10_015)]).images) == 10_015
     assert time.process_time() - began < 1.5, "1.9 s went into comparing names alone when each was counted in a list"
 
 
@@ -300,7 +300,7 @@ def test_a_link_to_a_photograph_is_a_photograph_of_its_own_name(tmp_path: Path) 
     os.link(first, tmp_path / "in" / "c.png")
     (tmp_path / "again").symlink_to("in")
     for given in ([first.parent], [first.parent, first], [first.parent, tmp_path / "again"]):
-        assert [path.name for path in listing.listed(given).photographs] == ["a.png", "b.png", "c.png"]
+        assert [path.name for path in listing.list_images(given).images] == ["a.png", "b.png", "c.png"]
 
 
 @pytest.mark.parametrize("replace", [False, True])

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from dataverse import Dataverse, serving
-from layouts import ham10000_table, photograph, write_dataverse, write_kaggle, write_mirror
+from layouts import ham10000_table, make_image, write_dataverse, write_kaggle, write_mirror
 from PIL import Image
 
 from skinmtl.cli import commands
@@ -180,11 +180,11 @@ def test_the_last_line_is_what_training_will_take(
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (lambda t: t[2:], "no row for these photographs: ISIC_0000000, ISIC_0000001"),
+        (lambda t: t[2:], "no row for these images: ISIC_0000000, ISIC_0000001"),
         (lambda t: t.assign(lesion_id=t["lesion_id"].where(t["image_id"] != "ISIC_0000003", "")), "ISIC_0000003"),
         (
             lambda t: pd.concat([t, t[:1].assign(lesion_id="x")]),
-            r"several lesions for one photograph: row 2 \(ISIC_0000",
+            r"several lesions for one image: row 2 \(ISIC_0000",
         ),
         (
             lambda t: t.drop(columns="dx").replace("HAM_0000001", "HAM_0000000"),
@@ -209,7 +209,7 @@ def test_names_and_places_are_gone_and_pixels_are_not(root: Path, out: Path) -> 
     image = next(root.glob("HAM10000_images_part_1/*.jpg"))
     block = Image.Exif()
     block[0x010E] = secret.decode()
-    Image.fromarray(photograph(3)[0]).save(image, exif=block, comment=secret)
+    Image.fromarray(make_image(3)[0]).save(image, exif=block, comment=secret)
     assert secret in image.read_bytes()
     command.bring([root], out)
     assert not any(secret in data for data in contents(out).values())
@@ -222,8 +222,8 @@ def test_every_fault_is_said_at_once_by_the_name_it_came_with_and_nothing_is_lef
     images[0].write_bytes(images[0].read_bytes()[:-300])
     images[1].write_bytes(b"")
     images[2].write_bytes(b"RIFF____WEBP")
-    Image.fromarray(photograph(0, (8, 8))[1]).save(masks[7])
-    Image.fromarray(photograph(0)[0]).save(masks[9])
+    Image.fromarray(make_image(0, (8, 8))[1]).save(masks[7])
+    Image.fromarray(make_image(0)[0]).save(masks[9])
     said = faults(lambda: command.bring([root], out))
     spoilt = [*images[:3], masks[7], masks[9]]
     assert sorted(line.partition(": ")[0] for line in said) == sorted(str(path.relative_to(root)) for path in spoilt)
@@ -234,7 +234,7 @@ def test_every_fault_is_said_at_once_by_the_name_it_came_with_and_nothing_is_lef
 def test_metadata_that_is_wrong_is_said_by_its_own_name(root: Path, out: Path) -> None:
     next(root.glob("HAM10000_images_part_1/*.jpg")).unlink()
     (said,) = faults(lambda: command.bring([root], out))
-    assert said.startswith("HAM10000_metadata.csv: no such photograph")
+    assert said.startswith("HAM10000_metadata.csv: no such image")
     assert os.listdir(out.parent) == ["found"]
 
 
@@ -307,7 +307,7 @@ def test_two_different_files_of_one_name_are_refused(root: Path, out: Path, tmp_
     shutil.copytree(root, tmp_path / "again")
     command.bring([root, tmp_path / "again"], out)
     image = next((tmp_path / "again").rglob("*.jpg"))
-    Image.fromarray(photograph(99)[0]).save(image)
+    Image.fromarray(make_image(99)[0]).save(image)
     assert "they differ" in faults(lambda: command.bring([root, tmp_path / "again"], tmp_path / "other"))[0]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from layouts import photograph, write_dataverse
+from layouts import make_image, write_dataverse
 from PIL import Image, ImageCms
 
 from skinmtl.cli import commands
@@ -21,7 +21,7 @@ from skinmtl.data.prepare.exif import without_metadata
 from skinmtl.errors import InputError
 from skinmtl.evaluation import baselines
 
-IMAGE, MASK = photograph(0, (30, 40))
+IMAGE, MASK = make_image(0, (30, 40))
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 # Red, green and blue of Adobe RGB (1998) and of sRGB in XYZ as profiles have it, under D50; from the two standards.
 ADOBE = np.array([[0.60974, 0.31111, 0.01947], [0.20528, 0.62567, 0.06087], [0.14919, 0.06322, 0.74457]]).T
@@ -75,7 +75,7 @@ def test_an_embedded_profile_makes_the_colours_those_of_srgb(tmp_path: Path, end
     assert np.abs(IMAGE - expected).max() > 15, "what it was read as before"
 
 
-def test_a_grey_photograph_with_a_grey_profile_has_the_greys_of_srgb(tmp_path: Path) -> None:
+def test_a_grey_image_with_a_grey_profile_has_the_greys_of_srgb(tmp_path: Path) -> None:
     grey = np.arange(256, dtype=np.uint8)[None].repeat(2, 0)
     Image.fromarray(grey).save(tmp_path / "a.png", icc_profile=profile(b"GRAY", 1.5))
     read = read_image(tmp_path / "a.png")
@@ -91,7 +91,7 @@ def test_pixels_that_are_srgb_stay_as_they_are_to_the_bit(tmp_path: Path, mode: 
     assert np.array_equal(read_image(tmp_path / "said.png"), read_image(tmp_path / "bare.png"))
 
 
-def test_a_cmyk_photograph_has_the_colours_of_its_profile_or_those_of_pillow(tmp_path: Path) -> None:
+def test_a_cmyk_image_has_the_colours_of_its_profile_or_those_of_pillow(tmp_path: Path) -> None:
     cmyk = Image.fromarray(IMAGE).convert("CMYK")
     cmyk.save(tmp_path / "bare.tif")
     assert np.array_equal(read_image(tmp_path / "bare.tif"), np.asarray(cmyk.convert("RGB")))
@@ -186,7 +186,7 @@ def test_every_kind_of_file_that_exif_turns_is_refused_with_a_mask_and_upright_w
     if orientation == 1:
         read_image(tmp_path / f"a.{ending}", has_mask=True)
     else:
-        with pytest.raises(InputError, match="EXIF orientation 6 turns this photograph"):
+        with pytest.raises(InputError, match="EXIF orientation 6 turns this image"):
             read_image(tmp_path / f"a.{ending}", has_mask=True)
 
 
@@ -237,7 +237,7 @@ def _otsu(root: Path) -> None:
 
 
 @pytest.mark.parametrize("reader", [_audit, _colours, _otsu])
-def test_baselines_and_audit_refuse_a_turned_photograph_with_a_mask_as_training_does(
+def test_baselines_and_audit_refuse_a_turned_image_with_a_mask_as_training_does(
     tmp_path: Path, reader: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -247,4 +247,4 @@ def test_baselines_and_audit_refuse_a_turned_photograph_with_a_mask_as_training_
     with pytest.raises((InputError, SystemExit)) as caught:
         reader(tmp_path / "data")
     said = str(caught.value) + capsys.readouterr().err
-    assert "ISIC_0000002.jpg: EXIF orientation 6 turns this photograph" in said
+    assert "ISIC_0000002.jpg: EXIF orientation 6 turns this image" in said

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import chisquare
 
 from skinmtl.data import samplers
-from skinmtl.data.samplers import EpochSampler, InOrder, Portion, Shuffle, Weighted
+from skinmtl.data.samplers import EpochSampler, Portion, SequentialSampler, Shuffle, Weighted
 
 ROWS = np.arange(100, 141)  # 41 rows of some larger table
 DX = np.repeat([0, 1, 2, -1], [25, 9, 3, 4])
@@ -82,14 +82,16 @@ def test_ranks_share_one_draw_with_equal_steps(world: int, make: Callable[[], Sh
 @pytest.mark.parametrize("n", range(18))
 def test_evaluation_sees_each_row_once_on_whatever_ranks(n: int) -> None:
     for world in (1, 2, 3):
-        shares = [list(InOrder(ROWS[:n], rank, world)) for rank in range(world)]
+        shares = [list(SequentialSampler(ROWS[:n], rank, world)) for rank in range(world)]
         assert sorted(row for share in shares for _, _, row in share) == ROWS[:n].tolist()
-        assert [len(share) for share in shares] == [len(InOrder(ROWS[:n], rank, world)) for rank in range(world)]
-    assert [row for _, _, row in InOrder(ROWS)] == ROWS.tolist()
+        assert [len(share) for share in shares] == [
+            len(SequentialSampler(ROWS[:n], rank, world)) for rank in range(world)
+        ]
+    assert [row for _, _, row in SequentialSampler(ROWS)] == ROWS.tolist()
 
 
 def test_ranks_take_turns_with_whole_batches_of_evaluation() -> None:
-    shares = [[row for _, _, row in InOrder(ROWS[:11], rank, 2, batch_size=4)] for rank in (0, 1)]
+    shares = [[row for _, _, row in SequentialSampler(ROWS[:11], rank, 2, batch_size=4)] for rank in (0, 1)]
     assert shares == [[*ROWS[:4], *ROWS[8:11]], [*ROWS[4:8]]]
 
 
@@ -124,13 +126,13 @@ def test_shares_are_those_of_the_papers() -> None:
     np.testing.assert_allclose(shares(samplers.effective_number(0.0)), n / n.sum())
 
 
-def test_class_aware_takes_lesions_equally_and_photographs_within_them() -> None:
+def test_class_aware_takes_lesions_equally_and_images_within_them() -> None:
     dx, lesion = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 2])
     np.testing.assert_allclose(samplers.class_aware().weights(dx, lesion), [1 / 8, 1 / 8, 1 / 4, 1 / 2])
 
 
 @pytest.mark.parametrize("make", WEIGHTED)
-def test_photographs_without_a_diagnosis_keep_their_share(make: Callable[[], Weighted]) -> None:
+def test_images_without_a_diagnosis_keep_their_share(make: Callable[[], Weighted]) -> None:
     np.testing.assert_allclose(make().weights(DX, LESION)[DX < 0], 1 / 41)
     none = np.full(41, -1)
     np.testing.assert_allclose(make().weights(none, LESION), 1 / 41)
@@ -167,7 +169,7 @@ def test_mixed_ranks_share_one_draw_and_late_entry_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("kind", WEIGHTED)
-def test_a_diagnosis_without_photographs_takes_nothing_from_the_others(kind: Callable[[], Weighted]) -> None:
+def test_a_diagnosis_without_images_takes_nothing_from_the_others(kind: Callable[[], Weighted]) -> None:
     without, close = DX.copy(), np.where(DX == 2, 1, DX)
     without[DX == 1], close[DX == 1] = 0, 0  # of diagnosis 1 there are none; the same with the number 1 for 2
     weights = kind().weights(without, LESION)

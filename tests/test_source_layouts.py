@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from layouts import (
     HAM10000_CLASSES,
-    photograph,
+    make_image,
     write_dataverse,
     write_kaggle,
     write_mirror,
@@ -50,7 +50,7 @@ def same(ours: pd.DataFrame, theirs: pd.DataFrame, *columns: str) -> None:
 def write_folder(root: Path) -> None:
     root.mkdir()
     for number in range(5):
-        Image.fromarray(photograph(number)[0]).save(root / f"photo {number}.JPG")
+        Image.fromarray(make_image(number)[0]).save(root / f"photo {number}.JPG")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_every_layout_is_recognised_named_in_the_log_and_read_alike_when_forced(
     write(root)
     table = sources.read(root, allow_leak=True)
     assert sources.recognise(root) == table.attrs["layout"] == layout
-    assert f"{layout} layout at {root}: {len(table):,} photographs" in log.text
+    assert f"{layout} layout at {root}: {len(table):,} images" in log.text
     pd.testing.assert_frame_equal(sources.read(root, layout, allow_leak=True), table)
 
     assert tuple(table.columns) == sources.COLUMNS
@@ -113,10 +113,10 @@ def test_a_second_copy_of_a_folder_is_no_fault(root: Path, log: pytest.LogCaptur
     expected = sources.read(root)
     shutil.copytree(root / "HAM10000_images_part_1", root / place)
     pd.testing.assert_frame_equal(sources.read(root), expected)
-    assert "11 photographs lie there again" in log.text
+    assert "11 images lie there again" in log.text
 
     (root / place / "ISIC_0000000.jpg").write_bytes(b"another one")  # so it is no copy
-    with pytest.raises(Faults, match=r"the photograph ISIC_0000000 is also"):
+    with pytest.raises(Faults, match=r"the image ISIC_0000000 is also"):
         sources.read(root)
 
 
@@ -136,7 +136,7 @@ def test_what_a_mac_adds_to_an_archive_is_not_read(root: Path, log: pytest.LogCa
     for folder, name in (("HAM10000_images_part_1", "._ISIC_0000000.jpg"), (MASKS, "._ISIC_0000000_segmentation.png")):
         (root / folder / name).write_bytes(b"\0")
     assert len(sources.read(root)) == 21
-    assert "belong to no photograph" not in log.text
+    assert "belong to no image" not in log.text
 
 
 # --- ISIC 2018 --------------------------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def test_task_3_has_lesions_from_its_groupings_and_is_leaky_without(root: Path) 
     same(leaky, raw, "image_id", "dx")
 
 
-def test_groupings_that_miss_photographs_or_contradict_themselves_are_faults(root: Path) -> None:
+def test_groupings_that_miss_images_or_contradict_themselves_are_faults(root: Path) -> None:
     write_task3(root)
     groupings = pd.read_csv(root / GROUPINGS)
     twice = groupings.iloc[[4]].assign(lesion_id="HAM_9999999")
@@ -165,8 +165,8 @@ def test_groupings_that_miss_photographs_or_contradict_themselves_are_faults(roo
     with pytest.raises(Faults) as caught:
         sources.read(root)
     text = str(caught.value)
-    assert f"{GROUPINGS}: no row for these photographs: ISIC_0000000, ISIC_0000001; fix" in text
-    assert "several lesions for one photograph: row 4 (ISIC_0000004), row 21 (ISIC_0000004)" in text
+    assert f"{GROUPINGS}: no row for these images: ISIC_0000000, ISIC_0000001; fix" in text
+    assert "several lesions for one image: row 4 (ISIC_0000004), row 21 (ISIC_0000004)" in text
 
 
 def test_task_1_has_masks_and_nothing_else(root: Path, log: pytest.LogCaptureFixture) -> None:
@@ -181,7 +181,7 @@ def test_task_1_has_masks_and_nothing_else(root: Path, log: pytest.LogCaptureFix
         sources.read(root)
 
 
-def test_photographs_come_before_a_table_that_lies_there_to_be_joined(root: Path) -> None:
+def test_images_come_before_a_table_that_lies_there_to_be_joined(root: Path) -> None:
     raw = write_mirror(root)
     write_task3(root.with_name("task3")).to_csv(root / "HAM10000_metadata.csv", index=False)
     assert sources.recognise(root) == "mirror"
@@ -190,7 +190,7 @@ def test_photographs_come_before_a_table_that_lies_there_to_be_joined(root: Path
     assert len(joined) == len(raw)
     # A table alone is named with what is missing.
     shutil.rmtree(root / "images")
-    with pytest.raises(Faults, match=r"HAM10000_images_part_1: no photographs here"):
+    with pytest.raises(Faults, match=r"HAM10000_images_part_1: no images here"):
         sources.read(root)
 
 
@@ -242,20 +242,20 @@ def test_of_several_tables_one_has_to_be_named(root: Path) -> None:
     assert len(sources.read(root / "other.csv")) == 21
 
 
-def test_masks_among_the_photographs_of_a_folder_are_no_photographs(root: Path) -> None:
+def test_masks_among_the_images_of_a_folder_are_not_images(root: Path) -> None:
     write_folder(root)
     for number, ending in enumerate(("_mask", "_segmentation")):
-        Image.fromarray(photograph(number)[1]).save(root / f"photo {number}{ending}.png")
-    Image.fromarray(photograph(9)[0]).save(root / "tape_mask.png")  # of no photograph, so it is one
+        Image.fromarray(make_image(number)[1]).save(root / f"photo {number}{ending}.png")
+    Image.fromarray(make_image(9)[0]).save(root / "tape_mask.png")  # of no image, so it is one
     ids = [f"photo {number}" for number in range(5)] + ["tape_mask"]
     table = sources.read(root, allow_leak=True)
     assert table["image_id"].tolist() == ids
     assert table["mask"].isna().all()
     masked = sources.read(root, allow_leak=True, masks=root)
-    assert masked["mask"].notna().tolist() == [True, True] + [False] * 4  # no photograph is its own mask
+    assert masked["mask"].notna().tolist() == [True, True] + [False] * 4  # no image is its own mask
 
 
-def test_what_is_left_out_of_a_folder_of_photographs_is_said(root: Path, log: pytest.LogCaptureFixture) -> None:
+def test_what_is_left_out_of_a_folder_of_images_is_said(root: Path, log: pytest.LogCaptureFixture) -> None:
     write_folder(root)
     sources.read(root, allow_leak=True)
     (root / "ATTRIBUTION.txt").touch()
@@ -266,24 +266,22 @@ def test_what_is_left_out_of_a_folder_of_photographs_is_said(root: Path, log: py
         (root / name).write_bytes(b"x")
     (root / "later").mkdir()
     assert len(sources.read(root, allow_leak=True)) == 5
-    words = (
-        "left out, for photographs are .jpg, .jpeg, .png here: 2 .heic, 1 .jfif, 1 files without an ending, 1 folders"
-    )
+    words = "left out, for images are .jpg, .jpeg, .png here: 2 .heic, 1 .jfif, 1 files without an ending, 1 folders"
     assert words in [record.getMessage().partition(": ")[2] for record in log.records if record.levelname == "WARNING"]
     for path in root.glob("photo *"):
         path.rename(path.with_suffix(".bmp"))
-    with pytest.raises(Faults, match=r"no photographs here, but 5 \.bmp, 2 \.heic"):
+    with pytest.raises(Faults, match=r"no images here, but 5 \.bmp, 2 \.heic"):
         sources.read(root, layout="folder", allow_leak=True)
 
 
-def test_photographs_that_no_row_names_are_said(root: Path, log: pytest.LogCaptureFixture) -> None:
+def test_images_that_no_row_names_are_said(root: Path, log: pytest.LogCaptureFixture) -> None:
     write_dataverse(root, lesions=14)
     sources.read(root)
     assert "no row names them" not in log.text
     file = root / "HAM10000_metadata.csv"
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:-2]))
     assert len(sources.read(root)) == 19
-    assert "2 photographs that lie there are left out, for no row names them, such as ISIC_0000019" in log.text
+    assert "2 images that lie there are left out, for no row names them, such as ISIC_0000019" in log.text
 
 
 # --- Masks ------------------------------------------------------------------------------------------------------------
@@ -304,7 +302,7 @@ def test_an_ending_that_is_not_understood_does_not_pass_for_missing_masks(root: 
     with pytest.raises(Faults) as caught:
         sources.read(root)
     (line,) = str(caught.value).splitlines()
-    assert f"{MASKS}/ISIC_0000000{ending}: none of 21 files is the mask of a photograph, such as ISIC_00000" in line
+    assert f"{MASKS}/ISIC_0000000{ending}: none of 21 files is the mask of an image, such as ISIC_00000" in line
     assert "<id>_mask.png" in line
 
 
@@ -321,7 +319,7 @@ def test_missing_masks_are_missing_and_strays_are_counted(root: Path, log: pytes
     table = sources.read(root)
     assert table.index[table["mask"].isna()].tolist() == [2, 5, 6]
     assert "3 without a mask" in log.text
-    assert "3 files of masks belong to no photograph, such as" in log.text
+    assert "3 files of masks belong to no image, such as" in log.text
 
 
 def test_one_right_ending_does_not_let_the_others_pass_for_missing_masks(
@@ -335,7 +333,7 @@ def test_one_right_ending_does_not_let_the_others_pass_for_missing_masks(
     first.write_bytes(data)
     assert sources.read(root)["mask"].notna().sum() == 1
     (said,) = (record.getMessage() for record in log.records if record.levelno == logging.WARNING)
-    assert said.startswith("20 files of masks are named after photographs without a mask, such as ")
+    assert said.startswith("20 files of masks are named after images without a mask, such as ")
     assert said.endswith("a mask is named <id>.png, <id>_segmentation.png or <id>_mask.png")
 
 
@@ -346,7 +344,7 @@ def test_folders_of_the_mirror_may_be_spelt_in_any_case(root: Path) -> None:
     assert sources.read(root, allow_leak=True)["mask"].notna().all()
 
 
-def test_two_masks_of_one_photograph_are_a_fault(root: Path) -> None:
+def test_two_masks_of_one_image_are_a_fault(root: Path) -> None:
     write_dataverse(root, lesions=14)
     mask = root / MASKS / "ISIC_0000002_segmentation.png"
     shutil.copy(mask, mask.with_name("ISIC_0000002_mask.png"))
@@ -368,7 +366,7 @@ def test_a_folder_of_masks_without_masks_is_a_fault(root: Path, name: str, said:
 @pytest.mark.parametrize("column", ["image_id", "image"])
 def test_lesion_ids_are_joined_to_a_layout_that_has_none(root: Path, column: str) -> None:
     write_mirror(root)
-    raw = write_kaggle(root.with_name("kaggle"), lesions=20)  # of more photographs than there are
+    raw = write_kaggle(root.with_name("kaggle"), lesions=20)  # of more images than there are
     file = root.with_name("lesions.csv")
     raw.rename(columns={"image_id": column}).assign(image=raw["image_id"] + ".jpg").to_csv(file, index=False)
     table = sources.read(root, lesions=file)
@@ -377,7 +375,7 @@ def test_lesion_ids_are_joined_to_a_layout_that_has_none(root: Path, column: str
     assert table["lesion_id"].nunique() == 14
 
 
-def test_a_join_that_leaves_photographs_without_a_lesion_is_a_fault(root: Path) -> None:
+def test_a_join_that_leaves_images_without_a_lesion_is_a_fault(root: Path) -> None:
     write_mirror(root)
     raw = write_kaggle(root.with_name("kaggle"))
     raw.loc[4, "lesion_id"] = ""
@@ -386,7 +384,7 @@ def test_a_join_that_leaves_photographs_without_a_lesion_is_a_fault(root: Path) 
     with pytest.raises(Faults) as caught:
         sources.read(root, lesions=root / "lesions.csv")
     text = str(caught.value)
-    assert "no row for these photographs: ISIC_0000000, ISIC_0000001; fix" in text
+    assert "no row for these images: ISIC_0000000, ISIC_0000001; fix" in text
     assert "lesion_id is missing: row 4 (ISIC_0000004)" in text
     assert "lesion HAM_1 has several diagnoses" in text
 
@@ -400,7 +398,7 @@ def test_lesion_ids_do_not_replace_those_of_the_layout(root: Path) -> None:
 # --- The real ones ----------------------------------------------------------------------------------------------------
 
 
-def test_real_photographs_read_alike_in_the_layouts_of_kaggle_and_the_challenge(
+def test_real_images_read_alike_in_the_layouts_of_kaggle_and_the_challenge(
     root: Path, real_data: Callable[[str], Path]
 ) -> None:
     ham = real_data("ham10000_256x192")
@@ -443,9 +441,7 @@ def test_the_real_task_1_has_masks_only(real_data: Callable[[str], Path]) -> Non
     assert table["dx"].isna().all()
 
 
-def test_a_table_may_be_parted_by_tabs_and_name_photographs_at_home(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_table_may_be_parted_by_tabs_and_name_images_at_home(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_own(root)
     expected = sources.read(root)
     table = pd.read_csv(root / "mine.csv", dtype=str)
@@ -456,9 +452,9 @@ def test_a_table_may_be_parted_by_tabs_and_name_photographs_at_home(
     assert sources.read(root / "mine.tsv").equals(expected)
 
 
-def test_one_mask_for_two_photographs_is_a_fault(root: Path) -> None:
+def test_one_mask_for_two_images_is_a_fault(root: Path) -> None:
     table = write_own(root)
     table.loc[3, "mask"] = table.loc[1, "mask"]
     table.to_csv(root / "mine.csv", index=False)
-    with pytest.raises(Faults, match=r"the mask of several photographs: row 3 .*row 5 .*"):
+    with pytest.raises(Faults, match=r"the mask of several images: row 3 .*row 5 .*"):
         sources.read(root)

@@ -19,7 +19,7 @@ from skinmtl.data.sources import tables
 from skinmtl.errors import Faults, SkinmtlError
 
 ROOT = Path(__file__).parents[1]
-# Row 2 is ISIC_0000000 of HAM_0000000, akiec; rows 3 and 4 are the two photographs of HAM_0000001, bcc.
+# Row 2 is ISIC_0000000 of HAM_0000000, akiec; rows 3 and 4 are the two images of HAM_0000001, bcc.
 HEADER = "lesion_id,image_id,dx,dx_type,age,sex,localization,dataset"
 FIRST = "HAM_0000000,ISIC_0000000,akiec,histo,20.0,female,back,rosendahl"
 SECOND = "HAM_0000001,ISIC_0000001,bcc,histo,21.0,female,back,rosendahl"
@@ -48,7 +48,7 @@ CASES: dict[str, tuple[Callable[[str], bytes], str | None]] = {
         swap("ISIC_0000001", "ISIC_0000000"),
         "the same id twice: row 2 (ISIC_0000000), row 3 (ISIC_0000000)",
     ),
-    "missing file": (swap("ISIC_0000001", "ISIC_7000000"), "no such photograph: row 3 (ISIC_7000000)"),
+    "missing file": (swap("ISIC_0000001", "ISIC_7000000"), "no such image: row 3 (ISIC_7000000)"),
     "unknown label": (swap("akiec", "scc"), "unknown dx: row 2 (ISIC_0000000); fix: use akiec, bcc, "),
     "blank label": (swap("akiec", ""), "dx is missing: row 2 (ISIC_0000000)"),
     "NaN age": (swap("20.0", "NaN"), None),
@@ -218,7 +218,7 @@ def test_every_fault_of_ones_own_table_is_told_at_once(tmp_path: Path) -> None:
         "not an image id: row 5 (a/b)",
         "lesion_id is missing: row 6 (ISIC_0000004)",
         "age is not a number of years: row 7 (ISIC_0000005)",
-        "the same photograph twice: row 10 (photos/ISIC_0000009.jpg), row 11 (photos/ISIC_0000009.jpg)",
+        "the same image twice: row 10 (photos/ISIC_0000009.jpg), row 11 (photos/ISIC_0000009.jpg)",
         "the same id twice: row 12 (ISIC_0000011), row 13 (ISIC_0000011)",
         "a dx in two spellings: row 8",
         "not the header's 8 cells: row 23 (2 cells)",
@@ -320,4 +320,4 @@ def test_masks_that_are_passed_over_are_warned_of(tmp_path: Path, caplog: pytest
     for number, mask in enumerate(sorted(outlines.iterdir())[:8]):
         mask.rename(outlines / f"{number}_of_another_set.png")
     said = warned(tmp_path, caplog, outlines)
-    assert "8 files of masks belong to no photograph" in said and "8 photographs have no mask, such as ISIC_0" in said
+    assert "8 files of masks belong to no image" in said and "8 images have no mask, such as ISIC_0" in said

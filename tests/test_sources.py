@@ -78,7 +78,7 @@ def test_harmless_peculiarities_are_accepted(root: Path, kind: str) -> None:
 def test_all_faults_are_told_at_once_with_their_rows(root: Path) -> None:
     def spoil(raw: pd.DataFrame) -> pd.DataFrame:
         raw.loc[0, "dx"] = "MEL"
-        raw.loc[2, "dx"] = "nv"  # its lesion's other photograph, row 3, says bcc
+        raw.loc[2, "dx"] = "nv"  # its lesion's other image, row 3, says bcc
         raw.loc[4, "age"] = "old"
         raw.loc[5, "image_id"] = "../ISIC_1"
         raw.loc[6, "lesion_id"] = ""
@@ -98,13 +98,13 @@ def test_all_faults_are_told_at_once_with_their_rows(root: Path) -> None:
         "not an image id: row 7 (../ISIC_1)",
         "lesion_id is missing: row 8",
         "the same id twice: row 9 (ISIC_0000007), row 10 (ISIC_0000007)",
-        "no such photograph: row 11 (ISIC_9999999)",
+        "no such image: row 11 (ISIC_9999999)",
     ):
         assert piece in text, piece
     assert len(caught.value.faults) == 7
 
 
-def test_a_photograph_in_two_folders_is_a_fault(root: Path) -> None:
+def test_an_image_in_two_folders_is_a_fault(root: Path) -> None:
     data = (root / "HAM10000_images_part_1" / "ISIC_0000000.jpg").read_bytes()
     (root / "HAM10000_images_part_2" / "ISIC_0000000.jpg").write_bytes(data)
     with pytest.raises(Faults, match="ISIC_0000000 is also"):
@@ -148,12 +148,12 @@ def test_a_layout_without_lesion_ids_is_refused_unless_a_leak_is_allowed(tmp_pat
     assert table["age"].isna().all()
 
 
-def test_a_table_may_give_each_photograph_a_lesion_of_its_own(tmp_path: Path) -> None:
+def test_a_table_may_give_each_image_a_lesion_of_its_own(tmp_path: Path) -> None:
     raw = write_own(tmp_path).drop_duplicates("lesion_id")
     raw.assign(lesion_id=raw["image_id"]).to_csv(tmp_path / "mine.csv", index=False)
     table = sources.read(tmp_path)
     assert not sources.is_leaky(table)
-    assert certificate.certificate(splits.draw(table, 2, 0), table, "abc")["lesion_ids"]
+    assert certificate.certificate(splits.make_split(table, 2, 0), table, "abc")["lesion_ids"]
 
 
 def test_a_row_that_is_not_one_hot_is_a_fault(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def table() -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def split(table: pd.DataFrame) -> pd.DataFrame:
-    return splits.draw(table, folds=5, seed=0)
+    return splits.make_split(table, folds=5, seed=0)
 
 
 def sides(split: pd.DataFrame, table: pd.DataFrame, fold: str) -> pd.Series:
@@ -41,8 +41,8 @@ SEEDS = [seed if seed < 10 else pytest.param(seed, marks=pytest.mark.long) for s
 @pytest.mark.parametrize("seed", SEEDS)
 def test_no_lesion_is_on_two_sides_of_six_splits(table: pd.DataFrame, seed: int) -> None:
     """One train, validation and test set, and five folds; 600 splits in all by `make test-faults`."""
-    holdout, crossed = splits.draw(table, folds=7, seed=seed), splits.draw(table, folds=5, seed=seed)
-    assert (crossed[FOLDS] == "test").sum(axis=1).eq(1).all()  # each photograph tests once
+    holdout, crossed = splits.make_split(table, folds=7, seed=seed), splits.make_split(table, folds=5, seed=seed)
+    assert (crossed[FOLDS] == "test").sum(axis=1).eq(1).all()  # each image tests once
     for split, fold in [(holdout, "fold_0"), *((crossed, fold) for fold in FOLDS)]:
         assert split["image_id"].equals(table["image_id"])
         assert set(split[fold]) == {"train", "val", "test"}
@@ -52,35 +52,36 @@ def test_no_lesion_is_on_two_sides_of_six_splits(table: pd.DataFrame, seed: int)
 
 
 def uneven(stages: pd.Series, table: pd.DataFrame) -> float:
-    """By how much of itself a class's share of a part's photographs is off at most; classes of 30 lesions or more."""
+    """By how much of itself a class's share of a part's images is off at most; classes of 30 lesions or more."""
     lesions = table.groupby("dx", observed=True)["lesion_id"].nunique()
     whole = table["dx"].value_counts(normalize=True)
     parts = table["dx"].groupby(stages.to_numpy()).value_counts(normalize=True).unstack()
     return float((parts / whole - 1).abs()[lesions.index[lesions >= 30]].max().max())
 
 
-def test_a_split_by_photograph_would_put_lesions_on_two_sides(table: pd.DataFrame) -> None:
-    by_photograph = splits.draw(table.assign(lesion_id=table["image_id"]), folds=5, seed=0)
-    assert (sides(by_photograph, table, "fold_0") > 1).sum() > 500
-    with pytest.raises(Faults, match=r"fold_0: .* lesions on two sides, such as HAM_\d+ \(images ISIC_\d+, ISIC_\d+"):
-        splits.check(by_photograph, table)
+def test_a_split_by_image_would_put_lesions_on_two_sides(table: pd.DataFrame) -> None:
+    by_image = splits.make_split(table.assign(lesion_id=table["image_id"]), folds=5, seed=0)
+    assert (sides(by_image, table, "fold_0") > 1).sum() > 500
+    words = r"fold_0: .* lesions in more than one split, such as HAM_\d+ \(images ISIC_\d+, ISIC_\d+"
+    with pytest.raises(Faults, match=words):
+        splits.check(by_image, table)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_test_folds_are_those_of_scikit_learn(table: pd.DataFrame, seed: int) -> None:
     judge = StratifiedGroupKFold(5, shuffle=True, random_state=seed).split(table, table["dx"], table["lesion_id"])
-    split = splits.draw(table, folds=5, seed=seed)
+    split = splits.make_split(table, folds=5, seed=seed)
     for fold, (_, test) in zip(FOLDS, judge, strict=True):
         assert np.array_equal(np.flatnonzero(split[fold] == "test"), test)
 
 
 @pytest.mark.parametrize("known", [0.0, 0.5])
-def test_photographs_without_a_diagnosis_are_shared_out_like_one_more(table: pd.DataFrame, known: float) -> None:
+def test_images_without_a_diagnosis_are_shared_out_like_one_more(table: pd.DataFrame, known: float) -> None:
     few = table[:2000].assign(dx=table["dx"].where(np.random.default_rng(0).random(len(table)) < known)).reset_index()
     assert few["dx"].isna().mean() == pytest.approx(1 - known, abs=0.05)
     words = few["dx"].astype(object).fillna("")
     judge = StratifiedGroupKFold(5, shuffle=True, random_state=0).split(few, words, few["lesion_id"])
-    split = splits.draw(few, folds=5, seed=0)
+    split = splits.make_split(few, folds=5, seed=0)
     splits.check(split, few)
     for fold, (_, test) in zip(FOLDS, judge, strict=True):
         assert np.array_equal(np.flatnonzero(split[fold] == "test"), test)
@@ -90,8 +91,8 @@ def test_photographs_without_a_diagnosis_are_shared_out_like_one_more(table: pd.
 def test_a_diagnosis_that_becomes_unknown_is_another_split_file(table: pd.DataFrame, tmp_path: Path) -> None:
     few = table[:200]
     blank = few.assign(dx=few["dx"].where(few.index != 7))
-    assert splits.get(few, 5, 0, tmp_path) != splits.get(blank, 5, 0, tmp_path)
-    assert splits.get(blank, 5, 0, tmp_path).exists()
+    assert splits.find_or_make(few, 5, 0, tmp_path) != splits.find_or_make(blank, 5, 0, tmp_path)
+    assert splits.find_or_make(blank, 5, 0, tmp_path).exists()
 
 
 @pytest.mark.parametrize("stage", ["val", "test"])
@@ -99,27 +100,27 @@ def test_each_diagnosis_has_its_share_of_every_side(table: pd.DataFrame, split: 
     share = {"test": 1 / 5, "val": 4 / 5 * splits.VAL_SHARE}[stage]
     for fold in FOLDS:
         counts = table["dx"][split[fold] == stage].value_counts()
-        for dx, photographs in HAM10000_CLASSES.items():
-            assert counts[dx] == pytest.approx(share * photographs, rel=0.1)
+        for dx, images in HAM10000_CLASSES.items():
+            assert counts[dx] == pytest.approx(share * images, rel=0.1)
 
 
 def test_seeds_and_folds_give_other_splits_and_the_same_seed_the_same(table: pd.DataFrame, split: pd.DataFrame) -> None:
-    pd.testing.assert_frame_equal(splits.draw(table, 5, seed=0), split)
-    assert not splits.draw(table, 5, seed=1)[FOLDS].equals(split[FOLDS])
+    pd.testing.assert_frame_equal(splits.make_split(table, 5, seed=0), split)
+    assert not splits.make_split(table, 5, seed=1)[FOLDS].equals(split[FOLDS])
     assert all((split[a] != split[b]).any() for a in FOLDS for b in FOLDS if a < b)
 
 
 def test_a_split_is_written_once_and_never_redrawn(table: pd.DataFrame, split: pd.DataFrame, tmp_path: Path) -> None:
-    path = splits.get(table, 5, 0, tmp_path / "deep" / "splits")
+    path = splits.find_or_make(table, 5, 0, tmp_path / "deep" / "splits")
     pd.testing.assert_frame_equal(splits.load(path), split, check_dtype=False)
     text, mark = path.read_text(), digest(path)
-    assert splits.get(table, 5, 0, path.parent) == path
+    assert splits.find_or_make(table, 5, 0, path.parent) == path
 
     path.write_text(text.replace("val", "train"))
-    assert splits.get(table, 5, 0, path.parent) == path
+    assert splits.find_or_make(table, 5, 0, path.parent) == path
     assert digest(path) != mark
-    assert splits.get(table, 5, 1, path.parent) != path
-    assert splits.get(table.iloc[1:], 5, 0, path.parent) != path
+    assert splits.find_or_make(table, 5, 1, path.parent) != path
+    assert splits.find_or_make(table.iloc[1:], 5, 0, path.parent) != path
     assert len(list(path.parent.iterdir())) == 3  # and no temporary file
 
 
@@ -127,11 +128,11 @@ def test_a_folder_that_cannot_be_written_to_is_said(table: pd.DataFrame, tmp_pat
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "splits"):
         with pytest.raises(ConfigError, match=rf"data\.split_dir: {folder}: cannot be written to \(.*\); fix: "):
-            splits.get(table, 5, 0, folder)
+            splits.find_or_make(table, 5, 0, folder)
 
 
 def test_a_fresh_draw_has_the_same_digest(table: pd.DataFrame, tmp_path: Path) -> None:
-    digests = {digest(splits.get(table, 5, 0, tmp_path / name)) for name in "ab"}
+    digests = {digest(splits.find_or_make(table, 5, 0, tmp_path / name)) for name in "ab"}
     assert len(digests) == 1
 
 
@@ -144,7 +145,7 @@ def test_a_split_file_of_other_data_is_refused(table: pd.DataFrame, split: pd.Da
     text = str(caught.value)
     assert "images twice: ISIC_0000002" in text
     assert "images that are not in the data: ISIC_9999999" in text
-    assert "delete the split file to have it drawn anew" in text
+    assert "delete the split file to have it made anew" in text
     with pytest.raises(Faults) as caught:
         splits.check(other, table, given=True)
     assert "delete" not in str(caught.value), "it may be another run's"
@@ -155,7 +156,7 @@ def test_duplicates_grouped_by_the_file_may_not_be_torn(table: pd.DataFrame, spl
     train, test = split.index[split["fold_0"] == "train"][0], split.index[split["fold_0"] == "test"][0]
     grouped = split.copy()
     grouped.loc[train, "group"] = grouped.loc[test, "group"]
-    with pytest.raises(Faults, match="fold_0: 1 groups of the file on two sides"):
+    with pytest.raises(Faults, match="fold_0: 1 groups of the file in more than one split"):
         splits.check(grouped, table)
 
 
@@ -173,7 +174,7 @@ def test_a_split_file_with_faults_is_refused(tmp_path: Path) -> None:
 
 def test_few_lesions_still_split_and_too_few_are_refused(table: pd.DataFrame, caplog: pytest.LogCaptureFixture) -> None:
     few = table.groupby("dx", observed=True).head(3).reset_index(drop=True)
-    splits.check(splits.draw(few, folds=4, seed=0), few)
+    splits.check(splits.make_split(few, folds=4, seed=0), few)
     assert "not every one of 4 folds can test it" in caplog.text
     with pytest.raises(ConfigError, match=r"data\.folds: 5 folds of 4 lesions"):
-        splits.draw(few.drop_duplicates("lesion_id").head(4), folds=5, seed=0)
+        splits.make_split(few.drop_duplicates("lesion_id").head(4), folds=5, seed=0)

@@ -33,24 +33,24 @@ def test_the_same_arguments_give_the_same_bytes(root: Path, tmp_path: Path) -> N
     assert contents(tmp_path / "again") == contents(root)
 
 
-def test_another_seed_gives_other_photographs(root: Path, tmp_path: Path) -> None:
+def test_another_seed_gives_other_images(root: Path, tmp_path: Path) -> None:
     Synthetic(lesions=40, size=SIZE, seed=4).write(tmp_path / "other")
     first, other = contents(root), contents(tmp_path / "other")
     assert sorted(first) == sorted(other)
     assert not any(first[name] == other[name] for name in first if name.endswith(".jpg"))
 
 
-def test_a_photograph_does_not_depend_on_how_many_are_drawn(root: Path) -> None:
+def test_an_image_does_not_depend_on_how_many_are_drawn(root: Path) -> None:
     drawer = Synthetic(lesions=40, size=SIZE, seed=3)
     case = list(drawer.cases())[17]
-    image, mask = drawer.photograph(case)
-    again, _ = drawer.photograph(case)
+    image, mask = drawer.render(case)
+    again, _ = drawer.render(case)
     assert np.array_equal(image, again)
     stored = cv2.imread(str(root / generator.MASKS / f"{case.row['image_id']}_segmentation.png"), cv2.IMREAD_GRAYSCALE)
     assert np.array_equal(stored, mask * 255)
 
 
-def test_masks_are_binary_of_the_photographs_size_and_hold_a_lesion(root: Path) -> None:
+def test_masks_are_binary_of_the_images_size_and_hold_a_lesion(root: Path) -> None:
     table = sources.read(root)
     for row in table.itertuples():
         image, mask = cv2.imread(row.image), cv2.imread(row.mask, cv2.IMREAD_UNCHANGED)
@@ -96,17 +96,17 @@ def test_all_seven_diagnoses_occur_and_none_rules(lesions: int) -> None:
     assert cases["dx"].value_counts(normalize=True).max() < 0.3
 
 
-def test_a_lesion_has_one_diagnosis_and_some_have_several_photographs(root: Path) -> None:
+def test_a_lesion_has_one_diagnosis_and_some_have_several_images(root: Path) -> None:
     lesions = sources.read(root).groupby("lesion_id", observed=True)
     assert (lesions["dx"].nunique() == 1).all()
     assert set(lesions.size()) == {1, 2, 3}
     assert lesions.size().mode().item() == 1
 
 
-def test_photographs_of_one_lesion_are_alike_but_not_the_same() -> None:
+def test_images_of_one_lesion_are_alike_but_not_the_same() -> None:
     drawer = Synthetic(lesions=40, size=SIZE)
     several = [case for case in drawer.cases() if case.number == 4]
-    images = [drawer.photograph(case)[0] for case in several]
+    images = [drawer.render(case)[0] for case in several]
     assert len(images) == 3
     assert not any(np.array_equal(images[0], other) for other in images[1:])
 
@@ -164,11 +164,11 @@ def test_other_peoples_files_are_not_written_over(tmp_path: Path) -> None:
     assert (tmp_path / "HAM10000_metadata.csv").read_text() == "mine"
 
 
-def test_the_loser_of_a_race_takes_the_winners_photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loser_of_a_race_takes_the_winners_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def winner_comes_first(self: Synthetic, beside: Path) -> None:
         (tmp_path / "drawn").mkdir()
         (tmp_path / "drawn" / generator.MARK).write_text(json.dumps(self._arguments()))
 
-    monkeypatch.setattr(Synthetic, "_draw_all", winner_comes_first)
+    monkeypatch.setattr(Synthetic, "_write_all", winner_comes_first)
     Synthetic(lesions=7, size=SIZE).write(tmp_path / "drawn")
     assert [path.name for path in tmp_path.iterdir()] == ["drawn"]

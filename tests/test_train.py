@@ -418,7 +418,7 @@ def test_a_run_carries_its_splits_certificate_and_needs_the_list_of_duplicates_n
     assert told["duplicates"]["from"] == "pairs.csv"
     assert told["duplicates"]["pairs"] == [[first, second]]
     assert told["groups"] == told["lesions"] - 1 == table["lesion_id"].nunique() - 1
-    for part in splits.STAGES:
+    for part in splits.SPLITS:
         assert told["folds"]["fold_0"][part]["images"] == facts[part]["images"]
     assert "pairs of duplicates merged" in (run.path / "report.html").read_text()
 
@@ -499,7 +499,7 @@ def copy_of_lesions(source: Path, root: Path, count: int) -> None:
 
 
 def test_masks_alone_train_the_task_that_they_are_for_and_no_other(tmp_path: Path) -> None:
-    write_task1(tmp_path / "task1", photographs=40)
+    write_task1(tmp_path / "task1", images=40)
     leaky = [*TINY, "data.allow_leak=true"]
     with pytest.raises(InputError, match=r"no train photograph has a dx, which task cls needs.*leave cls out"):
         train(tmp_path / "both", tmp_path / "task1", leaky)

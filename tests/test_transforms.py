@@ -8,11 +8,11 @@ import albumentations as A
 import cv2
 import numpy as np
 import pytest
-from layouts import photograph
+from layouts import make_image
 
 from skinmtl.data import transforms
 from skinmtl.data.mask_classes import Trimap
-from skinmtl.data.transforms import Transform, mix, reseed
+from skinmtl.data.transforms import Transform, derive_seed, reseed
 
 AUGMENTS = {"none": transforms.none, "light": transforms.light, "strong": transforms.strong}
 SIZES = [(32, 32), (37, 61), (96, 50)]
@@ -43,7 +43,7 @@ def test_each_flip_occurs_alone() -> None:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", AUGMENTS)
 def test_masks_keep_their_values_and_shapes_stay(name: str, size: tuple[int, int]) -> None:
-    image, mask = photograph(1, size)
+    image, mask = make_image(1, size)
     transform = AUGMENTS[name]()
     for value in (1, 255):
         for draw in range(40):
@@ -56,7 +56,7 @@ def test_masks_keep_their_values_and_shapes_stay(name: str, size: tuple[int, int
 
 @pytest.mark.parametrize("name", AUGMENTS)
 def test_masks_of_three_classes_keep_their_values_and_their_nesting(name: str) -> None:
-    _, mask = photograph(1, (48, 64))
+    _, mask = make_image(1, (48, 64))
     classes = Trimap(band=0.2).of(mask // 255)
     image = np.repeat(classes[..., None] * 100, 3, axis=2)
     for draw in range(40):
@@ -67,7 +67,7 @@ def test_masks_of_three_classes_keep_their_values_and_their_nesting(name: str) -
 
 
 def test_an_interpolated_mask_would_not_keep_its_values() -> None:
-    _, mask = photograph(1, (37, 61))
+    _, mask = make_image(1, (37, 61))
     turned = A.Compose([A.Affine(rotate=(30, 30), mask_interpolation=1, p=1.0)])(image=mask, mask=mask)["mask"]
     assert len(np.unique(turned)) > 2
 
@@ -77,7 +77,7 @@ def test_image_and_mask_move_together(name: str) -> None:
     # Without light and colour, a picture of the mask has to stay a picture of the mask.
     still = {"light": {"brightness": 0.0, "contrast": 0.0}, "strong": {"colour": 0.0, "hue": 0.0}}[name]
     transform = AUGMENTS[name](**still)
-    _, mask = photograph(2, (48, 64))
+    _, mask = make_image(2, (48, 64))
     agreements = []
     for draw in range(60):
         image, moved = transform(np.repeat(mask[..., None], 3, axis=2), mask // 255, (0, 0, draw))
@@ -88,7 +88,7 @@ def test_image_and_mask_move_together(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["light", "strong"])
 def test_a_draw_depends_on_its_key_alone(name: str) -> None:
-    image, mask = photograph(3, (40, 56))
+    image, mask = make_image(3, (40, 56))
     first, second = AUGMENTS[name](), AUGMENTS[name]()
     keys = [(seed, epoch, position) for seed in range(3) for epoch in range(3) for position in range(5)]
     drawn = {key: first(image, mask, key)[0].tobytes() for key in keys}
@@ -100,7 +100,7 @@ def test_a_draw_depends_on_its_key_alone(name: str) -> None:
 
 
 def test_inputs_are_left_alone() -> None:
-    image, mask = photograph(4)
+    image, mask = make_image(4)
     before = image.copy(), mask.copy()
     for draw in range(20):
         transforms.strong()(image, mask, (draw,))
@@ -109,16 +109,19 @@ def test_inputs_are_left_alone() -> None:
 
 
 def test_no_augmentation_is_the_identity() -> None:
-    image, mask = photograph(5)
+    image, mask = make_image(5)
     new_image, new_mask = transforms.none()(image, mask, (1, 2, 3))
     assert np.array_equal(new_image, image)
     assert np.array_equal(new_mask, mask)
 
 
 def test_a_key_has_the_same_hash_in_every_process() -> None:
-    assert mix(1, 2, 3) == 1517167407554927345
-    assert len({mix(1, 2, 3), mix(12, 3), mix(1, 23), mix(3, 2, 1), mix(-1, 2, 3)}) == 5
-    assert all(0 <= mix(i) < 2**63 for i in range(100))
+    assert derive_seed(1, 2, 3) == 1517167407554927345
+    assert (
+        len({derive_seed(1, 2, 3), derive_seed(12, 3), derive_seed(1, 23), derive_seed(3, 2, 1), derive_seed(-1, 2, 3)})
+        == 5
+    )
+    assert all(0 <= derive_seed(i) < 2**63 for i in range(100))
 
 
 def test_a_transform_without_steps_is_a_transform() -> None:

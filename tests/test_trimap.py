@@ -1,4 +1,4 @@
-"""A run with three mask classes and grouped diagnoses, from config to predictions, page and new photographs."""
+"""A run with three mask classes and grouped diagnoses, from config to predictions, page and new images."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ def test_classes_are_scored_as_scikit_learn_scores_the_table(run: Run) -> None:
         assert classes[name]["f1"]["value"] == pytest.approx(reference[name]["f1-score"])
 
 
-def test_rows_are_scored_on_the_very_band_of_the_photograph(run: Run, synthetic_root: Path) -> None:
+def test_rows_are_scored_on_the_very_band_of_the_image(run: Run, synthetic_root: Path) -> None:
     row = run.predictions().query("split == 'test'").iloc[0]
-    (photograph,) = synthetic_root.glob(f"HAM10000_images_part_*/{row['image_id']}.jpg")
+    (image,) = synthetic_root.glob(f"HAM10000_images_part_*/{row['image_id']}.jpg")
     (mask,) = synthetic_root.glob(f"*/{row['image_id']}_segmentation.png")
     true = Trimap(0.15).of(read_mask(mask))
-    predicted = skinmtl.load_run(run.path).predict(photograph).mask
+    predicted = skinmtl.load_run(run.path).predict(image).mask
     expected = pd.crosstab(true.reshape(-1), predicted.reshape(-1)).reindex(index=range(3), columns=range(3)).fillna(0)
     found = [[row[f"pixels_{a}_as_{b}"] for b in TRIMAP] for a in TRIMAP]
-    assert np.abs(np.array(found) - expected.to_numpy()).sum() <= 4  # a tie or two between batch and single photograph
+    assert np.abs(np.array(found) - expected.to_numpy()).sum() <= 4  # a tie or two between batch and single image
     assert np.sum(found, axis=1).tolist() == np.bincount(true.reshape(-1), minlength=3).tolist()
     other = Trimap(0.04).of(read_mask(mask))
     assert np.sum(found, axis=1).tolist() != np.bincount(other.reshape(-1), minlength=3).tolist()
@@ -74,7 +74,7 @@ def test_training_logs_the_dice_of_all_classes(run: Run) -> None:
     assert len(logged) == 1 and 0 <= logged.iloc[0] <= 1
 
 
-def test_new_photographs_get_masks_whose_index_is_the_class(run: Run, tmp_path: Path) -> None:
+def test_new_images_get_masks_whose_index_is_the_class(run: Run, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (75, 101, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "new.png")
     assert commands.main(["predict", str(run.path), str(tmp_path / "new.png"), "--out", str(tmp_path / "out")]) == 0

@@ -1,4 +1,4 @@
-"""What leaks in a data set: one lesion under two ids, a split that tears it, a second data set with the same skin."""
+"""Leaks in a data set: one lesion under two ids, a lesion in two splits, a second data set with the same lesions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Findings:
     """What an audit found: facts ready for JSON, tables, and what is wrong with the given split."""
 
     facts: dict[str, Any]
-    compared: pd.DataFrame  # every pair that was worth a close look: lookalikes.COLUMNS, same_lesion
+    compared: pd.DataFrame  # every pair that was compared: near_duplicates.COLUMNS, same_lesion
     pairs: pd.DataFrame  # those of them that show one lesion, with lesion and dx of either
     groups: pd.DataFrame  # image_id, lesion_id, group
     overlap: pd.DataFrame | None = None  # first here, second in the other data set, kind
@@ -41,23 +41,27 @@ def audit(
     masks: Path | None = None,
     lesions: Path | None = None,
 ) -> tuple[Findings, dict[str, str]]:
-    """Look at every photograph below `root`; gives what was found, and the path of each photograph by its id.
+    """Compare the images of a data set with each other, and with those of another one.
 
     Args:
-        root: a data set in any layout, with lesion ids or without; a folder, or a table of one's own.
+        root: a data set in any layout, with lesion ids or without; a folder, or a table of the user's own.
         other: a second data set, whose overlap with the first is looked for.
         split: a split file of the first, to be checked.
         layout: which layout lies at `root`; auto looks.
         masks: a folder of masks from elsewhere, as `data.masks`.
         lesions: a table of lesion ids, as `data.lesions`.
 
+    Returns:
+        What was found, and the path of each image by its id.
+
     Raises:
-        InputError: nothing usable at one of them. Faults: photographs that cannot be read.
+        InputError: nothing usable at one of them.
+        Faults: images that cannot be read.
     """
     table = sources.read(root, layout, allow_leak=True, masks=masks, lesions=lesions)
     second = None if other is None else sources.read(other, allow_leak=True)
     given = None if split is None else splits.load(split)
-    seen = _looks(table, f"reading {root.name}")
+    seen = _fingerprints(table, f"reading {root.name}")
     ids = table["image_id"].tolist()
     compared = _described(near_duplicates.compare(ids, seen, track=tracked), table)
     found = compared[compared["kind"] != ""].reset_index(drop=True)
@@ -68,7 +72,7 @@ def audit(
     paths = dict(zip(ids, table["image"], strict=True))
 
     if other is not None and second is not None:
-        theirs = _looks(second, f"reading {other.name}")
+        theirs = _fingerprints(second, f"reading {other.name}")
         findings.overlap = _overlap(ids, seen, second["image_id"].tolist(), theirs)
         counts = findings.overlap["kind"].value_counts()
         facts["overlap"] = {"images": len(second)} | {
@@ -80,12 +84,13 @@ def audit(
     return findings, paths
 
 
-def _looks(table: pd.DataFrame, doing: str) -> list[near_duplicates.Look]:
-    return near_duplicates.looks(tracked([Path(image) for image in table["image"]], doing), table["mask"].notna())
+def _fingerprints(table: pd.DataFrame, doing: str) -> list[near_duplicates.Fingerprint]:
+    paths = [Path(image) for image in table["image"]]
+    return near_duplicates.fingerprint_images(tracked(paths, doing), table["mask"].notna())
 
 
 def _described(found: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """The pairs with lesion and diagnosis of either photograph, and whether what else is known of them agrees."""
+    """Add lesion and diagnosis of either image to the pairs, and whether what else is known of them agrees."""
     cases = table.set_index("image_id")
     for which in ("first", "second"):
         for name in ("lesion_id", "dx"):
@@ -100,8 +105,8 @@ def _described(found: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
 
 def _facts(table: pd.DataFrame, compared: pd.DataFrame, found: pd.DataFrame, groups: pd.Series) -> dict[str, Any]:
     leaky = sources.is_leaky(table)
-    train, test = _dealt(len(table))
-    by_lesion, by_group = (certificate.siblings(names, train, test) for names in (table["lesion_id"], groups))
+    train, test = _default_sizes(len(table))
+    by_lesion, by_group = (certificate.count_siblings(names, train, test) for names in (table["lesion_id"], groups))
     across, others = (pairs[~pairs["same_lesion"]] for pairs in (found, compared[compared["kind"] == ""]))
     return {
         "images": len(table),
@@ -117,7 +122,7 @@ def _facts(table: pd.DataFrame, compared: pd.DataFrame, found: pd.DataFrame, gro
             "share_of_compared_pairs": round(float(others["metadata_agrees"].mean()), 4) if len(others) else None,
         },
         "published": _published(found, table),
-        "merged": certificate.merged(
+        "merged": certificate.merged_groups(
             table, [(str(a), str(b)) for a, b in zip(across["first"], across["second"], strict=True)]
         ),
         "split_by_image": {
@@ -132,8 +137,8 @@ def _facts(table: pd.DataFrame, compared: pd.DataFrame, found: pd.DataFrame, gro
     }  # fmt: skip
 
 
-def _dealt(images: int) -> tuple[int, int]:
-    """Training and test photographs of one of five folds with an eighth of the rest as validation: the default."""
+def _default_sizes(images: int) -> tuple[int, int]:
+    """Count training and test images of one of five folds with an eighth of the rest as validation: the default."""
     test = round(images / 5)
     return round((images - test) * (1 - splits.VAL_SHARE)), test
 
@@ -143,7 +148,7 @@ def _mean(counts: NDArray[np.int64]) -> dict[str, float]:
 
 
 def _published(found: pd.DataFrame, table: pd.DataFrame) -> dict[str, int]:
-    """How many of the published pairs are here, and how many of these were found."""
+    """Count the published pairs that are here, and those of them that were found."""
     here = {frozenset(pair) for pair in lesion_groups.apart(lesion_groups.PUBLISHED, table)}
     ours = {frozenset(pair) for pair in zip(found["first"], found["second"], strict=True)}
     return {"here": len(here), "found": len(here & ours)}
@@ -151,11 +156,11 @@ def _published(found: pd.DataFrame, table: pd.DataFrame) -> dict[str, int]:
 
 def _overlap(
     ids: Sequence[str],
-    seen: Sequence[near_duplicates.Look],
+    seen: Sequence[near_duplicates.Fingerprint],
     other_ids: Sequence[str],
-    others: Sequence[near_duplicates.Look],
+    others: Sequence[near_duplicates.Fingerprint],
 ) -> pd.DataFrame:
-    """Photographs of the first data set that are in the second: by id, by bytes, as a copy, as a retake."""
+    """Find the images of the first data set that are in the second: by id, by bytes, as a copy, as a retake."""
     compared = near_duplicates.compare([*ids, *other_ids], [*seen, *others], between=len(ids), track=tracked)
     same = sorted(set(ids) & set(other_ids))
     by_id = pd.DataFrame({"first": same, "second": same, "kind": "id"}, columns=near_duplicates.COLUMNS)
@@ -163,9 +168,9 @@ def _overlap(
 
 
 def _checked(
-    split: pd.DataFrame, table: pd.DataFrame, path: Path, pairs: Sequence[lesion_groups.Pair]
+    split: pd.DataFrame, table: pd.DataFrame, path: Path, pairs: Sequence[lesion_groups.DuplicatePair]
 ) -> tuple[dict[str, Any], list[InputError]]:
-    """A split's certificate and what is wrong with it."""
+    """Make a split's certificate, and find what is wrong with it."""
     try:
         splits.check(split, table, path, pairs, given=True)
         faults: list[InputError] = []
@@ -177,10 +182,14 @@ def _checked(
 
 
 def lines(findings: Findings) -> list[str]:
-    """The findings in sentences."""
+    """Say the findings in sentences.
+
+    Args:
+        findings: as `audit` returns them.
+    """
     facts = findings.facts
     known = f"{facts['lesions']:,} lesions" if facts["lesions"] is not None else "no lesion ids"
-    told = [f"{facts['images']:,} photographs, {known}, {facts['groups']:,} groups after joining what was found"]
+    told = [f"{facts['images']:,} images, {known}, {facts['groups']:,} groups after joining what was found"]
     for kind, counts in facts["pairs"].items():
         across = f"{counts['across_lesions']:,} pairs" if facts["lesions"] is None else (
             f"{counts['within_lesions']:,} pairs within a lesion, {counts['across_lesions']:,} under two lesion ids"
@@ -199,12 +208,14 @@ def lines(findings: Findings) -> list[str]:
     alone = facts["split_by_image"]
     left = alone["test_images_with_a_sibling_in_training"]["by_group"]
     told.append(
-        f"a split by photograph would leave {left['mean']:,.1f} of {alone['test']:,} test photographs "
+        f"a split by image would leave {left['mean']:,.1f} of {alone['test']:,} test images "
         f"({left['mean'] / max(alone['test'], 1):.1%}, mean of {alone['seeds']} seeds) with a sibling in training"
     )
     if "overlap" in facts:
         counts = ", ".join(f"{count:,} by {kind}" for kind, count in facts["overlap"].items() if kind != "images")
-        told.append(f"overlap with {facts['overlap']['images']:,} other photographs: {counts}")
+        told.append(f"overlap with {facts['overlap']['images']:,} other images: {counts}")
     if "split" in facts:
-        told.append("the split tears nothing" if not findings.faults else "the split has faults, listed below")
+        told.append(
+            "no lesion is in more than one split" if not findings.faults else "the split has faults, listed below"
+        )
     return told

@@ -199,16 +199,16 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def predict(arguments: argparse.Namespace) -> int:
     """Masks, overlays and predictions.csv; photographs that cannot be read are listed in errors.csv, exit 2."""
-    from skinmtl.data.images.listing import listed, some
+    from skinmtl.data.images.listing import list_images, some
     from skinmtl.evaluation.prediction_folder import write_predictions
     from skinmtl.runs.run import Run
 
-    photographs, passed_over = listed(arguments.images)
+    photographs, skipped = list_images(arguments.images)
     status = Run.open(arguments.run).status
     if status != "finished":
         print(f"{arguments.run}: this run is not finished ({status}): its best weights so far", file=sys.stderr)
-    if passed_over:
-        print(f"passed over, not predicted: {some(passed_over)}")
+    if skipped:
+        print(f"passed over, not predicted: {some(skipped)}")
     out = arguments.out or arguments.run / "predict"
     with stoppable() as stop:
         stop.looked_for = True
@@ -217,12 +217,12 @@ def predict(arguments: argparse.Namespace) -> int:
             photographs,
             out,
             arguments.device,
-            passed_over=passed_over,
+            passed_over=skipped,
             replace=arguments.replace,
             stopped=lambda: stop.asked,
         )
     count = len(photographs) - failed
-    others = f", {len(passed_over)} passed over (skipped.csv)" if passed_over else ""
+    others = f", {len(skipped)} passed over (skipped.csv)" if skipped else ""
     print(f"{out}: {count} photograph{'' if count == 1 else 's'} predicted{others}. {RESEARCH}")
     if failed:
         what = f"{failed} photograph{'' if failed == 1 else 's'} could not be read"

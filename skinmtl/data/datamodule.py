@@ -20,13 +20,13 @@ from skinmtl.data import cache, lesion_groups, sources, splits
 from skinmtl.data.cache import Photographs
 from skinmtl.data.certificate import certificate
 from skinmtl.data.dataset import HANGS, Loader, Mix, Samples, _one_thread, collate
-from skinmtl.data.diagnosis_groups import grouped, named
+from skinmtl.data.diagnosis_groups import group_diagnoses, named_diagnoses
 from skinmtl.data.extra_sources import Also, places
 from skinmtl.data.file_hashes import with_digests
 from skinmtl.data.mask_classes import BINARY, MaskClasses
 from skinmtl.data.mixing import Mixing, Partners
-from skinmtl.data.samplers import EpochSampler, InOrder, Portion, Shuffle, Weigh
-from skinmtl.data.splits import Stage
+from skinmtl.data.samplers import EpochSampler, Portion, SequentialSampler, Shuffle, Weigh
+from skinmtl.data.splits import Split
 from skinmtl.data.synthetic.generator import Synthetic
 from skinmtl.data.transforms import Transform, none
 from skinmtl.distributed import collectives
@@ -139,7 +139,7 @@ class DataModule(pl.LightningDataModule):
         """Read the table, the split and where the pixels are; the second call costs nothing."""
         if self._photographs is not None:
             return
-        names = named(self.dx_groups)
+        names = named_diagnoses(self.dx_groups)
         first = sources.read(self.root, self.layout, self.allow_leak, self.masks, self.lesions, names)
         first = with_digests(first, self.cache_dir)
         self.layout = first.attrs["layout"]
@@ -164,7 +164,7 @@ class DataModule(pl.LightningDataModule):
             dealt, joined = first.assign(lesion_id=first["image_id"]), []
         if joined:
             logger.info("%d pairs of duplicates (%s) keep their lesions on one side", len(joined), self.duplicates)
-        self.split_file = self._given or splits.get(dealt, self.folds, self.split_seed, self.split_dir, joined)
+        self.split_file = self._given or splits.find_or_make(dealt, self.folds, self.split_seed, self.split_dir, joined)
         self.split = splits.load(self.split_file)
         splits.check(self.split, dealt, self.split_file, joined, given=self._given is not None)
         self.split_hash = digest(self.split_file)
@@ -178,13 +178,13 @@ class DataModule(pl.LightningDataModule):
         # Of each row of the table: its lesion, or the lesions that show one skin, by + in order of name.
         self.groups = lesion_groups.groups(self.table, joins)
         if self.dx_groups is not None:
-            self.table = grouped(self.table, self.dx_groups)
+            self.table = group_diagnoses(self.table, self.dx_groups)
         self.dx_classes: tuple[str, ...] = tuple(self.table["dx"].cat.categories)
         self.source = np.repeat(np.arange(len(tables)), list(map(len, tables)))  # (N,), 0 is data.root
         stages = self._stages_of_fold(first)
         self._say_twins(first, stages)
         self._stages = np.append(stages, np.full(len(self.table) - len(first), "train"))
-        counts = ", ".join(f"{stage} {len(self.rows(stage)):,}" for stage in splits.STAGES)
+        counts = ", ".join(f"{stage} {len(self.rows(stage)):,}" for stage in splits.SPLITS)
         logger.info("fold %d of %s (sha256 %s): %s", self.fold, self.split_file, self.split_hash[:12], counts)
 
         self._mask_of, self._dx_of = self._dealt("seg", "mask"), self._dealt("cls", "dx")
@@ -225,7 +225,7 @@ class DataModule(pl.LightningDataModule):
         """The diagnosis that each row comes with, counted from 0, (N,); none is -1."""
         return np.asarray(self.table["dx"].cat.codes, dtype=np.int64)[self._dx_of]
 
-    def rows(self, stage: Stage, source: int | None = None) -> NDArray[np.int64]:
+    def rows(self, stage: Split, source: int | None = None) -> NDArray[np.int64]:
         """Rows of the case table in this stage of the fold, ascending; `source` 0 is data.root, None all."""
         wanted = self._stages == stage
         return np.flatnonzero(wanted if source is None else wanted & (self.source == source))
@@ -292,7 +292,7 @@ class DataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> Loader:
         """Validation photographs as they are, each once, in table order."""
-        sampler = InOrder(self.rows("val"), self._rank(), self._world(), self.batch_size)
+        sampler = SequentialSampler(self.rows("val"), self._rank(), self._world(), self.batch_size)
         return self._loader(self._samples(none()), sampler)
 
     def _mix(self) -> Mix | None:
@@ -310,7 +310,7 @@ class DataModule(pl.LightningDataModule):
         assert self._photographs is not None, "setup() comes first"
         return Samples(self._photographs, self._dx(), transform, self.seed, mix, self._mask_of)
 
-    def _loader(self, samples: Samples, sampler: EpochSampler | InOrder) -> Loader:
+    def _loader(self, samples: Samples, sampler: EpochSampler | SequentialSampler) -> Loader:
         return Loader(
             samples,
             batch_size=self.batch_size,
@@ -347,7 +347,7 @@ class DataModule(pl.LightningDataModule):
                 "data.fold", f"{self.fold}, but {self.split_file} has {', '.join(folds)}", "take one of them"
             )
         stages = self.split.set_index("image_id")[f"fold_{self.fold}"]
-        if empty := [stage for stage in splits.STAGES if stage not in set(stages)]:
+        if empty := [stage for stage in splits.SPLITS if stage not in set(stages)]:
             what = f"fold_{self.fold} has no {' and no '.join(empty)} photographs"
             raise ConfigError("data.split", f"{self.split_file}: {what}", "mark some train, some val, some test")
         return stages.reindex(first["image_id"]).to_numpy(dtype=object)

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from skinmtl.data.cache import Photographs
 from skinmtl.data.mixing import Mixing, Partners
-from skinmtl.data.samplers import Place
+from skinmtl.data.samplers import SampleKey
 from skinmtl.data.transforms import Transform
 from skinmtl.errors import ResourceError, SkinmtlError, first_line
 from skinmtl.types import Batch, Sample
@@ -56,7 +56,7 @@ class Samples(Dataset[Sample | SkinmtlError]):
         self._photographs, self._dx, self._transform, self._seed = photographs, dx, transform, seed
         self._mix, self._masks = mix, masks
 
-    def __getitem__(self, place: Place) -> Sample | SkinmtlError:
+    def __getitem__(self, place: SampleKey) -> Sample | SkinmtlError:
         epoch, position, row = place
         try:
             own = self._one(row, (self._seed, epoch, position))

@@ -10,19 +10,25 @@ from skinmtl.config.diagnosis_groups import KEY, REST, Groups, check_groups
 from skinmtl.errors import ConfigError, Faults, SkinmtlError
 
 
-def named(groups: Groups | None) -> list[str]:
-    """The diagnoses that groups name; none of them is a word for missing."""
+def named_diagnoses(groups: Groups | None) -> list[str]:
+    """List the diagnoses that groups name; none of them is a word for missing.
+
+    Args:
+        groups: as `group_diagnoses` takes them; None names none.
+    """
     return [name for members in (groups or {}).values() if members != REST for name in members]
 
 
-def grouped(table: pd.DataFrame, groups: Groups) -> pd.DataFrame:
-    """The case table with the group of each diagnosis as `dx`, and the diagnosis itself as `dx_original`.
-
-    The classes are the groups in their order. A missing diagnosis stays missing.
+def group_diagnoses(table: pd.DataFrame, groups: Groups) -> pd.DataFrame:
+    """Replace the diagnoses of a case table by their groups.
 
     Args:
         table: a case table, `dx` categorical.
         groups: names of diagnoses by the name of their group; the word rest stands for all that no group names.
+
+    Returns:
+        The table with the group as `dx`, categorical over the groups in their order, and the diagnosis itself as
+        `dx_original`. A missing diagnosis stays missing.
 
     Raises:
         Faults: a diagnosis that the data do not know, or one that is in no group.

@@ -1,4 +1,4 @@
-"""Further photographs that only train, beside those at data.root: another data set, with masks or diagnoses alone."""
+"""Auxiliary data: a further data set, with masks or diagnoses alone, whose images only train beside data.root's."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ from annotated_types import Interval
 from skinmtl.data import lesion_groups, sources
 from skinmtl.data.file_hashes import with_digests
 from skinmtl.errors import ConfigError, InputError
-from skinmtl.runs.cells import spelling
+from skinmtl.runs.cells import canonical_spelling
 
 logger = logging.getLogger(__name__)
 
 
 class Also:
-    """A second source: `share` is the part of every batch that it fills.
+    """An auxiliary data set, which fills a fraction of every training batch and is never validated or tested on.
 
-    It is never validated or tested on. Whatever it has in common with the first source is left out: photographs, files,
-    lesions, known duplicates, with all that it has of the same lesion. Its diagnoses are those of the first source or
-    missing. `masks` is a folder of masks instead of its own, `lesions` a table of `image_id` and `lesion_id` where it
-    has no lesion ids. With neither it leaks, unless `disjoint` says why none of its lesions is in the first source:
-    words that the log, run.json and the split's certificate repeat.
+    Whatever it has in common with the data at data.root is left out: images, files, lesions, known duplicates, with all
+    that it has of the same lesion. Its diagnoses are those of data.root or missing.
 
     Args:
+        root: its folder or table.
+        share: the fraction of every batch that it fills.
+        layout: which layout lies there; auto looks.
         masks: a folder of masks from elsewhere, instead of its own.
+        lesions: a table of `image_id` and `lesion_id`, where it has no lesion ids of its own.
+        disjoint: where nobody knows its lesions, why none of them is at data.root: the log, run.json and the split's
+            certificate repeat it. Without this and without lesion ids it leaks.
     """
 
     def __init__(
@@ -51,26 +54,27 @@ class Also:
         keep: Path | None = None,
         names: Collection[str] = (),
     ) -> pd.DataFrame:
-        """Its case table without what it has in common with the `first` source, with the diagnoses of that one.
-
-        `lesion_id` is missing where nobody gave lesion ids.
+        """Read its case table without what it has in common with the data at data.root.
 
         Args:
-            first: the case table of the first source.
-            known: which duplicates are known, as `duplicates.pairs` takes it.
+            first: the case table of data.root.
+            known: which duplicates are known, as `lesion_groups.pairs` takes it.
             allow_leak: whether it may leak.
-            keep: where it is kept what stands in files, as `contents.with_digests` has it.
+            keep: the folder of kept file hashes, as `file_hashes.with_digests` takes it.
             names: as for `sources.read`.
 
+        Returns:
+            A case table, its `dx` categorical over the diagnoses of data.root; `lesion_id` is missing where nobody gave
+            lesion ids.
+
         Raises:
-            InputError: diagnoses that the first source does not know, a leak, a file that cannot be read, or nothing
-                left.
+            InputError: diagnoses that data.root does not have, a leak, a file that cannot be read, or nothing left.
         """
         table = sources.read(self.root, self.layout, True, self.masks, self.lesions, names)
         first, table = (with_digests(cases, keep) for cases in (first, table))
         classes = list(first["dx"].cat.categories)
         if strange := sorted(set(table["dx"].dropna()) - set(classes)):
-            what = f"diagnoses that the photographs at data.root do not have: {', '.join(strange)}"
+            what = f"diagnoses that the images at data.root do not have: {', '.join(strange)}"
             raise InputError(str(self.root), what, f"use {', '.join(classes)}, or leave them blank")
         if sources.is_leaky(table):
             table["lesion_id"] = pd.Series(pd.NA, index=table.index, dtype="str")
@@ -78,20 +82,18 @@ class Also:
 
         shared = _in_common(table, first, known)
         if shared.all():
-            raise InputError(str(self.root), "every photograph is one of data.root, too", "leave this source out")
+            raise InputError(str(self.root), "every image is one of data.root, too", "leave this data set out")
         if shared.any():
-            what = (
-                f"{int(shared.sum()):,} of {len(table):,} photographs left out, for data.root has them or their lesion"
-            )
+            what = f"{int(shared.sum()):,} of {len(table):,} images left out, for data.root has them or their lesion"
             logger.info("%s: %s", self.root, what)
         table = table[~shared].reset_index(drop=True)
         return table.assign(dx=pd.Categorical(table["dx"].astype(object), categories=classes))
 
     def _say_unknown(self, allow_leak: bool) -> None:
-        """Say on what ground a source without lesion ids trains; refuse where there is none."""
+        """Log why a data set without lesion ids may train; refuse it where nobody says why."""
         what = "no lesion ids, so lesions of validation and test may train"
         if not self.disjoint and not allow_leak:
-            fix = "join them by this source's lesions=<table>, or say in its disjoint=<why> that it shares none "
+            fix = "join them by this data set's lesions=<table>, or say in its disjoint=<why> that it shares none "
             fix += "(skinmtl audit --with), or set data.allow_leak=true and have scores stamped LEAKY"
             raise InputError(str(self.root), what, fix)
         if self.disjoint:
@@ -99,7 +101,11 @@ class Also:
         logger.info("%s: %s", self.root, what)
 
     def facts(self, table: pd.DataFrame) -> dict[str, Any]:
-        """What run.json and the certificate say of the source, from its case table."""
+        """Describe the data set for run.json and the certificate.
+
+        Args:
+            table: its case table, as `read` returns it.
+        """
         known = bool(table["lesion_id"].notna().all())
         return {
             "images": len(table),
@@ -113,25 +119,50 @@ class Also:
 
 
 def places(also: Mapping[str, Also], batch_size: int) -> list[int]:
-    """How many photographs of a step's batch are of the first source and of each further one, at least one of each."""
-    further = [round(source.share * batch_size) for source in also.values()]
-    for name, count in zip(also, further, strict=True):
+    """Divide a step's batch among data.root and the auxiliary data sets, at least one image each.
+
+    Args:
+        also: the auxiliary data sets by name.
+        batch_size: images of a step on all processes together.
+
+    Returns:
+        How many images are of data.root, and how many of each auxiliary data set, in order.
+
+    Raises:
+        ConfigError: one of them would have no image.
+    """
+    counts = [round(source.share * batch_size) for source in also.values()]
+    for name, count in zip(also, counts, strict=True):
         if count == 0:
-            what = f"{also[name].share:g} of a batch of {batch_size} is no photograph"
+            what = f"{also[name].share:g} of a batch of {batch_size} is no image"
             raise ConfigError(f"data.also.{name}.share", what, "use larger batches, or a larger share")
-    if sum(further) >= batch_size:
+    if sum(counts) >= batch_size:
         what = f"together they fill all {batch_size} places of a batch"
-        raise ConfigError("data.also", what, "leave a share for the photographs at data.root")
-    return [batch_size - sum(further), *further]
+        raise ConfigError("data.also", what, "leave a share for the images at data.root")
+    return [batch_size - sum(counts), *counts]
 
 
 def _in_common(table: pd.DataFrame, first: pd.DataFrame, known: str) -> pd.Series:
-    """Which photographs show what the first source shows, or a lesion of one that does, (n,)."""
+    """Tell which images show what data.root shows, or a lesion of an image that does.
+
+    Args:
+        table: the case table of the auxiliary data set, of n images.
+        first: the case table of data.root.
+        known: which duplicates are known.
+
+    Returns:
+        Booleans (n,).
+    """
     pairs = lesion_groups.pairs(known, pd.concat([first, table], ignore_index=True))
     mine, theirs = set(table["image_id"]), set(first["image_id"])
     partners = {name for pair in pairs if not theirs.isdisjoint(pair) for name in pair}
     # An id in other letters may be the same, and what only trains may be left out on a doubt.
-    lesions = table["lesion_id"].dropna().map(spelling).isin(set(first["lesion_id"].dropna().map(spelling)))
+    lesions = (
+        table["lesion_id"]
+        .dropna()
+        .map(canonical_spelling)
+        .isin(set(first["lesion_id"].dropna().map(canonical_spelling)))
+    )
     lesions = lesions.reindex(table.index, fill_value=False)
     shared = table["image_id"].isin(theirs | partners) | lesions
     shared |= table["image_sha256"].isin(first["image_sha256"].dropna())

@@ -1,4 +1,4 @@
-"""Photographs of one lesion under several lesion ids: which are known, and the groups that they join."""
+"""Duplicates: images of one lesion under several lesion ids, and the groups of lesions that they join."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from skinmtl.errors import Faults, InputError
 
 logger = logging.getLogger(__name__)
 
-Pair = tuple[str, str]  # two image ids
+DuplicatePair = tuple[str, str]  # two image ids
 
 # HAM10000's pairs of lesion ids that show one lesion, as published: Abhishek et al., Investigating the quality
 # of DermaMNIST and Fitzpatrick17k, Sci Data 2025, doi 10.1038/s41597-025-04382-5, newly_discovered_duplicates.csv of
 # their repository kakumarabhishek/Corrected-Skin-Image-Datasets at df006b58.
-PUBLISHED: tuple[Pair, ...] = (
+PUBLISHED: tuple[DuplicatePair, ...] = (
     ("ISIC_0033481", "ISIC_0033421"),
     ("ISIC_0033556", "ISIC_0032634"),
     ("ISIC_0029152", "ISIC_0033173"),
@@ -45,7 +45,7 @@ PUBLISHED: tuple[Pair, ...] = (
 )
 # Those that `skinmtl audit` found in all of HAM10000, each looked at by eye, by no dermatologist: the first two columns
 # of experiments/leak_audit/duplicates.csv. Eleven are among the published ones.
-AUDITED: tuple[Pair, ...] = (
+AUDITED: tuple[DuplicatePair, ...] = (
     ("ISIC_0024479", "ISIC_0028756"),
     ("ISIC_0024602", "ISIC_0031468"),
     ("ISIC_0024602", "ISIC_0032283"),
@@ -85,14 +85,17 @@ AUDITED: tuple[Pair, ...] = (
 KNOWN = (*PUBLISHED, *(pair for pair in AUDITED if set(pair) not in list(map(set, PUBLISHED))))
 
 
-def pairs(choice: str, table: pd.DataFrame) -> list[Pair]:
-    """The duplicates of a choice whose photographs are both in the case table, under two lesion ids.
+def pairs(choice: str, table: pd.DataFrame) -> list[DuplicatePair]:
+    """Return known duplicates whose images are both in a case table, under two lesion ids.
 
-    `known` gives those of HAM10000, published or found by our audit, `none` none, anything else is a CSV file with the
-    columns first and second, as `skinmtl audit` writes it; endings such as .jpg are taken off.
+    Args:
+        choice: `known` for those of HAM10000, published or found by our audit; `none`; or a CSV file with the columns
+            first and second, as `skinmtl audit` writes it. Endings such as .jpg are taken off.
+        table: the case table.
 
     Raises:
-        InputError: no such file, no table, or one of other photographs. Faults: rows that name no two photographs.
+        InputError: no such file, no table, or one of other images.
+        Faults: rows that name no two images.
     """
     if choice in ("known", "none"):
         return apart(KNOWN, table) if choice == "known" else []
@@ -103,29 +106,35 @@ def pairs(choice: str, table: pd.DataFrame) -> list[Pair]:
 
     given = [(known(first), known(second)) for first, second in read(path, ids)]
     here = [pair for pair in given if ids >= set(pair)]
-    logger.info("%s: of %d pairs, %d are of photographs at data.root", path, len(given), len(here))
+    logger.info("%s: of %d pairs, %d are of images at data.root", path, len(given), len(here))
     if given and not here:
-        what = f"none of its {len(given):,} pairs is of photographs at data.root, the first is {shown(given[0][0])}"
+        what = f"none of its {len(given):,} pairs is of images at data.root, the first is {shown(given[0][0])}"
         raise InputError(str(path), what, f"use image ids such as {table['image_id'].iloc[0]}, or data.duplicates=none")
     return apart(here, table)
 
 
-def apart(pairs: Iterable[Pair], table: pd.DataFrame) -> list[Pair]:
-    """Those pairs whose photographs are both in the case table, under two lesion ids."""
+def apart(pairs: Iterable[DuplicatePair], table: pd.DataFrame) -> list[DuplicatePair]:
+    """Return those pairs whose images are both in a case table, under two lesion ids.
+
+    Args:
+        pairs: of image ids.
+        table: the case table.
+    """
     lesion_of = dict(zip(table["image_id"], table["lesion_id"].fillna(table["image_id"]), strict=True))
     here = (pair for pair in pairs if lesion_of.keys() >= set(pair))
     return [(first, second) for first, second in here if lesion_of[first] != lesion_of[second]]
 
 
-def read(path: Path, ids: Collection[str] = ()) -> list[Pair]:
-    """The pairs in a CSV file, as they stand there; it may hold none.
+def read(path: Path, ids: Collection[str] = ()) -> list[DuplicatePair]:
+    """Read the pairs in a CSV file, as they stand there; it may hold none.
 
     Args:
         path: the file.
-        ids: photographs that are such even where their name is a word for missing, such as none.
+        ids: images that are such even where their name is a word for missing, such as none.
 
     Raises:
-        InputError: no such file, or no table of pairs. Faults: rows that name no two photographs.
+        InputError: no such file, or no table of pairs.
+        Faults: rows that name no two images.
     """
     fix = "give known, none, or a CSV file with the columns first and second"
     if not path.is_file():
@@ -133,31 +142,38 @@ def read(path: Path, ids: Collection[str] = ()) -> list[Pair]:
     raw, faults = read_table(path, ("first", "second"), ids, may_be_empty=True)
     if missing := [name for name in ("first", "second") if name not in raw]:
         raise InputError(str(path), f"no column {', '.join(missing)}", fix)
-    checks = {f"{name} is missing": (raw[name] == "", "name two photographs a row") for name in ("first", "second")}
+    checks = {f"{name} is missing": (raw[name] == "", "name two images a row") for name in ("first", "second")}
     faults += row_faults(path, raw["first"].where(raw["first"] != "", raw["second"]), checks)
     if faults:
         raise Faults(faults)
     return list(zip(raw["first"], raw["second"], strict=True))
 
 
-def same_files(table: pd.DataFrame) -> list[Pair]:
-    """Photographs whose files are the same, byte for byte, under two lesion ids.
+def same_files(table: pd.DataFrame) -> list[DuplicatePair]:
+    """Find images whose files are the same, byte for byte, under two lesion ids.
 
-    What cannot be read is nobody's duplicate here: decoding names all such photographs together.
+    What cannot be read is no duplicate here: decoding names all such images together.
 
     Args:
-        table: a case table with the sha256 of files, as `contents.with_digests` gives it.
+        table: a case table with the sha256 of files, as `file_hashes.with_digests` returns it.
     """
     digests = table.set_index("image_id")["image_sha256"].dropna()
     alike = digests.index.to_series().groupby(digests.to_numpy(), sort=False)
     return apart((pair for _, ids in alike for pair in pairwise(ids)), table)
 
 
-def groups(table: pd.DataFrame, pairs: Sequence[Pair]) -> pd.Series:
-    """The group of each photograph, (N,): its lesion, or all the lesions that duplicates join, by + in order of name.
+def groups(table: pd.DataFrame, pairs: Sequence[DuplicatePair]) -> pd.Series:
+    """Return the group of each image: its lesion, or all the lesions that duplicates join.
 
-    Groups are the connected components of lesions and pairs, so that a chain of pairs is one group. A photograph
+    Groups are the connected components of lesions and pairs, so that a chain of pairs is one group. An image
     without a lesion id is a lesion of its own.
+
+    Args:
+        table: a case table of N images.
+        pairs: of image ids, both in the table.
+
+    Returns:
+        (N,) names, indexed as the table: a lesion id, or several in order, joined by +.
     """
     lesions = table["lesion_id"].fillna(table["image_id"])
     if not pairs:

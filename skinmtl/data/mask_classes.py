@@ -1,4 +1,4 @@
-"""Mask classes: what a pixel can be, derived from the lesion mask at the photograph's own size, background first."""
+"""Mask classes: what a pixel can be, derived from the lesion mask at the image's own size, background first."""
 
 from __future__ import annotations
 
@@ -13,40 +13,46 @@ Mask = NDArray[np.uint8]
 
 
 class MaskClasses(Protocol):
-    """The names of the mask classes, background first, and the class of every pixel of a lesion mask."""
+    """What a pixel can be: the names of the mask classes, and the class of every pixel of a lesion mask."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """At least two names, of which a class's index counts."""
+        """Name the classes by their index, at least two, background first."""
 
     def of(self, lesion: Mask) -> Mask:
-        """(H, W) uint8 index into the names, from (H, W) uint8 in {0, 1} at the photograph's own size.
+        """Return the class of every pixel: a function of the mask and of what the constructor was given alone.
 
-        A function of its argument and of what the constructor was given: a cache keeps what it gives.
+        Args:
+            lesion: (H, W) uint8 in {0, 1}, at the image's own size.
+
+        Returns:
+            (H, W) uint8, index into `names`. The cache keeps it.
         """
 
 
 class Binary:
-    """Skin and lesion: the mask as it was drawn."""
+    """Skin and lesion: the mask as it is."""
 
     names: ClassVar[tuple[str, ...]] = ("skin", "lesion")
 
     def of(self, lesion: Mask) -> Mask:
-        """As `MaskClasses.of`; the very array."""
+        """Return the mask itself, as `MaskClasses.of` has it."""
         return lesion
 
 
 class Trimap:
     """Skin, the lesion's border, and the lesion within it.
 
-    `band` is the border's width as a share of the photograph's shorter side, half of it inside the outline and half
-    outside, each half rounded to whole pixels of the photograph and at least one: 0.04 of 600 x 450 pixels are 9 inside
-    and 9 outside. A pixel is border when a pixel of the other side lies within that distance, from centre to centre.
-    The photograph's edge is no outline: a lesion that runs out of the picture has no border there. A lesion, or a gap
-    in one, that is no wider than the band is border throughout; an empty mask is skin, a full one lesion.
+    A pixel is border when a pixel of the other side lies within half the band, from centre to centre. The image's edge
+    is no contour: a lesion that runs out of the image has no border there. A lesion, or a gap in one, that is no wider
+    than the band is border throughout; an empty mask is skin, a full one lesion.
 
     The classes are derived before the mask is resized, so that a network of any input size learns the same band, and
-    is scored at the photograph's own size on the very band.
+    is scored at the image's own size on the very band.
+
+    Args:
+        band: the border's width as a fraction of the image's shorter side, half of it inside the contour and half
+            outside, each half rounded to whole pixels and at least one: 0.04 of 600 x 450 pixels are 9 and 9.
     """
 
     names: ClassVar[tuple[str, ...]] = ("skin", "border", "lesion")
@@ -55,9 +61,9 @@ class Trimap:
         self.band = band
 
     def of(self, lesion: Mask) -> Mask:
-        """As `MaskClasses.of`: 0 on skin, 1 on the border, 2 on the lesion within."""
+        """Return 0 on skin, 1 on the border, 2 on the lesion within, as `MaskClasses.of` has it."""
         classes = (lesion * 2).astype(np.uint8)
-        if lesion.all() or not lesion.any():  # no outline; a distance to nothing is no number
+        if lesion.all() or not lesion.any():  # no contour; a distance to nothing is no number
             return classes
         half = self.half(lesion.shape[0], lesion.shape[1])
         for side in (lesion, 1 - lesion):  # the distance of this side's pixels to the other side
@@ -67,7 +73,12 @@ class Trimap:
         return classes
 
     def half(self, height: int, width: int) -> int:
-        """Pixels of the border on either side of the outline, in a photograph of this size."""
+        """Return the width of the border on either side of the contour, in pixels.
+
+        Args:
+            height: of the image, in pixels.
+            width: of the image, in pixels.
+        """
         return max(1, round(self.band * min(height, width) / 2))
 
 

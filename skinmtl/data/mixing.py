@@ -12,7 +12,7 @@ from annotated_types import Interval
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from skinmtl.data.transforms import mix
+from skinmtl.data.transforms import derive_seed
 from skinmtl.types import Sample
 
 Alpha = Annotated[float, Interval(gt=0)]
@@ -47,7 +47,7 @@ class Mixing(ABC):
 
     def share(self, size: tuple[int, int], seed: int, epoch: int, step: int) -> float:
         """The own share in all mixed photographs of a step, at `size` (height, width), in [0.5, 1]."""
-        drawn = float(np.random.default_rng(mix(seed, epoch, step, SHARE)).beta(self.alpha, self.alpha))
+        drawn = float(np.random.default_rng(derive_seed(seed, epoch, step, SHARE)).beta(self.alpha, self.alpha))
         return self._feasible(max(drawn, 1 - drawn), size)
 
     def _feasible(self, share: float, size: tuple[int, int]) -> float:
@@ -56,7 +56,7 @@ class Mixing(ABC):
 
     def rng(self, seed: int, epoch: int, position: int) -> Generator:
         """All chance of one photograph: whether it is mixed, with which, and how."""
-        return np.random.default_rng(mix(seed, epoch, position, PAIR))
+        return np.random.default_rng(derive_seed(seed, epoch, position, PAIR))
 
     @abstractmethod
     def pair(self, own: Sample, other: Sample, share: float, rng: Generator) -> Sample:

@@ -1,7 +1,7 @@
-"""Augmentation of a photograph and its mask together, drawn as a function of a key.
+"""Augmentation of an image and its mask together, as a function of a key.
 
-The only file that knows albumentations: its version 2 ignores the seeds of torch and NumPy and repeats its draws in
-every worker, so each sample seeds it anew.
+The only module that knows albumentations: its version 2 ignores the seeds of torch and NumPy and repeats its random
+numbers in every worker, so each sample seeds it anew.
 """
 
 from __future__ import annotations
@@ -16,29 +16,45 @@ import numpy as np
 from annotated_types import Interval
 from numpy.typing import NDArray
 
+from skinmtl.types import Fraction
+
 cv2.setNumThreads(0)
 
-Share = Annotated[float, Interval(ge=0, le=1)]
 Degrees = Annotated[float, Interval(ge=0, le=180)]
 
 
-def mix(*key: int) -> int:
-    """A hash of the integers in [0, 2^63), the same on every machine and in every process."""
+def derive_seed(*key: int) -> int:
+    """Derive a seed from a key, the same on every machine and in every process.
+
+    Args:
+        key: integers of which each counts, and their order, such as seed, epoch and position.
+
+    Returns:
+        A hash in [0, 2^63): keys that are nearly alike give seeds that have nothing in common.
+    """
     digest = hashlib.blake2b(",".join(map(str, key)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def reseed(compose: A.Compose, *key: int) -> None:
-    """Make the next call of `compose` a function of the key.
+    """Make the next call of a pipeline a function of a key.
 
     `compose.set_random_seed` would give every transform the same seed: both flips would be one coin.
+
+    Args:
+        compose: the albumentations pipeline.
+        key: as `derive_seed` takes it.
     """
-    seed = mix(*key)
+    seed = derive_seed(*key)
     compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
 
 
 class Transform:
-    """Image and mask in, image and mask out, of the same shapes; the draw depends on the key alone."""
+    """An augmentation: image and mask in, image and mask out, of the same shapes, by a key alone.
+
+    Args:
+        steps: albumentations transforms, applied in order; none leaves everything as it is.
+    """
 
     def __init__(self, steps: list[Any]) -> None:
         self._compose = A.Compose(steps) if steps else None
@@ -46,7 +62,16 @@ class Transform:
     def __call__(
         self, image: NDArray[np.uint8], mask: NDArray[np.uint8], key: tuple[int, ...]
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Transform (H, W, 3) and (H, W); the mask keeps its values, for it is never interpolated."""
+        """Transform an image and its mask alike.
+
+        Args:
+            image: (H, W, 3) uint8, RGB.
+            mask: (H, W) uint8; it keeps its values, for it is never interpolated.
+            key: what chance depends on, such as seed, epoch and position.
+
+        Returns:
+            Image and mask, of the same shapes and dtypes.
+        """
         if self._compose is None:
             return image, mask
         reseed(self._compose, *key)
@@ -55,29 +80,49 @@ class Transform:
 
 
 def none() -> Transform:
-    """Photographs as they are."""
+    """Leave images as they are."""
     return Transform([])
 
 
-def light(rotate: Degrees = 180.0, zoom: Share = 0.1, brightness: Share = 0.1, contrast: Share = 0.1) -> Transform:
-    """Flips, a turn by up to `rotate` degrees, a zoom by up to 1 -+ `zoom`, mild light: what a hand and a lamp vary.
+def light(
+    rotate: Degrees = 180.0, zoom: Fraction = 0.1, brightness: Fraction = 0.1, contrast: Fraction = 0.1
+) -> Transform:
+    """Flip, turn, zoom and light mildly: what a hand and a lamp vary.
 
-    A dermatoscopic photograph has no up. What a turn leaves empty is mirrored from the picture, mask and all.
+    What a turn leaves empty is mirrored from the image, mask and all.
+
+    Args:
+        rotate: the largest turn either way, in degrees; all of 180, for a dermatoscopic image has no up.
+        zoom: the largest change of scale, as a fraction: 0.1 is 0.9 to 1.1 times.
+        brightness: the largest change, as a fraction.
+        contrast: the largest change, as a fraction.
     """
     return Transform([*_moves(rotate, zoom, 0.0), A.RandomBrightnessContrast(brightness, contrast, p=1.0)])
 
 
 def strong(
-    rotate: Degrees = 180.0, zoom: Share = 0.25, shift: Share = 0.1, colour: Share = 0.2, hue: Share = 0.03
+    rotate: Degrees = 180.0,
+    zoom: Fraction = 0.25,
+    shift: Fraction = 0.1,
+    colour: Fraction = 0.2,
+    hue: Fraction = 0.03,
 ) -> Transform:
-    """More of the same, and shifts, colour, blur and small gaps: for long trainings."""
+    """Vary more than `light`, with shifts, colour, blur and small gaps: for long trainings.
+
+    Args:
+        rotate: the largest turn either way, in degrees.
+        zoom: the largest change of scale, as a fraction.
+        shift: the largest shift, as a fraction of the side.
+        colour: the largest change of brightness, contrast and saturation, as a fraction.
+        hue: the largest change of hue, as a fraction of the colour circle; colour is a diagnostic sign.
+    """
     vary = (1 - colour, 1 + colour)
     return Transform(
         [
             *_moves(rotate, zoom, shift),
             A.ColorJitter(brightness=vary, contrast=vary, saturation=vary, hue=(-hue, hue), p=0.8),
             A.GaussianBlur(sigma_limit=(0.3, 1.2), p=0.1),
-            # The mask is kept under a gap: the network may guess the outline from what is around it.
+            # The mask is kept under a gap: the network may infer the contour from what is around it.
             A.CoarseDropout(
                 num_holes_range=(1, 3), hole_height_range=(0.05, 0.15), hole_width_range=(0.05, 0.15), p=0.2
             ),

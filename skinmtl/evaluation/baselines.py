@@ -24,7 +24,7 @@ from skinmtl.config.build import build
 from skinmtl.config.check import check_saved
 from skinmtl.config.diagnosis_groups import REST
 from skinmtl.data import cache, sources, splits
-from skinmtl.data.diagnosis_groups import grouped, named
+from skinmtl.data.diagnosis_groups import group_diagnoses, named_diagnoses
 from skinmtl.data.images.reading import Size, fit_image, read_image, read_pair
 from skinmtl.data.mask_classes import BINARY, MaskClasses
 from skinmtl.errors import InputError
@@ -59,7 +59,7 @@ def compare_run(run: Run, data_root: Path | None = None) -> pd.DataFrame:
         build(cfg.synthetic).write(root)
     masks, lesions = (Path(cfg[key]).expanduser() if cfg.get(key) else None for key in ("masks", "lesions"))
     groups = {str(name): list(of) if of != REST else of for name, of in (cfg.get("diagnoses") or {}).items()}
-    table = sources.read(root, cfg.layout, cfg.allow_leak, masks, lesions, named(groups))
+    table = sources.read(root, cfg.layout, cfg.allow_leak, masks, lesions, named_diagnoses(groups))
     split = splits.load(run.split_file)
     splits.check(split, table, run.split_file, given=True)
     kept = Path(cfg.cache_dir).expanduser() if cfg.get("cache_dir") else None
@@ -75,7 +75,7 @@ def compare_run(run: Run, data_root: Path | None = None) -> pd.DataFrame:
     height, width = facts["size"]
     table = table.assign(split=stages.to_numpy())
     if groups:
-        table = grouped(table, groups)
+        table = group_diagnoses(table, groups)
     mask_classes = build(cfg.mask_classes) if cfg.get("mask_classes") is not None else BINARY
     return compare(table, (height, width), run.predictions(), mask_classes)
 

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from skinmtl.data.images.listing import foreign, shown
+from skinmtl.data.images.listing import shown, unsupported_format
 from skinmtl.data.images.reading import read_image
 from skinmtl.errors import InputError, Interrupted
 from skinmtl.evaluation.predict import TOGETHER, Prediction, Predictor, load_run
@@ -112,7 +112,7 @@ def _each(
         if stopped():
             return
         try:
-            if refusal := foreign(path):
+            if refusal := unsupported_format(path):
                 raise refusal
             image = read_image(path)
         except InputError as error:

@@ -10,7 +10,7 @@ from segmentation_models_pytorch.base.initialization import initialize_head
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Share = Annotated[float, Interval(ge=0, lt=1)]
+DropoutRate = Annotated[float, Interval(ge=0, lt=1)]
 Width = Annotated[int, Ge(1)]
 
 
@@ -35,7 +35,7 @@ class Pooled(Head):
     """
 
     def __init__(
-        self, pooling: Literal["avg", "max"] = "avg", dropout: Share = 0.2, hidden: Width | None = None
+        self, pooling: Literal["avg", "max"] = "avg", dropout: DropoutRate = 0.2, hidden: Width | None = None
     ) -> None:
         super().__init__()
         self.pooling, self.dropout, self.hidden = pooling, dropout, hidden
@@ -63,7 +63,7 @@ class MaskGuided(Head):
 
     needs_mask = True
 
-    def __init__(self, stop_gradient: bool = True, dropout: Share = 0.2, hidden: Width | None = None) -> None:
+    def __init__(self, stop_gradient: bool = True, dropout: DropoutRate = 0.2, hidden: Width | None = None) -> None:
         super().__init__()
         self.stop_gradient, self.dropout, self.hidden = stop_gradient, dropout, hidden
 

@@ -1,4 +1,4 @@
-"""Cells that say nothing, and names that people read as one although they are not the same text."""
+"""Text of table cells: what counts as missing, and names that differ only in how they are written."""
 
 from __future__ import annotations
 
@@ -12,22 +12,43 @@ MISSING = {
     *("not available", "#value!", "#ref!", "#name?", "#div/0!", "#num!", "#null!"),
 }
 # Dots (as of SAS and Stata), dashes and question marks: nobody filled that in.
-BARE = "[?._\u2026\u2010-\u2015\u2212-]+"
+PLACEHOLDER = "[?._\u2026\u2010-\u2015\u2212-]+"
 
 
 def is_missing(cells: pd.Series) -> pd.Series:
-    """Which cells of text say that nothing is known."""
+    """Tell which cells say that nothing is known.
+
+    Args:
+        cells: text; a blank cell is missing, too.
+
+    Returns:
+        Booleans, indexed alike.
+    """
     words = cells.str.strip().str.lower()
-    return words.isin(MISSING) | words.str.fullmatch(BARE)
+    return words.isin(MISSING) | words.str.fullmatch(PLACEHOLDER)
 
 
-def spelling(name: str) -> str:
-    """What names that people read as one have in common: small letters, composed, single spaces, nothing invisible."""
+def canonical_spelling(name: str) -> str:
+    """Write a name so that names which people read as one become one text.
+
+    Args:
+        name: any text.
+
+    Returns:
+        Small letters, composed (NFC), with single spaces and nothing invisible.
+    """
     seen = "".join(sign for sign in unicodedata.normalize("NFKC", name) if unicodedata.category(sign) != "Cf")
     return " ".join(unicodedata.normalize("NFC", seen.casefold()).split())
 
 
-def in_two_spellings(names: pd.Series) -> pd.Series:
-    """Which names differ from another only in what `spelling` takes away."""
-    distinct = {name: spelling(name) for name in names.unique()}
+def spelled_in_several_ways(names: pd.Series) -> pd.Series:
+    """Tell which names differ from another one only in what `canonical_spelling` takes away.
+
+    Args:
+        names: text, such as lesion ids.
+
+    Returns:
+        Booleans, indexed alike.
+    """
+    distinct = {name: canonical_spelling(name) for name in names.unique()}
     return names.groupby(names.map(distinct)).transform("nunique") > 1

@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from skinmtl.errors import Faults, InputError
-from skinmtl.runs.cells import MISSING, in_two_spellings, is_missing
+from skinmtl.runs.cells import MISSING, is_missing, spelled_in_several_ways
 
 logger = logging.getLogger(__name__)
 
@@ -370,7 +370,7 @@ def doubts(table: pd.DataFrame) -> list[str]:
     said = []
     for column in ("image_id", "lesion_id", "group"):
         names = table[column].dropna().astype(str) if column in table else pd.Series(dtype="str")
-        if alike := names[in_two_spellings(names)].nunique():
+        if alike := names[spelled_in_several_ways(names)].nunique():
             said.append(
                 f"{alike} names in {column} differ from another in letters or spaces alone, and count as others"
             )

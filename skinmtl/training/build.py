@@ -19,7 +19,7 @@ from skinmtl.config.build import build, value_of
 from skinmtl.config.hardware import resolve_accelerator, resolve_precision
 from skinmtl.config.run_config import RunConfig
 from skinmtl.data.datamodule import DataModule
-from skinmtl.data.splits import STAGES
+from skinmtl.data.splits import SPLITS
 from skinmtl.distributed import collectives
 from skinmtl.distributed.signals import Stop
 from skinmtl.errors import ConfigError, InputError
@@ -69,7 +69,7 @@ def check_targets(tasks: Sequence[str], data: DataModule) -> None:
     """Refuse to train or to test a task on photographs none of which shows it."""
     column = {"seg": "mask", "cls": "dx"}
     for task in tasks:
-        for part in STAGES:
+        for part in SPLITS:
             if data.table[column[task]].iloc[data.rows(part)].isna().all():
                 what = f"no {part} photograph has a {column[task]}, which task {task} needs"
                 fix = "unpack the masks beside them, or give data.masks" if task == "seg" else "give diagnoses"

@@ -14,7 +14,7 @@ from torchmetrics import Metric
 
 from skinmtl.balancing.gradients import Gradients, Sum, TaskGradients, cosine
 from skinmtl.balancing.weighting import Weighting
-from skinmtl.data.transforms import mix
+from skinmtl.data.transforms import derive_seed
 from skinmtl.distributed import collectives
 from skinmtl.tasks.base import Task
 from skinmtl.tasks.metrics import Means
@@ -180,8 +180,8 @@ class MultiTaskModule(pl.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
         # Dropout is a function of (seed, step, rank), so a resumed run draws what an unbroken one draws.
         done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
-        torch.manual_seed(mix(self._seed, done, self.global_rank))
-        self.weighting.start_step(mix(self._seed, self.trainer.global_step))
+        torch.manual_seed(derive_seed(self._seed, done, self.global_rank))
+        self.weighting.start_step(derive_seed(self._seed, self.trainer.global_step))
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_index: int) -> None:
         if self.trainer.is_last_batch:

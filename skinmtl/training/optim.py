@@ -14,7 +14,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
-Share = Annotated[float, Interval(ge=0, le=1)]
+from skinmtl.types import Fraction
 
 
 class Cosine:
@@ -25,7 +25,7 @@ class Cosine:
 
     by: Literal["step"] = "step"
 
-    def __init__(self, warmup: Annotated[float, Interval(ge=0, lt=1)] = 0.05, end: Share = 0.0) -> None:
+    def __init__(self, warmup: Annotated[float, Interval(ge=0, lt=1)] = 0.05, end: Fraction = 0.0) -> None:
         self.warmup, self.end = warmup, end
 
     def factor(self, step: int, total_steps: int) -> float:
@@ -46,7 +46,7 @@ class Step:
 
     by: Literal["step"] = "step"
 
-    def __init__(self, every: Annotated[int, Ge(1)] = 10, gamma: Share = 0.1) -> None:
+    def __init__(self, every: Annotated[int, Ge(1)] = 10, gamma: Fraction = 0.1) -> None:
         self.every, self.gamma = every, gamma
 
     def on(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> LambdaLR:
@@ -59,7 +59,7 @@ class Constant:
 
     by: Literal["step"] = "step"
 
-    def __init__(self, warmup: Share = 0.0) -> None:
+    def __init__(self, warmup: Fraction = 0.0) -> None:
         self.warmup = warmup
 
     def on(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> LambdaLR:

@@ -1,1 +1,1 @@
-"""Decoding of images and masks. May import what data may."""
+"""Image and mask files, decoded in one place. May import data.mask_classes and what is below data."""

@@ -1,4 +1,4 @@
-"""Colours as a photograph's file defines them, made those of sRGB, which decoders leave undone."""
+"""Colour profiles: an image's colours, as its file defines them, in sRGB. Decoders leave that undone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ WAY = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATI
 
 
 def note_exif(image: Image.Image) -> None:
-    """Keep in the image's `info` whether its EXIF says Adobe RGB; before it is loaded, for a TIFF forgets it then."""
+    """Note in an image's `info` whether its EXIF says Adobe RGB.
+
+    Args:
+        image: opened and not yet loaded, for a TIFF forgets its EXIF then.
+    """
     exif = image.getexif()
     with suppress(Exception):  # Pillow raises all sorts where the inner parts of EXIF are broken: they say nothing then
         space = exif.get_ifd(ExifTags.IFD.Exif).get(COLOUR_SPACE)
@@ -35,7 +39,11 @@ def note_exif(image: Image.Image) -> None:
 
 
 def check_named(image: Image.Image, path: Path) -> None:
-    """Refuse a photograph without a profile whose file says in other ways that its colours are not those of sRGB.
+    """Refuse an image without a profile whose file says in other ways that its colours are not those of sRGB.
+
+    Args:
+        image: the decoded image, after `note_exif`.
+        path: its file, for the message.
 
     Raises:
         InputError: its EXIF says Adobe RGB, or its primaries (cHRM) are others.
@@ -50,11 +58,15 @@ def check_named(image: Image.Image, path: Path) -> None:
 
 
 def in_srgb(image: Image.Image, path: Path) -> Image.Image:
-    """The decoded photograph as RGB in sRGB.
+    """Convert a decoded image to RGB in sRGB.
 
     Pixels with an embedded ICC profile are converted by it (relative colorimetric, with black point compensation); a
     profile that is sRGB but for rounding leaves them as they are. Pixels without one are taken for sRGB; CMYK without
     one is converted as Pillow does, by no ink's colours.
+
+    Args:
+        image: the decoded image, in a mode of Pillow that has a profile's colours (L, RGB, CMYK) or becomes them.
+        path: its file, for messages.
 
     Raises:
         InputError: naming the file, whose profile is broken, or is for other pixels; or whose curve is not sRGB's.
@@ -81,7 +93,7 @@ def in_srgb(image: Image.Image, path: Path) -> Image.Image:
 
 @lru_cache(maxsize=8)
 def _transform(icc: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
-    """The mode of pixels that a profile is for, and what makes them sRGB; None where they are that already.
+    """Return the mode of pixels that a profile is for, and what makes them sRGB; None where they are that already.
 
     Raises:
         ImageCms.PyCMSError, OSError, ValueError: it is broken, or of no such pixels.
@@ -102,7 +114,7 @@ def _transform(icc: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
 
 
 def _colours(mode: str) -> Image.Image:
-    """Colours of every kind, in steps that no curve hides between."""
+    """Return an image of colours of every kind, in steps that no curve hides between."""
     if mode == "L":
         return Image.fromarray(np.arange(256, dtype=np.uint8)[None])
     steps = np.linspace(0, 255, 18).round().astype(np.uint8)

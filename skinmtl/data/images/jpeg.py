@@ -7,19 +7,25 @@ import re
 
 from PIL import Image
 
-TABLES, SCAN, END = 0xC4, 0xDA, 0xD9  # markers of Huffman tables, of a scan, of the picture's end
+TABLES, SCAN, END = 0xC4, 0xDA, 0xD9  # markers of Huffman tables, of a scan, of the image's end
 BARE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
 MARKER = re.compile(rb"\xff[^\x00\xff]")  # decoders pass over fill bytes and stray ones before it
 SCAN_END = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # neither a stuffed zero nor a restart nor a fill byte
 RUNS = {length << 4 for length in range(1, 15)}  # symbols for several blocks without anything further
-ZEROS = bytes(64)  # a disk's lost block is longer; no scan of 11,413 photographs of HAM10000 and ISIC has 8 in a row
+ZEROS = bytes(64)  # a disk's lost block is longer; no scan of 11,413 images of HAM10000 and ISIC has 8 in a row
 MORE = bytes(range(255))  # pixels of some kind, whatever the tables say
 
 
 def end_of(data: bytes) -> int:
-    """Where the mark of the first picture's end stands; what follows is a preview or a trailer.
+    """Find the mark of the first image's end; what follows is a preview or a trailer.
 
-    A progressive picture whose very last scan was cut and closed again is not noticed: it lacks only precision.
+    A progressive image whose very last scan was cut and closed again is not noticed: it lacks only precision.
+
+    Args:
+        data: all bytes of the file.
+
+    Returns:
+        The position of the mark's first byte.
 
     Raises:
         ValueError, IndexError: the mark is missing, a block of a scan was lost, or scans that others prepare are.
@@ -45,9 +51,14 @@ def end_of(data: bytes) -> int:
 
 
 def wants_more(image: Image.Image, data: bytes, end: int) -> bool:
-    """Whether the decoded picture takes pixels from bytes added before its `end`, as one that was cut off does.
+    """Tell whether an image was cut off: it then takes pixels from bytes that are added before its end.
 
-    Asked only of those whose last pixel is the grey that decoders fill with; others are False.
+    Tried only where the last pixel is the grey that decoders fill with; others are whole.
+
+    Args:
+        image: decoded from `data`.
+        data: all bytes of the file.
+        end: as `end_of` returns it.
     """
     last = image.getpixel((image.width - 1, image.height - 1))
     if any(value not in (127, 128) for value in (last if isinstance(last, tuple) else (last,))):
@@ -57,14 +68,23 @@ def wants_more(image: Image.Image, data: bytes, end: int) -> bool:
 
 
 def find_code(pattern: re.Pattern[bytes], data: bytes, at: int) -> int:
-    """Where the code of the next marker stands that fits, after its 0xFF; ValueError where there is none."""
+    """Find the code of the next marker that fits, which stands after its 0xFF.
+
+    Args:
+        pattern: `MARKER` or `SCAN_END`.
+        data: all bytes of the file.
+        at: where the search begins.
+
+    Raises:
+        ValueError: there is none.
+    """
     if not (found := pattern.search(data, at)):
         raise ValueError("its end is missing")
     return found.end() - 1
 
 
 def _scan(body: bytes) -> tuple[dict[int, int], int, int, int, int]:
-    """What a scan's header says: tables by component, first and last coefficient, bits missing before and after it."""
+    """Read a scan's header: tables by component, first and last coefficient, bits missing before and after it."""
     split = 1 + 2 * body[0]
     start, end, bits = body[split : split + 3]
     return dict(zip(body[1:split:2], body[2:split:2], strict=True)), start, end, bits >> 4, bits & 15
@@ -77,7 +97,7 @@ def _note(body: bytes, missing: dict[int, bytearray]) -> None:
 
 
 def _may_be_zeros(body: bytes, tables: bytes) -> bool:
-    """Whether a flat surface, such as a black margin, is all zeros in this scan, as it is with some tables."""
+    """Tell whether a flat surface, such as a black margin, is all zeros in this scan, as it is with some tables."""
     components, start, end, before, _ = _scan(body)
     if start == 0 and before:
         return True  # bare bits, one for each block's mean
@@ -90,7 +110,7 @@ def _may_be_zeros(body: bytes, tables: bytes) -> bool:
 
 
 def _symbols(tables: bytes) -> dict[int, bytes]:
-    """The symbols of each Huffman table: a name, 16 counts of codes by their length, and as many symbols."""
+    """Read the symbols of each Huffman table: a name, 16 counts of codes by their length, and as many symbols."""
     symbols, at = {}, 0
     while at < len(tables):
         name, at = tables[at], at + 17

@@ -1,1 +1,1 @@
-"""HAM10000 onto the disk, checked: downloaded or taken from what a user has, without anyone's metadata."""
+"""HAM10000 on the disk, checked: downloaded, or taken from what a user has. May import data.sources and below."""

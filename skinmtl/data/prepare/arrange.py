@@ -12,7 +12,7 @@ import pandas as pd
 
 from skinmtl.data import sources
 from skinmtl.data.prepare.names import is_table
-from skinmtl.data.sources.folders import masks as masks_in
+from skinmtl.data.sources.folders import find_masks
 from skinmtl.data.sources.layouts import lesion_rows
 from skinmtl.data.sources.tables import listed, most, shown
 from skinmtl.errors import Faults, InputError, SkinmtlError
@@ -115,7 +115,7 @@ def _with_masks(table: pd.DataFrame, found: Path) -> pd.DataFrame:
     folders = {path.parent for path in found.rglob("*") if OF_MASKS.search(f"{path.parent.name}/{path.name}")}
     folders -= {Path(mask).parent for mask in table["mask"].dropna()}
     with _unwarned():
-        masks, faults = masks_in(sorted(folders), dict(zip(table["image_id"], table["image"], strict=True)))
+        masks, faults = find_masks(sorted(folders), dict(zip(table["image_id"], table["image"], strict=True)))
     if faults:
         raise Faults(faults)
     if not masks:

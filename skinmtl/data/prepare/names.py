@@ -6,10 +6,10 @@ import re
 import unicodedata
 from pathlib import Path
 
+from skinmtl.data.images.formats import DATASET_ENDINGS
 from skinmtl.errors import InputError
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-PICTURES = (".jpg", ".jpeg", ".png")
 TABLES = (".csv", ".tab")
 BARE_TABLES = ("HAM10000_metadata",)  # published without an ending for years
 OURS = re.compile(r"(^|/)(HAM10000|ISIC|SYN_)|GroundTruth|LesionGroupings", re.IGNORECASE)
@@ -29,7 +29,7 @@ def stem(name: str) -> str:
 
 def is_picture(name: str) -> bool:
     """Whether a file is a photograph or a mask, by its name."""
-    return name.lower().endswith(PICTURES)
+    return name.lower().endswith(DATASET_ENDINGS)
 
 
 def is_table(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Layouts that people have on disk, read into one case table."""
+"""Data sets in the layouts that people have, read into one case table. May import data.images and below data."""
 
 from skinmtl.data.sources.cases import COLUMNS, is_leaky, read
 from skinmtl.data.sources.ham10000 import DX

@@ -1,4 +1,4 @@
-"""The facts of HAM10000: its diagnoses, where it comes from."""
+"""What is known of HAM10000: its diagnoses, and where it comes from."""
 
 DX = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 HOW_TO_GET = (

@@ -1,4 +1,4 @@
-"""Layouts that people have on disk: how each is recognised, and a function that reads it."""
+"""Layouts that data sets have on disk: how each is recognised, and a function that reads it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from typing import Literal, get_args
 
 import pandas as pd
 
-from skinmtl.data.sources.folders import IMAGE_SUFFIXES, MASK_ENDINGS, existing, named, parts, photographs
+from skinmtl.data.images.formats import DATASET_ENDINGS
+from skinmtl.data.sources.folders import (
+    MASK_ENDINGS,
+    existing,
+    find_images,
+    folders_named,
+    folders_starting_with,
+)
 from skinmtl.data.sources.ham10000 import DX, HOW_TO_GET
 from skinmtl.data.sources.tables import (
     MOST_NAMED,
@@ -39,26 +46,38 @@ OWN = ("image_id", "image", "mask", "lesion_id", "dx", "age", "sex", "localizati
 
 @dataclass
 class Cases:
-    """What a layout says of its photographs, before it is checked.
+    """What a layout says of its images, before it is checked.
 
-    `rows` has one row per photograph, in text and blank where nothing is said: `image_id` and those columns of the case
-    table that the layout has. Its index is the row in `file`, for messages. `dx` are the diagnoses that may occur; None
-    where any may, and none at all.
+    Attributes:
+        file: the table, or the folder where there is none, for messages.
+        rows: one row per image, in text and blank where nothing is said: `image_id` and those columns of the case table
+            that the layout has. The index is the row in `file`.
+        images: paths by image id.
+        mask_folders: where the layout keeps masks.
+        dx: the diagnoses that may occur; None where any may, and none at all.
+        faults: what was wrong so far.
     """
 
     file: Path
     rows: pd.DataFrame
-    images: dict[str, str]  # path by id
+    images: dict[str, str]
     mask_folders: list[Path] = field(default_factory=list)
     dx: Sequence[str] | None = None
     faults: list[SkinmtlError] = field(default_factory=list)
 
 
 def recognise(root: Path) -> Layout:
-    """Which layout lies at `root`; the first of `Layout` where several do, with a warning that names the others."""
+    """Recognise the layout at a place; the first of `Layout` where several fit, with a warning that names the others.
+
+    Args:
+        root: a folder, or a table.
+
+    Raises:
+        InputError: nothing is there, or nothing that fits.
+    """
     for layout, lies in _SIGNS:
         if lies(root):
-            others = [other for other, also in _WITH_PHOTOGRAPHS if other not in ("kaggle", layout) and also(root)]
+            others = [other for other, also in _WITH_IMAGES if other not in ("kaggle", layout) and also(root)]
             if others:
                 read = ", ".join(f"data={other}" for other in others)
                 logger.warning("%s: the layout %s is read, and more lies here: %s", root, layout, read)
@@ -68,42 +87,42 @@ def recognise(root: Path) -> Layout:
 
 
 def dataverse(root: Path, names: Collection[str] = ()) -> Cases:
-    """HAM10000 as published: images in parts, metadata with lesion ids, masks."""
+    """Read HAM10000 as published: images in parts, metadata with lesion ids, masks. Arguments as `csv` has them."""
     cases = kaggle(root, names)
-    cases.mask_folders = parts(root, SEGMENTATIONS)
+    cases.mask_folders = folders_starting_with(root, SEGMENTATIONS)
     return cases
 
 
 def kaggle(root: Path, names: Collection[str] = ()) -> Cases:
-    """HAM10000 from Kaggle, kmader/skin-cancer-mnist-ham10000: as published, but without masks."""
+    """Read HAM10000 from Kaggle, kmader/skin-cancer-mnist-ham10000: as published, but without masks."""
     file = _first(root, METADATA, HOW_TO_GET)
     raw, faults = read_table(file, PUBLISHED, names)
     require(raw, PUBLISHED, file)
     say_ignored(raw, [*PUBLISHED, "dataset"], file)
-    images, more = photographs(parts(root, IMAGES), root / f"{IMAGES}_1")
+    images, more = find_images(folders_starting_with(root, IMAGES), root / f"{IMAGES}_1")
     columns = [name for name in (*PUBLISHED, "dataset") if name in raw]
     return Cases(file, raw[columns].rename(columns={"dataset": "source"}), images, dx=DX, faults=faults + more)
 
 
 def mirror(root: Path, names: Collection[str] = ()) -> Cases:
-    """A public mirror of HAM10000: images/, masks/, GroundTruth.csv with one column per diagnosis and no lesion ids."""
+    """Read a public mirror of HAM10000: images/, masks/, GroundTruth.csv with a column per diagnosis, no lesion ids."""
     file = _first(root, ("GroundTruth.csv",), HOW_TO_GET)
     rows, faults = _one_hot(file)
-    images, more = photographs(named(root, "images"), root / "images")
-    return Cases(file, rows, images, named(root, "masks"), DX, faults + more)
+    images, more = find_images(folders_named(root, "images"), root / "images")
+    return Cases(file, rows, images, folders_named(root, "masks"), DX, faults + more)
 
 
 def isic2018_task3(root: Path, names: Collection[str] = ()) -> Cases:
-    """HAM10000 from the ISIC 2018 challenge, Task 3: no masks; lesion ids where LesionGroupings.csv lies beside."""
+    """Read HAM10000 from the ISIC 2018 challenge, Task 3: no masks; lesion ids where LesionGroupings.csv is there."""
     name = f"{TASK3}_GroundTruth"
     file = _first(root, (f"{name}/{name}.csv", f"{name}.csv"), HOW_TO_GET_ISIC)
     rows, faults = _one_hot(file)
-    images, more = photographs(parts(root, f"{TASK3}_Input"), root / f"{TASK3}_Input")
+    images, more = find_images(folders_starting_with(root, f"{TASK3}_Input"), root / f"{TASK3}_Input")
     faults += more
     if (groupings := root / f"{TASK3}_LesionGroupings.csv").is_file():
         raw, more = read_table(groupings, ("diagnosis_confirm_type",))
         require(raw, ("image", "lesion_id", "diagnosis_confirm_type"), groupings)
-        rows["lesion_id"], again = lesions(groupings, rows["image_id"])
+        rows["lesion_id"], again = join_lesions(groupings, rows["image_id"])
         confirmed = dict(zip(raw["image"], raw["diagnosis_confirm_type"], strict=True))
         rows["dx_type"] = rows["image_id"].map(confirmed).fillna("")
         faults += again
@@ -111,15 +130,24 @@ def isic2018_task3(root: Path, names: Collection[str] = ()) -> Cases:
 
 
 def isic2018_task1(root: Path, names: Collection[str] = ()) -> Cases:
-    """ISIC 2018, Task 1: photographs and masks; no diagnoses, no lesion ids."""
-    images, faults = photographs(parts(root, f"{TASK1}_Input"), root / f"{TASK1}_Input")
-    return Cases(root, _ids(images), images, parts(root, "ISIC2018_Task1_Training_GroundTruth"), faults=faults)
+    """Read ISIC 2018, Task 1: images and masks; no diagnoses, no lesion ids."""
+    images, faults = find_images(folders_starting_with(root, f"{TASK1}_Input"), root / f"{TASK1}_Input")
+    return Cases(
+        root, _ids(images), images, folders_starting_with(root, "ISIC2018_Task1_Training_GroundTruth"), faults=faults
+    )
 
 
 def csv(root: Path, names: Collection[str] = ()) -> Cases:
-    """A table of one's own, or a folder that holds one: the column `image`, any others of `OWN`.
+    """Read a table of the user's own: the column `image`, any others of `OWN`.
 
-    Paths are absolute, begin at the table's folder, or with ~. Without `image_id`, ids are file names without suffix.
+    Paths are absolute, begin at the table's folder, or with ~. Without `image_id`, ids are file names without ending.
+
+    Args:
+        root: the table, or a folder that holds a single one.
+        names: diagnoses that are such even where their name is a word for missing.
+
+    Raises:
+        InputError: no table, several tables, or no column `image`.
     """
     file = root if root.is_file() else _only_table(root)
     raw, faults = read_table(file, OWN, names)
@@ -140,16 +168,16 @@ def csv(root: Path, names: Collection[str] = ()) -> Cases:
             rows[kind] = paths.where(given, "")
     if "mask" in rows:
         shared = rows["mask"].duplicated(keep=False) & (rows["mask"] != "")
-        checks["the mask of several photographs"] = (shared, "give each the mask that was drawn on it")
-    checks["image is missing"] = (names == "", "give the photograph's path")
-    checks["the same photograph twice"] = (rows["image"].duplicated(keep=False) & (names != ""), "keep one of them")
+        checks["the mask of several images"] = (shared, "give each the mask that was drawn on it")
+    checks["image is missing"] = (names == "", "give the image's path")
+    checks["the same image twice"] = (rows["image"].duplicated(keep=False) & (names != ""), "keep one of them")
     faults += row_faults(file, names, checks)
     return Cases(file, rows, dict(zip(rows["image_id"], rows["image"], strict=True)), faults=faults)
 
 
 def folder(root: Path, names: Collection[str] = ()) -> Cases:
-    """A folder of photographs, and nothing known about them; masks among them, by their names, are left out."""
-    images, faults = photographs([root], root)
+    """Read a folder of images of which nothing is known; masks among them, by their names, are left out."""
+    images, faults = find_images([root], root)
     own = {image_id: path for image_id, path in images.items() if not _is_mask(image_id, images)}
     return Cases(root, _ids(own), own, faults=faults)
 
@@ -165,14 +193,29 @@ LAYOUTS: dict[Layout, Callable[[Path, Collection[str]], Cases]] = {
 }
 
 
-def lesions(file: Path, ids: pd.Series) -> tuple[pd.Series, list[SkinmtlError]]:
-    """The lesion of each photograph, from a table with `image_id` (or `image`) and `lesion_id`; others may be in it."""
+def join_lesions(file: Path, ids: pd.Series) -> tuple[pd.Series, list[SkinmtlError]]:
+    """Look up the lesion of each image in a table.
+
+    Args:
+        file: a table with `image_id` (or `image`) and `lesion_id`; other images may be in it.
+        ids: the image ids.
+
+    Returns:
+        Lesion ids, indexed as `ids`, and faults, such as images without a row.
+    """
     rows, faults = lesion_rows(file, ids)
     return rows["lesion_id"], faults
 
 
 def lesion_rows(file: Path, ids: pd.Series) -> tuple[pd.DataFrame, list[SkinmtlError]]:
-    """All that such a table says of the photographs: a row for each of `ids`, indexed alike, blank where it has none.
+    """Look up all that a table of lesions says of images.
+
+    Args:
+        file: as `join_lesions` takes it.
+        ids: the image ids.
+
+    Returns:
+        A row for each of `ids`, indexed alike, blank where the table has none; and faults.
 
     Raises:
         InputError: the file is no such table.
@@ -184,19 +227,19 @@ def lesion_rows(file: Path, ids: pd.Series) -> tuple[pd.DataFrame, list[SkinmtlE
     mine = names.isin(ids)
     several = raw["lesion_id"].groupby(names).transform("nunique") > 1
     checks = {
-        "lesion_id is missing": (mine & (raw["lesion_id"] == ""), "every photograph needs its lesion"),
-        "several lesions for one photograph": (mine & several, "keep one row per photograph"),
+        "lesion_id is missing": (mine & (raw["lesion_id"] == ""), "every image needs its lesion"),
+        "several lesions for one image": (mine & several, "keep one row per image"),
     }
     faults += row_faults(file, names, checks)
     absent = list(ids[~ids.isin(names)])
-    faults += listed(file, "no row for these photographs", [shown(image_id) for image_id in absent], "add them")
+    faults += listed(file, "no row for these images", [shown(image_id) for image_id in absent], "add them")
     rows = raw.set_axis(names)
     rows = rows[~rows.index.duplicated()].reindex(ids).fillna("")
     return rows.set_axis(ids.index), faults
 
 
 def _one_hot(file: Path) -> tuple[pd.DataFrame, list[SkinmtlError]]:
-    """`image_id` and `dx` of a table with one column per diagnosis, of which one is 1 and the others are 0."""
+    """Read `image_id` and `dx` of a table with one column per diagnosis, of which one is 1 and the others are 0."""
     raw, faults = read_table(file, ("image",))
     raw = raw.rename(columns=str.lower)
     require(raw, ("image", *DX), file)
@@ -231,8 +274,8 @@ def _only_table(root: Path) -> Path:
     raise InputError(str(root), what, "point data.root at the table itself")
 
 
-def _has_photographs(root: Path) -> bool:
-    return root.is_dir() and any(name.lower().endswith(IMAGE_SUFFIXES) for name in os.listdir(root))
+def _has_images(root: Path) -> bool:
+    return root.is_dir() and any(name.lower().endswith(DATASET_ENDINGS) for name in os.listdir(root))
 
 
 def _is_mask(name: str, images: dict[str, str]) -> bool:
@@ -240,9 +283,13 @@ def _is_mask(name: str, images: dict[str, str]) -> bool:
 
 
 def without_suffix(name: str) -> str:
-    """An image id out of a photograph's name, with an ending such as .jpg or without."""
+    """Make an image id of a file's name.
+
+    Args:
+        name: with an ending such as .jpg or without; other dots stay.
+    """
     stem, suffix = os.path.splitext(name)
-    return stem if suffix.lower() in IMAGE_SUFFIXES else name
+    return stem if suffix.lower() in DATASET_ENDINGS else name
 
 
 def _has_metadata(root: Path) -> bool:
@@ -253,19 +300,25 @@ def _has_truth(root: Path) -> bool:
     return (root / "GroundTruth.csv").is_file()
 
 
-# Tables with their photographs first: metadata may lie beside another layout, to join lesion ids from. Then a table
-# alone, for what is said about the missing photographs.
-_WITH_PHOTOGRAPHS: tuple[tuple[Layout, Callable[[Path], bool]], ...] = (
-    ("dataverse", lambda root: _has_metadata(root) and bool(parts(root, IMAGES) and parts(root, SEGMENTATIONS))),
-    ("kaggle", lambda root: _has_metadata(root) and bool(parts(root, IMAGES))),
-    ("mirror", lambda root: _has_truth(root) and bool(named(root, "images"))),
-    ("isic2018_task3", lambda root: bool(parts(root, f"{TASK3}_Input"))),
-    ("isic2018_task1", lambda root: bool(parts(root, f"{TASK1}_Input"))),
+# Tables with their images first: metadata may lie beside another layout, to join lesion ids from. Then a table
+# alone, for what is said about the missing images.
+_WITH_IMAGES: tuple[tuple[Layout, Callable[[Path], bool]], ...] = (
+    (
+        "dataverse",
+        lambda root: (
+            _has_metadata(root)
+            and bool(folders_starting_with(root, IMAGES) and folders_starting_with(root, SEGMENTATIONS))
+        ),
+    ),
+    ("kaggle", lambda root: _has_metadata(root) and bool(folders_starting_with(root, IMAGES))),
+    ("mirror", lambda root: _has_truth(root) and bool(folders_named(root, "images"))),
+    ("isic2018_task3", lambda root: bool(folders_starting_with(root, f"{TASK3}_Input"))),
+    ("isic2018_task1", lambda root: bool(folders_starting_with(root, f"{TASK1}_Input"))),
 )
 _SIGNS: tuple[tuple[Layout, Callable[[Path], bool]], ...] = (
-    *_WITH_PHOTOGRAPHS,
+    *_WITH_IMAGES,
     ("dataverse", _has_metadata),
     ("mirror", _has_truth),
     ("csv", lambda root: root.is_file() or len(_tables(root)) == 1),
-    ("folder", _has_photographs),
+    ("folder", _has_images),
 )

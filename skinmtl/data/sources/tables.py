@@ -1,4 +1,4 @@
-"""A table in a text file, read as it stands; faults that name its rows."""
+"""Tables in text files, read as they stand, and faults that name their rows."""
 
 from __future__ import annotations
 
@@ -24,17 +24,20 @@ MOST_NAMED = 10  # rows of one fault, or faults of one kind; the rest is counted
 def read_table(
     path: Path, known: Sequence[str] = (), names: Collection[str] = (), may_be_empty: bool = False
 ) -> tuple[pd.DataFrame, list[SkinmtlError]]:
-    """Every cell as stripped text, indexed by its row, and a fault where rows have too many or too few cells.
+    """Read every cell of a table as stripped text.
 
     The header is row 1. Blank lines and columns without a name are left out, rows of a wrong length too. A byte-order
-    mark and Windows line ends are fine. Cells are parted by tabs where the name ends in .tab or .tsv, else by commas.
-    A cell that holds a word for missing (`spelling.is_missing`) is blank, in every column alike.
+    mark and Windows line ends are fine. Tabs separate cells where the name ends in .tab or .tsv, else commas.
+    A cell that holds a word for missing (`cells.is_missing`) is blank, in every column alike.
 
     Args:
         path: the file.
         known: the columns that are read; of these the log says which words were taken for missing.
-        names: diagnoses, or photographs in a table of pairs, which stay even where they are such a word.
+        names: diagnoses, or images in a table of pairs, which stay even where they are such a word.
         may_be_empty: whether the header alone will do.
+
+    Returns:
+        The table, indexed by row number, and a fault where rows have too many or too few cells.
 
     Raises:
         InputError: no such file, or no table in it.
@@ -52,7 +55,7 @@ def read_table(
 
     rows = {row: cells for row, cells in enumerate(lines, start=2) if any(cells)}
     if not rows and not may_be_empty:
-        raise InputError(str(path), "no rows", "give one row per photograph")
+        raise InputError(str(path), "no rows", "give one row per image")
     whole = {row: cells for row, cells in rows.items() if len(cells) == len(header)}
     ragged = [f"row {row} ({len(cells)} cells)" for row, cells in rows.items() if row not in whole]
     fix = "give every row the header's columns, and put text with commas in quotes"
@@ -65,7 +68,7 @@ def read_table(
 
 
 def _without_missing(table: pd.DataFrame, known: Sequence[str], names: Collection[str], path: Path) -> pd.DataFrame:
-    """The table with words for missing as blanks, and a line in the log that counts them."""
+    """Blank the words for missing, and count them in the log."""
     told: list[str] = []
     blanks = {}
     for column, cells in table.items():
@@ -91,7 +94,7 @@ def _refuse_long_lines(path: Path) -> None:
                 since += len(before)
                 if since > MOST_BYTES:
                     what = f"a line of more than {MOST_BYTES:,} bytes"
-                    raise InputError(str(path), what, "give a table, one line per photograph")
+                    raise InputError(str(path), what, "give a table, one line per image")
                 if end:
                     since = len(piece) - piece.rfind(b"\n") - 1
     except OSError as error:
@@ -109,6 +112,11 @@ def _check_header(header: Sequence[str], path: Path) -> None:
 def require(table: pd.DataFrame, columns: Iterable[str], path: Path) -> None:
     """Refuse a table that lacks a column.
 
+    Args:
+        table: as `read_table` returns it.
+        columns: their names.
+        path: the table's file, for the message.
+
     Raises:
         InputError: naming all that are missing, and those that are there.
     """
@@ -120,14 +128,29 @@ def require(table: pd.DataFrame, columns: Iterable[str], path: Path) -> None:
 
 
 def say_ignored(table: pd.DataFrame, known: Iterable[str], path: Path) -> None:
-    """Name in the log the columns that nobody reads."""
+    """Name in the log the columns that are not read.
+
+    Args:
+        table: as `read_table` returns it.
+        known: the columns that are read.
+        path: the table's file.
+    """
     ignored = [shown(name) for name in table.columns if name not in set(known)]
     if ignored:
         logger.info("%s: ignored columns: %s", path, ", ".join(ignored))
 
 
 def misspelt(table: pd.DataFrame, known: Sequence[str], path: Path) -> list[SkinmtlError]:
-    """A fault for each column whose name is nearly that of one which may be there and is not."""
+    """Find columns whose names are nearly those of columns that could be there and are not.
+
+    Args:
+        table: as `read_table` returns it.
+        known: names of the columns that could be there.
+        path: the table's file, for messages.
+
+    Returns:
+        A fault for each.
+    """
     faults: list[SkinmtlError] = []
     absent = [name for name in known if name not in table]
     for name in table.columns.difference(list(known)):
@@ -138,7 +161,16 @@ def misspelt(table: pd.DataFrame, known: Sequence[str], path: Path) -> list[Skin
 
 
 def row_faults(path: Path, ids: pd.Series, checks: Mapping[str, tuple[pd.Series, str]]) -> list[SkinmtlError]:
-    """A fault for each check that some rows fail, with these rows: what is wrong -> (which rows, how to fix it)."""
+    """Turn checks of rows into faults that name the rows.
+
+    Args:
+        path: the table's file.
+        ids: what each row is called, indexed by row number.
+        checks: by what is wrong: which rows are (booleans, indexed alike), and how to fix it.
+
+    Returns:
+        A fault for each check that some rows fail.
+    """
     faults: list[SkinmtlError] = []
     for what, (wrong, fix) in checks.items():
         faults += listed(path, what, [f"row {row} ({shown(ids[row])})" for row in ids.index[wrong]], fix)
@@ -146,14 +178,21 @@ def row_faults(path: Path, ids: pd.Series, checks: Mapping[str, tuple[pd.Series,
 
 
 def listed(path: Path, what: str, found: Sequence[str], fix: str) -> list[SkinmtlError]:
-    """One fault that names the first of what was found and counts the rest; none where nothing was."""
+    """Put what was found into one fault that names the first and counts the rest; none where nothing was found.
+
+    Args:
+        path: where it was found.
+        what: what is wrong.
+        found: each place, such as a row with its id.
+        fix: how to mend it.
+    """
     if not found:
         return []
     return [InputError(str(path), f"{what}: {first(found, MOST_NAMED)}", fix)]
 
 
 def most(faults: Sequence[SkinmtlError]) -> list[SkinmtlError]:
-    """The first faults of one kind, and a count of the others, so that a thousand of them leave room for the rest."""
+    """Keep the first faults of one kind and count the others, so that a thousand of them leave room for other kinds."""
     left = len(faults) - MOST_NAMED
     if left <= 0:
         return list(faults)
@@ -162,6 +201,11 @@ def most(faults: Sequence[SkinmtlError]) -> list[SkinmtlError]:
 
 
 def shown(text: str, most: int = 80) -> str:
-    """Text of a user's file, fit to stand in one line."""
+    """Make text of a user's file fit for one line of a message.
+
+    Args:
+        text: any; what cannot be printed is escaped.
+        most: characters from which on it is cut.
+    """
     text = text if text.isprintable() else ascii(text)
     return text if len(text) <= most else f"{text[:most]}..."

@@ -1,1 +1,1 @@
-"""A synthetic HAM10000, drawn by code. May import what data may."""
+"""A synthetic data set in HAM10000's layout, rendered by code. May import what is below data alone."""

@@ -1,4 +1,4 @@
-"""Dermatoscopic-looking photographs drawn by code: skin, one lesion, and what gets in the way of seeing it."""
+"""Dermatoscopic-looking images, rendered by code: skin, one lesion, and what gets in the way of seeing it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,19 @@ from numpy.typing import NDArray
 from skinmtl.data.synthetic.lesions import BLACK, BLOOD, KINDS, Floats, Lesion, any_patch, lay_over, smooth_step, stroke
 
 
-def photograph(
+def render(
     dx: str, traits: Generator, pose: Generator, size: tuple[int, int]
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """A photograph (H, W, 3) uint8 RGB and its exact mask (H, W) uint8 in {0, 1}, at `size` (height, width) px.
+    """Render a lesion on skin, and its exact mask.
 
-    `traits` draws what the lesion keeps over its photographs, `pose` what each photograph has of its own.
+    Args:
+        dx: the diagnosis, one of HAM10000's.
+        traits: random numbers of what the lesion keeps over its images.
+        pose: random numbers of what each image has of its own.
+        size: (height, width) in pixels.
+
+    Returns:
+        The image (H, W, 3) uint8, RGB, and the mask (H, W) uint8 in {0, 1}.
     """
     structures, rough, long, edge = KINDS[dx]
     tone = traits.beta(1.2, 2.5)
@@ -34,7 +41,7 @@ def photograph(
 
 
 def _skin(tone: float, pose: Generator, size: tuple[int, int]) -> Floats:
-    """Skin (H, W, 3) from pale (tone 0) to dark (1), mottled."""
+    """Render mottled skin (H, W, 3), from pale (tone 0) to dark (1)."""
     pale, dark = np.array([0.90, 0.72, 0.64]), np.array([0.52, 0.35, 0.26])
     base = (pale + (dark - pale) * tone).astype(np.float32)
     mottle = 0.035 * _cloud(pose, size, 5) + 0.02 * _cloud(pose, size, 22) + 0.015 * _cloud(pose, size, 48)
@@ -44,13 +51,13 @@ def _skin(tone: float, pose: Generator, size: tuple[int, int]) -> Floats:
 
 
 def _cloud(pose: Generator, size: tuple[int, int], cells: int) -> Floats:
-    """Smooth noise of the photograph, (H, W), about unit variance."""
+    """Return smooth noise of the image, (H, W), of about unit variance, from a grid of `cells` rows."""
     coarse = pose.standard_normal((cells, max(2, round(cells * size[1] / size[0])))).astype(np.float32)
     return 1.2 * np.asarray(cv2.resize(coarse, (size[1], size[0]), interpolation=cv2.INTER_CUBIC), np.float32)
 
 
 def _clutter(image: Floats, pose: Generator) -> Floats:
-    """Hair, ruler and gel bubbles, on some photographs each."""
+    """Add hair, a ruler and gel bubbles, each to some images."""
     size = image.shape[0], image.shape[1]
     if pose.random() < 0.5:
         ink = np.array(BLACK, np.float32) * pose.uniform(0.5, 2.5)
@@ -76,7 +83,7 @@ def _hair(pose: Generator, towards: float, size: tuple[int, int]) -> Floats:
 
 
 def _ruler(pose: Generator, size: tuple[int, int]) -> Floats:
-    """Ticks along one side of the photograph, every fifth longer."""
+    """Return the cover (H, W) of ticks along one side of the image, every fifth longer."""
     height, width = size
     gap = height * pose.uniform(0.06, 0.09)
     level = pose.choice([0.03, 0.97]) * height
@@ -85,12 +92,12 @@ def _ruler(pose: Generator, size: tuple[int, int]) -> Floats:
     for number in range(int(width / gap)):
         long = height * (0.09 if number % 5 == 0 else 0.05)
         ticks.append(stroke(np.array([[number * gap, level], [number * gap, level + up * long]]), 1, size))
-    drawn: Floats = np.maximum.reduce(ticks)
-    return drawn
+    ruler: Floats = np.maximum.reduce(ticks)
+    return ruler
 
 
 def _bubble(pose: Generator, size: tuple[int, int]) -> Floats:
-    """A bubble in the gel: a ring, brighter on the lamp's side."""
+    """Return the cover (H, W) of a bubble in the gel: a ring, brighter on the lamp's side."""
     height, width = size
     angles = np.linspace(0, 2 * np.pi, 25)
     ring = np.stack([np.cos(angles), np.sin(angles)], axis=1) * height * pose.uniform(0.02, 0.06)
@@ -99,7 +106,7 @@ def _bubble(pose: Generator, size: tuple[int, int]) -> Floats:
 
 
 def _light(image: Floats, pose: Generator) -> Floats:
-    """The camera's share: light from one side, vignette, highlights, white balance, exposure, focus, grain."""
+    """Add what the camera does: light from one side, vignette, highlights, white balance, exposure, focus, grain."""
     height, width = image.shape[:2]
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
     towards = pose.uniform(0, 2 * np.pi)

@@ -1,4 +1,4 @@
-"""Photographs drawn by code in HAM10000's own layout: to try, to test and to teach without a download."""
+"""Synthetic images in HAM10000's own layout: to try, to test and to teach without a download."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from skinmtl.data.synthetic import dermatoscopy
 from skinmtl.errors import InputError, ResourceError
 from skinmtl.terminal import tracked
 
-VERSION = 3  # raise when the same arguments give other photographs
+VERSION = 3  # raise when the same arguments give other images
 SHARES = {"akiec": 0.12, "bcc": 0.13, "bkl": 0.16, "df": 0.10, "mel": 0.16, "nv": 0.23, "vasc": 0.10}
-PHOTOGRAPHS = (2, 1, 1, 1, 3, 1, 1, 2)  # of successive lesions: 1.5 on average, as in HAM10000 mostly one
-AGES = {"akiec": 67, "bcc": 67, "bkl": 64, "df": 50, "mel": 61, "nv": 46, "vasc": 51}  # around which they are drawn
+IMAGES_PER_LESION = (2, 1, 1, 1, 3, 1, 1, 2)  # of successive lesions: 1.5 on average, as in HAM10000 mostly one
+AGES = {"akiec": 67, "bcc": 67, "bkl": 64, "df": 50, "mel": 61, "nv": 46, "vasc": 51}  # means, in years
 SITES = ("back", "lower extremity", "trunk", "upper extremity", "abdomen", "face", "chest", "foot", "scalp", "neck")
 SOURCES = ("rosendahl", "vidir_modern", "vidir_molemax", "vienna_dias")
 METADATA = "HAM10000_metadata.csv"
@@ -38,18 +38,23 @@ Pixels = Annotated[int, Ge(32)]
 
 @dataclass(frozen=True)
 class Case:
-    """One photograph to draw, as a row of the metadata; `number` is the lesion's, `photo` counts within the lesion."""
+    """One image to render, as a row of the metadata; `number` is the lesion's, `view` counts its images."""
 
     number: int
-    photo: int
+    view: int
     row: dict[str, str]
 
 
 class Synthetic:
-    """Draws 1.5 photographs a lesion of `size` (height, width) px, all seven diagnoses, mildly unbalanced.
+    """A synthetic data set of all seven diagnoses, mildly unbalanced, with 1.5 images a lesion.
 
-    The same arguments give the same bytes: each photograph has random numbers of its own, keyed by seed, lesion and
-    photograph. Ids start with SYN_, so that nobody takes them for HAM10000.
+    The same arguments give the same bytes: each image has random numbers of its own, keyed by seed, lesion and
+    image. Ids start with SYN_, so that nobody takes them for HAM10000.
+
+    Args:
+        lesions: how many, at least one of each diagnosis.
+        size: (height, width) of an image in pixels.
+        seed: of the metadata and of every image.
     """
 
     def __init__(
@@ -61,7 +66,10 @@ class Synthetic:
         self.lesions, self.size, self.seed = lesions, (size[0], size[1]), seed
 
     def write(self, root: Path) -> None:
-        """Draw into `root`, whole or not at all; nothing to do where they already lie.
+        """Write the data set, whole or not at all; do nothing where it already is.
+
+        Args:
+            root: its folder, which must not be there, or be empty.
 
         Raises:
             InputError: something else lies at `root`.
@@ -72,18 +80,18 @@ class Synthetic:
             return
         try:
             root.parent.mkdir(parents=True, exist_ok=True)
-            self._draw_beside(root)
+            self._write_beside(root)
         except OSError as error:
             if self._lies_at(root):  # another process was faster
                 return
             fix = "free some space, or point data.root at another folder"
             raise ResourceError(str(root), f"cannot be written ({error})", fix) from error
 
-    def _draw_beside(self, root: Path) -> None:
+    def _write_beside(self, root: Path) -> None:
         beside = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
         try:
             beside.chmod(0o755)  # mkdtemp's folders are for their owner alone
-            self._draw_all(beside)
+            self._write_all(beside)
             os.rename(beside, root)  # over an empty folder at most
         finally:
             shutil.rmtree(beside, ignore_errors=True)
@@ -92,20 +100,20 @@ class Synthetic:
         return {"lesions": self.lesions, "size": list(self.size), "seed": self.seed, "version": VERSION}
 
     def _lies_at(self, root: Path) -> bool:
-        """Whether just these photographs lie at `root`; False where nothing does."""
+        """Tell whether just these images are at `root`; False where nothing is."""
         if not root.exists() or (root.is_dir() and not any(root.iterdir())):
             return False
         try:
             found = json.loads((root / MARK).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             fix = "point data.root at an empty folder, or set data.synthetic=null to use what is there"
-            raise InputError(str(root), "synthetic photographs would go here, but other files are there", fix) from None
+            raise InputError(str(root), "synthetic images would go here, but other files are there", fix) from None
         if found != self._arguments():
-            what = f"synthetic photographs of {found}, but {self._arguments()} are asked for"
+            what = f"synthetic images of {found}, but {self._arguments()} are asked for"
             raise InputError(str(root), what, "delete the folder, or point data.root at another")
         return True
 
-    def _draw_all(self, root: Path) -> None:
+    def _write_all(self, root: Path) -> None:
         cases = list(self.cases())
         for folder in ("HAM10000_images_part_1", "HAM10000_images_part_2", MASKS):
             (root / folder).mkdir()
@@ -115,43 +123,50 @@ class Synthetic:
         half = (len(cases) + 1) // 2
         parts = [root / f"HAM10000_images_part_{1 if n < half else 2}" for n in range(len(cases))]
         with ThreadPoolExecutor(2) as pool:
-            for _ in tracked(pool.map(self._draw, cases, parts), "making synthetic images", len(cases)):
+            for _ in tracked(pool.map(self._write_case, cases, parts), "rendering images", len(cases)):
                 pass
 
-    def _draw(self, case: Case, folder: Path) -> None:
-        image, mask = self.photograph(case)
+    def _write_case(self, case: Case, folder: Path) -> None:
+        image, mask = self.render(case)
         name = case.row["image_id"]
         _write(folder / f"{name}.jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
         _write(folder.parent / MASKS / f"{name}_segmentation.png", mask * 255, [cv2.IMWRITE_PNG_COMPRESSION, 6])
 
-    def photograph(self, case: Case) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """A case's photograph (H, W, 3) uint8 RGB and mask (H, W) uint8 in {0, 1}."""
+    def render(self, case: Case) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Render the image and the mask of a case.
+
+        Args:
+            case: one of `cases`.
+
+        Returns:
+            The image (H, W, 3) uint8, RGB, and its mask (H, W) uint8 in {0, 1}.
+        """
         traits = np.random.default_rng([self.seed, case.number])
-        pose = np.random.default_rng([self.seed, case.number, case.photo + 1])
-        return dermatoscopy.photograph(case.row["dx"], traits, pose, self.size)
+        pose = np.random.default_rng([self.seed, case.number, case.view + 1])
+        return dermatoscopy.render(case.row["dx"], traits, pose, self.size)
 
     def cases(self) -> Iterator[Case]:
-        """Every photograph with its metadata, lesion after lesion."""
+        """Yield every image's metadata, lesion after lesion."""
         rng = np.random.default_rng(self.seed)
         image = 0
         for number, dx in enumerate(_diagnoses(self.lesions, rng)):
-            about = _about(dx, rng)
-            for photo in range(PHOTOGRAPHS[number % len(PHOTOGRAPHS)]):
+            about = _metadata(dx, rng)
+            for view in range(IMAGES_PER_LESION[number % len(IMAGES_PER_LESION)]):
                 row = {"lesion_id": f"SYN_L{number:06d}", "image_id": f"SYN_{image:07d}", "dx": dx, **about}
-                yield Case(number, photo, row)
+                yield Case(number, view, row)
                 image += 1
 
 
 def _diagnoses(lesions: int, rng: Generator) -> list[str]:
-    """One diagnosis a lesion, in the shares of SHARES but each at least once, shuffled."""
+    """Assign a diagnosis to each lesion, in the shares of SHARES but each at least once, shuffled."""
     rest = lesions - len(SHARES)
     edges = np.round(np.cumsum(list(SHARES.values())) * rest).astype(int)
     counts = 1 + np.diff(edges, prepend=0)
     return [str(dx) for dx in rng.permutation(np.repeat(list(SHARES), counts))]
 
 
-def _about(dx: str, rng: Generator) -> dict[str, str]:
-    """What the metadata says of one lesion; a few ages are blank, as in HAM10000."""
+def _metadata(dx: str, rng: Generator) -> dict[str, str]:
+    """Make up the metadata of one lesion; a few ages are blank, as in HAM10000."""
     age = int(np.clip(5 * np.round(rng.normal(AGES[dx], 14) / 5), 5, 85))
     histology = dx in ("akiec", "bcc", "mel") or rng.random() < 0.4
     return {

@@ -1,4 +1,4 @@
-"""Lesions drawn by code, each diagnosis with structures of its own.
+"""Synthetic lesions, each diagnosis with structures of its own.
 
 Nothing here is medicine. Colours overlap between diagnoses on purpose, as they do in clinics; what tells them apart is
 structure, coarse enough to be seen at 64 pixels: network, streaks, cysts, vessels, strawberry, ring and scar, lacunae.
@@ -32,11 +32,20 @@ TILE = 32  # cells of a noise tile, which repeats
 
 
 class Lesion:
-    """One lesion on one photograph: where its pixels lie in the lesion's own frame, and what is painted on them.
+    """One lesion on one image: where its pixels lie in the lesion's own frame, and what is painted on them.
 
-    `x`, `y` (H, W) are lesion coordinates, about 1 at the border, so that a lesion keeps its structures over poses;
-    `depth` (H, W) is the distance from the centre as a share of the border's, below 1 inside; `pigment` (H, W) is the
-    optical density that structures add to. `traits` draws what belongs to the lesion, `pose` to the photograph.
+    Args:
+        traits: random numbers of what belongs to the lesion.
+        pose: random numbers of what belongs to the image.
+        size: (height, width) of the image in pixels.
+        rough: how far the border strays from an ellipse.
+        long: by how much the ellipse is longer than a circle, as a fraction; negative for wider.
+
+    Attributes:
+        x: (H, W) lesion coordinates, about 1 at the border, so that a lesion keeps its structures over poses.
+        y: as `x`.
+        depth: (H, W) distance from the centre as a fraction of the border's, below 1 inside.
+        pigment: (H, W) optical density, to which structures add.
     """
 
     def __init__(self, traits: Generator, pose: Generator, size: tuple[int, int], rough: float, long: float) -> None:
@@ -50,25 +59,42 @@ class Lesion:
         pixels = np.stack([columns, rows], axis=-1) - self._centre  # (H, W, 2)
         self.x, self.y = np.moveaxis((pixels @ self._turn / self._scale).astype(np.float32), -1, 0)
         self.angle = np.arctan2(self.y, self.x)
-        self.depth = np.hypot(self.x / (1 + long), self.y * (1 + long)) / self._outline(traits, rough)
+        self.depth = np.hypot(self.x / (1 + long), self.y * (1 + long)) / self._border(traits, rough)
         self.pigment = np.zeros(size, np.float32)
         self._paints: list[tuple[Colour, Floats]] = []
 
-    def _outline(self, traits: Generator, rough: float) -> Floats:
-        """Distance of the border from the centre in each pixel's direction, (H, W), around 1."""
-        outline = np.ones(self.size, np.float32)
+    def _border(self, traits: Generator, rough: float) -> Floats:
+        """Return the border's distance from the centre in each pixel's direction, (H, W), around 1."""
+        border = np.ones(self.size, np.float32)
         for waves in range(2, 10):
-            outline += rough * traits.normal() / waves * np.cos(waves * self.angle + traits.uniform(0, 2 * np.pi))
-        return np.clip(outline, 0.55, 1.5).astype(np.float32)
+            border += rough * traits.normal() / waves * np.cos(waves * self.angle + traits.uniform(0, 2 * np.pi))
+        return np.clip(border, 0.55, 1.5).astype(np.float32)
 
     def noise(self, traits: Generator, cells: float) -> Floats:
-        """Smooth noise of the lesion, (H, W), about unit variance; `cells` bumps per unit."""
+        """Return smooth noise that moves with the lesion.
+
+        Args:
+            traits: random numbers of the lesion.
+            cells: bumps per lesion unit.
+
+        Returns:
+            (H, W), of about unit variance.
+        """
         tile = traits.standard_normal((TILE, TILE)).astype(np.float32)
         x, y = (self.x * cells) % TILE, (self.y * cells) % TILE
         return 1.5 * cv2.remap(tile, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
 
     def dots(self, places: NDArray[np.float64], radii: NDArray[np.float64], soft: float = 0.35) -> Floats:
-        """Discs at `places` (N, 2) with `radii` (N,) in lesion units, (H, W): 1 inside, falling off over `soft`."""
+        """Return the cover of discs.
+
+        Args:
+            places: (N, 2) centres x, y in lesion units.
+            radii: (N,) in lesion units.
+            soft: the fraction of the radius over which the cover falls off.
+
+        Returns:
+            (H, W) in [0, 1], 1 inside.
+        """
         places, radii = places.astype(np.float32), radii.astype(np.float32)
         apart = np.hypot(self.x - places[:, 0, None, None], self.y - places[:, 1, None, None])  # (N, H, W)
         nearest = np.min(apart / radii[:, None, None], axis=0)
@@ -76,18 +102,39 @@ class Lesion:
         return cover
 
     def line(self, places: NDArray[np.float64], thick: float) -> Floats:
-        """A smooth line through `places` (N, 2), `thick` lesion units wide, (H, W) in [0, 1]."""
+        """Return the cover of a line.
+
+        Args:
+            places: (N, 2) points x, y in lesion units.
+            thick: its width in lesion units.
+
+        Returns:
+            (H, W) in [0, 1].
+        """
         pixels = places @ self._turn.T * self._scale + self._centre
         return stroke(pixels, thick * self._scale, self.size)
 
     def paint(self, colour: Colour, cover: Floats) -> None:
-        """Lay a colour over what is there, opaque where `cover` (H, W) is 1."""
+        """Lay a colour over what is there.
+
+        Args:
+            colour: RGB in [0, 1].
+            cover: (H, W), opaque where it is 1.
+        """
         self._paints.append((colour, cover))
 
     def on(self, skin: Floats, pigment: Floats, redness: float, deep: float, edge: float) -> Floats:
-        """The skin (H, W, 3) with the lesion on it.
+        """Render the lesion on skin.
 
-        `deep` is the share of its pigment that lies deep, `edge` how far its border blurs, as a share of the radius.
+        Args:
+            skin: (H, W, 3), RGB in [0, 1].
+            pigment: (H, W) optical density.
+            redness: optical density of blood.
+            deep: the fraction of the pigment that lies deep and looks grey.
+            edge: how far the border blurs, as a fraction of the radius.
+
+        Returns:
+            (H, W, 3), RGB.
         """
         inside = smooth_step((1 - self.depth) / edge)
         density = (np.maximum(pigment + self.pigment, 0) * inside)[..., None]
@@ -100,13 +147,22 @@ class Lesion:
 
 
 def smooth_step(value: Floats) -> Floats:
-    """0 below -0.5, 1 above 0.5, smooth between."""
+    """Map values to 0 below -0.5, 1 above 0.5, smoothly between."""
     share: Floats = np.clip(value + 0.5, 0, 1)
     return share * share * (3 - 2 * share)
 
 
 def stroke(pixels: NDArray[np.float64], thick: float, size: tuple[int, int]) -> Floats:
-    """A line through pixels (N, 2) x, y, at least one pixel wide; a thinner one is fainter."""
+    """Return the cover of a line, at least one pixel wide; a thinner one is fainter.
+
+    Args:
+        pixels: (N, 2) points x, y.
+        thick: its width in pixels.
+        size: (height, width) of the image in pixels.
+
+    Returns:
+        (H, W) in [0, 1].
+    """
     canvas = np.zeros(size, np.uint8)
     points = np.round(pixels * 16).astype(np.int32).reshape(-1, 1, 2)
     cv2.polylines(canvas, [points], False, 255, max(1, round(thick)), cv2.LINE_AA, shift=4)
@@ -114,19 +170,25 @@ def stroke(pixels: NDArray[np.float64], thick: float, size: tuple[int, int]) -> 
 
 
 def lay_over(image: Floats, colour: Floats, cover: Floats) -> Floats:
-    """`colour` laid over an image (H, W, 3), opaque where `cover` (H, W) is 1."""
+    """Lay a colour over an image.
+
+    Args:
+        image: (H, W, 3), RGB in [0, 1].
+        colour: RGB in [0, 1].
+        cover: (H, W), opaque where it is 1.
+    """
     return image * (1 - cover[..., None]) + colour * cover[..., None]
 
 
 def _ring(traits: Generator, count: int, inner: float, outer: float) -> NDArray[np.float64]:
-    """Places (count, 2) spread evenly over a ring, whose radii are in lesion units."""
+    """Spread places (count, 2) evenly over a ring, whose radii are in lesion units."""
     angles = traits.uniform(0, 2 * np.pi) + np.arange(count) * np.pi * (3 - np.sqrt(5))  # the golden angle
     radii = np.sqrt(np.linspace(inner**2, outer**2, count)) + traits.normal(0, 0.05, count)
     return np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
 
 
 def _network(lesion: Lesion, traits: Generator, cells: float) -> Floats:
-    """A honeycomb of lines around holes, (H, W) in [0, 1]; `cells` holes per unit."""
+    """Return a honeycomb of lines around holes, (H, W) in [0, 1]; `cells` holes per unit."""
     turn, shift = traits.uniform(0, np.pi), traits.uniform(0, 1, 2)
     x = lesion.x + 0.07 * lesion.noise(traits, 2.2) + shift[0]
     y = lesion.y + 0.07 * lesion.noise(traits, 2.2) + shift[1]
@@ -135,21 +197,21 @@ def _network(lesion: Lesion, traits: Generator, cells: float) -> Floats:
     return smooth_step((-0.2 - (waves[0] + waves[1] + waves[2])) / 1.6)
 
 
-def _mixed(traits: Generator, one: Colour, other: Colour) -> Colour:
-    """A colour between two, for no diagnosis has a colour of its own."""
+def _blend(traits: Generator, one: Colour, other: Colour) -> Colour:
+    """Choose a colour between two, for no diagnosis has a colour of its own."""
     share = traits.beta(0.8, 0.8)
     red, green, blue = (share * a + (1 - share) * b for a, b in zip(one, other, strict=True))
     return red, green, blue
 
 
 def _nv(lesion: Lesion, traits: Generator) -> None:
-    """A regular network that fades outwards, alike all round."""
+    """Add a regular network that fades outwards, alike all round."""
     fade = np.clip(1.3 - lesion.depth, 0, 1)
     lesion.pigment += fade * (1.25 * _network(lesion, traits, traits.uniform(1.9, 2.5)) - 0.45)
 
 
 def _mel(lesion: Lesion, traits: Generator) -> None:
-    """Several colours, one side unlike the other, streaks on a part of the rim, a blue-white veil."""
+    """Add several colours, one side unlike the other, streaks on a part of the rim, a blue-white veil."""
     lesion.pigment += 0.45 * lesion.noise(traits, 1.4) + 0.5 * lesion.x
     lesion.paint(RED, 0.35 * smooth_step(lesion.noise(traits, 1.2) - 0.6))
     towards = traits.uniform(0, 2 * np.pi)
@@ -164,11 +226,11 @@ def _mel(lesion: Lesion, traits: Generator) -> None:
     lesion.pigment += 1.5 * streaks
     place = -0.35 * np.array([[np.cos(towards), np.sin(towards)]]) + traits.normal(0, 0.1, (1, 2))
     veil = lesion.dots(place, np.array([traits.uniform(0.28, 0.45)]), 0.6)
-    lesion.paint(_mixed(traits, VEIL, BLUE_GREY), 0.7 * veil * np.clip(0.8 + 0.3 * lesion.noise(traits, 3), 0, 1))
+    lesion.paint(_blend(traits, VEIL, BLUE_GREY), 0.7 * veil * np.clip(0.8 + 0.3 * lesion.noise(traits, 3), 0, 1))
 
 
 def _bkl(lesion: Lesion, traits: Generator) -> None:
-    """White cysts like milia and dark openings, a moth-eaten edge."""
+    """Add white cysts like milia and dark openings, a moth-eaten edge."""
     bites = int(traits.integers(4, 9))
     lesion.depth += 0.6 * lesion.dots(_ring(traits, bites, 0.95, 1.1), traits.uniform(0.10, 0.2, bites), 0.3)
     count = int(traits.integers(9, 16))
@@ -181,10 +243,10 @@ def _bkl(lesion: Lesion, traits: Generator) -> None:
 
 
 def _bcc(lesion: Lesion, traits: Generator) -> None:
-    """Vessels that branch like a tree, and blue-grey to brown nests."""
+    """Add vessels that branch like a tree, and blue-grey to brown nests."""
     count = int(traits.integers(3, 6))
     nests = lesion.dots(_ring(traits, count, 0.35, 0.75), traits.uniform(0.12, 0.24, count), 0.4)
-    lesion.paint(_mixed(traits, BLUE_GREY, BLACK), 0.65 * nests)
+    lesion.paint(_blend(traits, BLUE_GREY, BLACK), 0.65 * nests)
     around = traits.uniform(0, 2 * np.pi)
     trees: list[Floats] = []
     for _ in range(int(traits.integers(2, 4))):
@@ -197,7 +259,7 @@ def _bcc(lesion: Lesion, traits: Generator) -> None:
 def _vessels(
     lesion: Lesion, traits: Generator, root: NDArray[np.float64], heading: float, thick: float, length: float
 ) -> list[Floats]:
-    """A bent vessel from `root`, and thinner ones from its middle and its end, each (H, W) in [0, 1]."""
+    """Return a bent vessel from `root`, and thinner ones from its middle and its end, each (H, W) in [0, 1]."""
     headings = heading + np.cumsum(traits.normal(0, 0.25, 6))
     steps = length / 6 * np.stack([np.cos(headings), np.sin(headings)], axis=1)
     path = np.vstack([root, root + np.cumsum(steps, axis=0)])
@@ -210,21 +272,21 @@ def _vessels(
 
 
 def _akiec(lesion: Lesion, traits: Generator) -> None:
-    """Strawberry: pale follicles with a plug in a red to brown net, and scale."""
+    """Add a strawberry pattern: pale follicles with a plug in a red to brown net, and scale."""
     lesion.pigment -= 0.15
     count = int(traits.integers(15, 23))
     places = _ring(traits, count, 0.05, 0.95)
     radii = traits.uniform(0.10, 0.16, count)
     halo = lesion.dots(places, radii, 0.35) * np.clip(0.85 + 0.25 * lesion.noise(traits, 1.5), 0.4, 1)
     plug = lesion.dots(places, radii * 0.42, 0.5)
-    lesion.paint(_mixed(traits, RED, BROWN), 0.4 * (1 - halo))
+    lesion.paint(_blend(traits, RED, BROWN), 0.4 * (1 - halo))
     lesion.paint(WHITE, 0.55 * halo)
     lesion.paint(PINK, 0.8 * plug)
     lesion.paint(WHITE, 0.65 * smooth_step(2.5 * (lesion.noise(traits, 2) - 1.5)))
 
 
 def _df(lesion: Lesion, traits: Generator) -> None:
-    """A white scar in the middle, a ring of fine pigment around it."""
+    """Add a white scar in the middle, and a ring of fine pigment around it."""
     inner = traits.uniform(0.38, 0.52)
     scar = smooth_step((inner - lesion.depth + 0.06 * lesion.noise(traits, 2.5)) / 0.35)
     ring = np.exp(-(((lesion.depth - 0.8) / 0.18) ** 2))
@@ -233,11 +295,11 @@ def _df(lesion: Lesion, traits: Generator) -> None:
 
 
 def _vasc(lesion: Lesion, traits: Generator) -> None:
-    """Red, purple, brown or near-black lacunae, parted by pale septa."""
+    """Add red, purple, brown or near-black lacunae, parted by pale septa."""
     count = int(traits.integers(7, 13))
     places, radii = _ring(traits, count, 0.1, 0.8), traits.uniform(0.17, 0.3, count)
-    lesion.paint(_mixed(traits, PINK, SCAR), 0.4 * (1 - lesion.dots(places, radii, 0.2)))
-    blood = [_mixed(traits, *pair) for pair in ((RED, PURPLE), (BROWN, BLACK))]
+    lesion.paint(_blend(traits, PINK, SCAR), 0.4 * (1 - lesion.dots(places, radii, 0.2)))
+    blood = [_blend(traits, *pair) for pair in ((RED, PURPLE), (BROWN, BLACK))]
     first = traits.random(count) < traits.choice([0.15, 0.9])
     first[0], first[1] = True, False
     lesion.paint(blood[0], 0.7 * lesion.dots(places[first], radii[first], 0.2))
@@ -245,14 +307,19 @@ def _vasc(lesion: Lesion, traits: Generator) -> None:
 
 
 def any_patch(lesion: Lesion, traits: Generator) -> None:
-    """What any lesion may have: a pale, a blue or a red patch."""
+    """Add what any lesion may have: a pale, a blue or a red patch.
+
+    Args:
+        lesion: is painted on.
+        traits: random numbers of the lesion.
+    """
     for colour in (SCAR, BLUE_GREY, RED):
         place, radius = traits.normal(0, 0.45, (1, 2)), traits.uniform(0.2, 0.5, 1)
         if traits.random() < 0.3:
             lesion.paint(colour, traits.uniform(0.2, 0.45) * lesion.dots(place, radius, 0.9))
 
 
-# structures, roughness of the border, share by which it is long, how far it blurs
+# structures, roughness of the border, spread of its elongation, how far it blurs
 KINDS: dict[str, tuple[Callable[[Lesion, Generator], None], float, float, float]] = {
     "akiec": (_akiec, 0.16, 0.12, 0.22),
     "bcc": (_bcc, 0.12, 0.08, 0.14),
