@@ -113,7 +113,7 @@ def test_a_second_copy_of_a_folder_is_no_fault(root: Path, log: pytest.LogCaptur
     expected = sources.read(root)
     shutil.copytree(root / "HAM10000_images_part_1", root / place)
     pd.testing.assert_frame_equal(sources.read(root), expected)
-    assert "11 images lie there again" in log.text
+    assert "11 images are there again" in log.text
 
     (root / place / "ISIC_0000000.jpg").write_bytes(b"another one")  # so it is no copy
     with pytest.raises(Faults, match=r"the image ISIC_0000000 is also"):
@@ -199,7 +199,7 @@ def test_a_layout_beside_the_one_that_is_read_is_named(root: Path, log: pytest.L
     write_task1(root)
     assert sources.read(root).attrs["layout"] == "isic2018_task3"
     (said,) = (record.getMessage() for record in log.records if record.levelno == logging.WARNING)
-    assert said == f"{root}: the layout isic2018_task3 is read, and more lies here: data=isic2018_task1"
+    assert said == f"{root}: the layout isic2018_task3 is read; these are here, too: data=isic2018_task1"
     log.clear()
     sources.read(root, "isic2018_task1", allow_leak=True)
     assert not [record for record in log.records if record.levelno == logging.WARNING]
@@ -281,7 +281,7 @@ def test_images_that_no_row_names_are_said(root: Path, log: pytest.LogCaptureFix
     file = root / "HAM10000_metadata.csv"
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:-2]))
     assert len(sources.read(root)) == 19
-    assert "2 images that lie there are left out, for no row names them, such as ISIC_0000019" in log.text
+    assert "2 images are left out, for no row names them, such as ISIC_0000019" in log.text
 
 
 # --- Masks ------------------------------------------------------------------------------------------------------------

@@ -1,1 +1,1 @@
-"""Leaks in a data set: near-duplicate images, lesions under two ids, torn splits. May import data and below."""
+"""Leaks in a data set: near-duplicate images, lesions under two ids or in two splits. May import data and below."""

@@ -189,33 +189,33 @@ def lines(findings: Findings) -> list[str]:
     """
     facts = findings.facts
     known = f"{facts['lesions']:,} lesions" if facts["lesions"] is not None else "no lesion ids"
-    told = [f"{facts['images']:,} images, {known}, {facts['groups']:,} groups after joining what was found"]
+    said = [f"{facts['images']:,} images, {known}, {facts['groups']:,} groups after joining what was found"]
     for kind, counts in facts["pairs"].items():
         across = f"{counts['across_lesions']:,} pairs" if facts["lesions"] is None else (
             f"{counts['within_lesions']:,} pairs within a lesion, {counts['across_lesions']:,} under two lesion ids"
         )  # fmt: skip
-        told.append(f"{KINDS[kind]}: {across}")
+        said.append(f"{KINDS[kind]}: {across}")
     if facts["published"]["here"]:
-        told.append(f"of {facts['published']['here']} published pairs, {facts['published']['found']} were found")
+        said.append(f"of {facts['published']['here']} published pairs, {facts['published']['found']} were found")
     if (witness := facts["metadata_agrees"])["pairs_across_lesions"]:
-        told.append(
+        said.append(
             f"sex, site and age agree in {witness['pairs_across_lesions']:,} of the pairs under two lesion ids, "
             f"and in {witness['share_of_compared_pairs'] or 0:.1%} of those that were compared and found different"
         )
     for group in facts["merged"] if facts["lesions"] is not None else ():
         if len(group["dx"]) > 1:
-            told.append(f"one group, several diagnoses ({', '.join(group['dx'])}): {', '.join(group['images'])}")
+            said.append(f"one group, several diagnoses ({', '.join(group['dx'])}): {', '.join(group['images'])}")
     alone = facts["split_by_image"]
     left = alone["test_images_with_a_sibling_in_training"]["by_group"]
-    told.append(
+    said.append(
         f"a split by image would leave {left['mean']:,.1f} of {alone['test']:,} test images "
         f"({left['mean'] / max(alone['test'], 1):.1%}, mean of {alone['seeds']} seeds) with a sibling in training"
     )
     if "overlap" in facts:
         counts = ", ".join(f"{count:,} by {kind}" for kind, count in facts["overlap"].items() if kind != "images")
-        told.append(f"overlap with {facts['overlap']['images']:,} other images: {counts}")
+        said.append(f"overlap with {facts['overlap']['images']:,} other images: {counts}")
     if "split" in facts:
-        told.append(
+        said.append(
             "no lesion is in more than one split" if not findings.faults else "the split has faults, listed below"
         )
-    return told
+    return said

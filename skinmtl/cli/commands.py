@@ -199,7 +199,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def predict(arguments: argparse.Namespace) -> int:
     """Masks, overlays and predictions.csv; photographs that cannot be read are listed in errors.csv, exit 2."""
-    from skinmtl.data.images.listing import list_images, some
+    from skinmtl.data.images.listing import list_images, summarise_skipped
     from skinmtl.evaluation.prediction_folder import write_predictions
     from skinmtl.runs.run import Run
 
@@ -208,7 +208,7 @@ def predict(arguments: argparse.Namespace) -> int:
     if status != "finished":
         print(f"{arguments.run}: this run is not finished ({status}): its best weights so far", file=sys.stderr)
     if skipped:
-        print(f"passed over, not predicted: {some(skipped)}")
+        print(f"passed over, not predicted: {summarise_skipped(skipped)}")
     out = arguments.out or arguments.run / "predict"
     with stoppable() as stop:
         stop.looked_for = True

@@ -77,7 +77,7 @@ def merged_groups(table: pd.DataFrame, pairs: Sequence[DuplicatePair]) -> list[d
         pairs: known duplicates.
 
     Returns:
-        For each its name, lesions, images and diagnoses; several diagnoses are told, not refused.
+        For each its name, lesions, images and diagnoses; several diagnoses are listed, not refused.
     """
     names = lesion_groups.groups(table, pairs)
     found = []
@@ -122,10 +122,12 @@ def _fold(rows: pd.DataFrame, extra: pd.DataFrame, unknown: bool) -> dict[str, A
     sizes = {split: _describe(rows[rows["split"] == split]) for split in splits.SPLITS}
     singly = count_siblings(rows["merged"], sizes["train"]["images"], sizes["test"]["images"])
     both = pd.concat([rows, extra], ignore_index=True)
-    torn = {name: len(splits.groups_across_splits(both["split"], both[name])) for name in ("lesion", "group", "merged")}
+    spread = {
+        name: len(splits.groups_across_splits(both["split"], both[name])) for name in ("lesion", "group", "merged")
+    }
     return sizes | {
-        "lesions_on_two_sides": None if unknown else torn["lesion"],
-        "groups_on_two_sides": None if unknown else max(torn["group"], torn["merged"]),
+        "lesions_on_two_sides": None if unknown else spread["lesion"],
+        "groups_on_two_sides": None if unknown else max(spread["group"], spread["merged"]),
         "test_images_with_a_sibling_in_training": {
             "here": None if unknown else _with_sibling(both),
             "split_by_image": {"mean": float(singly.mean()), "sd": float(singly.std(ddof=1)), "seeds": SEEDS},

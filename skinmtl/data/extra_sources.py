@@ -94,7 +94,7 @@ class Also:
         what = "no lesion ids, so lesions of validation and test may train"
         if not self.disjoint and not allow_leak:
             fix = "join them by this data set's lesions=<table>, or say in its disjoint=<why> that it shares none "
-            fix += "(skinmtl audit --with), or set data.allow_leak=true and have scores stamped LEAKY"
+            fix += "(skinmtl audit --with), or set data.allow_leak=true and have scores marked LEAKY"
             raise InputError(str(self.root), what, fix)
         if self.disjoint:
             what = f"no lesion ids; taken to share no lesion with data.root: {self.disjoint}"

@@ -13,7 +13,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from skinmtl.data.sources.layouts import without_suffix
-from skinmtl.data.sources.tables import read_table, row_faults, shown
+from skinmtl.data.sources.tables import printable, read_table, row_faults
 from skinmtl.errors import Faults, InputError
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def pairs(choice: str, table: pd.DataFrame) -> list[DuplicatePair]:
     here = [pair for pair in given if ids >= set(pair)]
     logger.info("%s: of %d pairs, %d are of images at data.root", path, len(given), len(here))
     if given and not here:
-        what = f"none of its {len(given):,} pairs is of images at data.root, the first is {shown(given[0][0])}"
+        what = f"none of its {len(given):,} pairs is of images at data.root, the first is {printable(given[0][0])}"
         raise InputError(str(path), what, f"use image ids such as {table['image_id'].iloc[0]}, or data.duplicates=none")
     return apart(here, table)
 

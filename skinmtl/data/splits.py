@@ -295,7 +295,7 @@ def check(
         table: the case table.
         path: the split's file, for messages.
         pairs: known duplicates.
-        given: whether the user named the file; it may be another run's, so nobody is told to delete it.
+        given: whether the user named the file; it may be another run's, so it is not to be deleted.
 
     Raises:
         Faults: images that are missing, unknown or there twice; lesions or duplicates in more than one split of a fold.
@@ -316,12 +316,12 @@ def check(
     groupings = _groupings(split, table, pairs)
     for name in (column for column in split.columns if column.startswith("fold_")):
         for what, groups in groupings.items():
-            torn = groups_across_splits(split[name], groups)
-            if len(torn):
-                images = first(ids[(groups == torn[0]).to_numpy()], SHOWN)
-                told = f"{name}: {len(torn)} {what} in more than one split, such as {torn[0]} (images {images})"
+            spread = groups_across_splits(split[name], groups)
+            if len(spread):
+                images = first(ids[(groups == spread[0]).to_numpy()], SHOWN)
+                said = f"{name}: {len(spread)} {what} in more than one split, such as {spread[0]} (images {images})"
                 other = what == "groups of duplicates" and "mend the split file, or set data.duplicates=none"
-                faults.append(InputError(where, told, other or remake))
+                faults.append(InputError(where, said, other or remake))
                 break
     if faults:
         raise Faults(faults)

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from skinmtl.data.images.listing import shown, unsupported_format
+from skinmtl.data.images.listing import printable_name, unsupported_format
 from skinmtl.data.images.reading import read_image
 from skinmtl.errors import InputError, Interrupted
 from skinmtl.evaluation.predict import TOGETHER, Prediction, Predictor, load_run
@@ -73,14 +73,14 @@ def write_predictions(
                 break
             if image is None or isinstance(answer, InputError):
                 assert isinstance(answer, InputError)
-                errors[path] = {"file": shown(path.name), "error": answer.what, "fix": answer.fix}
+                errors[path] = {"file": printable_name(path.name), "error": answer.what, "fix": answer.fix}
             else:
                 row = _write_one(answer, image, path.stem, partial, predictor.mask_classes)
-                done[path] = {"file": shown(path.name)} | row
+                done[path] = {"file": printable_name(path.name)} | row
         left = [path for path in photographs if path not in done and path not in errors]
         if len(left) == len(photographs):
             raise Interrupted(str(out), "stopped before the first photograph; nothing is written", "start again")
-        skipped = [*passed_over, *((shown(path.name), "not reached: stopped") for path in left)]
+        skipped = [*passed_over, *((printable_name(path.name), "not reached: stopped") for path in left)]
         tables = {
             "errors.csv": pd.DataFrame(errors.values(), columns=["file", "error", "fix"]),
             "skipped.csv": pd.DataFrame(skipped, columns=["file", "why"]),
@@ -153,7 +153,9 @@ def _check_free(out: Path, replace: bool) -> None:
                 raise InputError(str(out / "predictions.csv"), "is not one of skinmtl predict", "give another --out")
             known = {f"{Path(row.get('file') or '').stem}.png" for row in rows}
     pictures = (file for name in ("masks", "overlays") if (out / name).is_dir() for file in (out / name).iterdir())
-    strange = sorted(f"{file.parent.name}/{shown(file.name)}" for file in pictures if shown(file.name) not in known)
+    strange = sorted(
+        f"{file.parent.name}/{printable_name(file.name)}" for file in pictures if printable_name(file.name) not in known
+    )
     if strange:
         what = f"holds {', '.join(strange[:4])}, which no predictions.csv there knows"
         raise InputError(str(out), what, "give another --out, or take them away")

@@ -34,7 +34,7 @@ def list_images(paths: Sequence[Path]) -> FoundImages:
         paths: files, which are taken as they are given, and folders, whose images are taken in order of name.
 
     Returns:
-        The images, among them those that cannot be read, for prediction names them; and what else lies in the folders.
+        The images, among them those that cannot be read, for prediction names them; and what else is in the folders.
 
     Raises:
         InputError: no image is there, or two would have one name.
@@ -46,12 +46,12 @@ def list_images(paths: Sequence[Path]) -> FoundImages:
             if why is None:
                 found.setdefault(file.parent.resolve() / file.name, file)  # a link has a name, and so a row, of its own
             else:
-                skipped.append((f"{shown(file.name)}/" if file.is_dir() else shown(file.name), why))
+                skipped.append((f"{printable_name(file.name)}/" if file.is_dir() else printable_name(file.name), why))
     images = list(found.values())
     if not images:
         what = "no image there"
         if skipped:
-            what += f", but {some(skipped)}"
+            what += f", but {summarise_skipped(skipped)}"
         raise InputError(", ".join(map(str, paths)), what, f"give files such as {', '.join(ENDINGS)}")
     # The names of what is written; some systems do not tell A from a.
     names = Counter(path.stem.casefold() for path in images)
@@ -75,7 +75,7 @@ def unsupported_format(path: Path) -> InputError | None:
     return InputError(str(path), f"a {kind} image, which is not read here", "save it as JPEG or PNG")
 
 
-def shown(name: str) -> str:
+def printable_name(name: str) -> str:
     """Write a file's name so that a table can hold it, whatever its bytes.
 
     Args:
@@ -84,7 +84,7 @@ def shown(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def some(skipped: Sequence[tuple[str, str]], most: int = 6) -> str:
+def summarise_skipped(skipped: Sequence[tuple[str, str]], most: int = 6) -> str:
     """Name some of what was skipped in a line, and count the rest.
 
     Args:
@@ -95,7 +95,7 @@ def some(skipped: Sequence[tuple[str, str]], most: int = 6) -> str:
 
 
 def _candidates(path: Path) -> Iterator[tuple[Path, str | None]]:
-    """Yield a path, or what lies in a folder, each with why it is skipped; None for what is to be predicted."""
+    """Yield a path, or what is in a folder, each with why it is skipped; None for what is to be predicted."""
     if not path.is_dir():
         yield path, None
         return

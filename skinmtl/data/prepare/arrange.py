@@ -14,7 +14,7 @@ from skinmtl.data import sources
 from skinmtl.data.prepare.names import is_table
 from skinmtl.data.sources.folders import find_masks
 from skinmtl.data.sources.layouts import lesion_rows
-from skinmtl.data.sources.tables import listed, most, shown
+from skinmtl.data.sources.tables import first_faults, list_fault, printable
 from skinmtl.errors import Faults, InputError, SkinmtlError
 from skinmtl.terminal import only
 
@@ -82,7 +82,7 @@ def join(table: pd.DataFrame, file: Path) -> pd.DataFrame:
     if "dx" in rows:
         other = (rows["dx"] != "") & table["dx"].notna() & (rows["dx"] != table["dx"].astype("str"))
         ids = list(table["image_id"][other])
-        faults += listed(file, "another dx than the photographs' own table", ids, "mend one of them")
+        faults += list_fault(file, "another dx than the photographs' own table", ids, "mend one of them")
     faults += _torn(joined, file)
     if faults:
         raise Faults(faults)
@@ -103,9 +103,9 @@ def _torn(table: pd.DataFrame, file: Path) -> list[SkinmtlError]:
     faults: list[SkinmtlError] = []
     for lesion, torn in known[several].groupby("lesion_id"):
         where = ", ".join(f"{dx} ({image_id})" for dx, image_id in zip(torn["dx"], torn["image_id"], strict=True))
-        what = f"lesion {shown(str(lesion))} has several diagnoses: {where}"
+        what = f"lesion {printable(str(lesion))} has several diagnoses: {where}"
         faults.append(InputError(str(file), what, "mend its lesion_id"))
-    return most(faults)
+    return first_faults(faults)
 
 
 def _with_masks(table: pd.DataFrame, found: Path) -> pd.DataFrame:

@@ -12,7 +12,7 @@ import pandas as pd
 from skinmtl.data.sources.folders import find_masks
 from skinmtl.data.sources.ham10000 import DX
 from skinmtl.data.sources.layouts import LAYOUTS, Cases, Layout, join_lesions, recognise
-from skinmtl.data.sources.tables import most, row_faults, shown
+from skinmtl.data.sources.tables import first_faults, printable, row_faults
 from skinmtl.errors import Faults, InputError, SkinmtlError
 from skinmtl.runs.cells import spelled_in_several_ways
 
@@ -67,8 +67,8 @@ def read(
     table = _table(cases, mask_of).sort_values("image_id", kind="stable").reset_index(drop=True)
     table.attrs |= {"leaky": leaky, "layout": found}
     if unnamed := sorted(cases.images.keys() - set(cases.rows["image_id"])):
-        what = "%s: %s images that lie there are left out, for no row names them, such as %s"
-        logger.warning(what, cases.file, f"{len(unnamed):,}", shown(unnamed[0]))
+        what = "%s: %s images are left out, for no row names them, such as %s"
+        logger.warning(what, cases.file, f"{len(unnamed):,}", printable(unnamed[0]))
     _report(table, root)
     return table
 
@@ -128,7 +128,7 @@ def _add_lesion_ids(cases: Cases, layout: Layout, file: Path | None) -> list[Ski
 def _leak(cases: Cases, layout: Layout) -> InputError:
     what = f"no lesion ids in the layout {layout}, so images of one lesion would train and test"
     fix = "join them with data.lesions=<HAM10000_metadata.csv or LesionGroupings.csv>, use the Dataverse layout, "
-    return InputError(str(cases.file), what, f"{fix}or set data.allow_leak=true and have scores stamped LEAKY")
+    return InputError(str(cases.file), what, f"{fix}or set data.allow_leak=true and have scores marked LEAKY")
 
 
 def _masks(cases: Cases, folder: Path | None) -> tuple[dict[str, str], list[SkinmtlError]]:
@@ -165,10 +165,10 @@ def _contradicting_diagnoses(cases: Cases) -> list[SkinmtlError]:
     several = rows.groupby("lesion_id")["dx"].transform("nunique") > 1
     faults: list[SkinmtlError] = []
     for lesion, images in rows[several].groupby("lesion_id"):
-        where = ", ".join(f"{shown(dx)} (row {row})" for row, dx in zip(images.index, images["dx"], strict=True))
-        what = f"lesion {shown(str(lesion))} has several diagnoses: {where}"
+        where = ", ".join(f"{printable(dx)} (row {row})" for row, dx in zip(images.index, images["dx"], strict=True))
+        what = f"lesion {printable(str(lesion))} has several diagnoses: {where}"
         faults.append(InputError(str(cases.file), what, "mend dx or lesion_id"))
-    return most(faults)
+    return first_faults(faults)
 
 
 def _table(cases: Cases, mask_of: dict[str, str]) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from skinmtl.data.images.formats import DATASET_ENDINGS, ENDINGS, UNSUPPORTED_ENDINGS
-from skinmtl.data.sources.tables import most, shown
+from skinmtl.data.sources.tables import first_faults, printable
 from skinmtl.errors import InputError, SkinmtlError
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def find_images(folders: Sequence[Path], where: Path) -> tuple[dict[str, str], l
     """Find the images of a data set.
 
     A second copy of a folder, within the first or spelt in another case, as some downloads have it, is no fault.
-    What else lies there is left out, and counted in the log.
+    Other files are left out, and counted in the log.
 
     Args:
         folders: which are listed, not what is below them.
@@ -70,10 +70,10 @@ def find_images(folders: Sequence[Path], where: Path) -> tuple[dict[str, str], l
         if _is_copy(path, first):
             copies += 1
         else:
-            faults.append(InputError(path, f"the image {shown(stem)} is also {first}", "keep one of them"))
+            faults.append(InputError(path, f"the image {printable(stem)} is also {first}", "keep one of them"))
     if copies:
-        logger.info("%s images lie there again in a second copy of their folder", f"{copies:,}")
-    left = ", ".join(f"{count:,} {shown(kind)}" for kind, count in others.most_common())
+        logger.info("%s images are there again, in a second copy of their folder", f"{copies:,}")
+    left = ", ".join(f"{count:,} {printable(kind)}" for kind, count in others.most_common())
     if left:
         level = logging.INFO if others.keys().isdisjoint(IMAGE_ENDINGS) else logging.WARNING
         logger.log(level, "%s: left out, for images are %s here: %s", where, ", ".join(DATASET_ENDINGS), left)
@@ -81,7 +81,7 @@ def find_images(folders: Sequence[Path], where: Path) -> tuple[dict[str, str], l
         there = f", but {left}" if left else ""
         fix = f"unpack the images there, as {', '.join(DATASET_ENDINGS)}"
         faults.append(InputError(str(where), f"no images here{there}", fix))
-    return found, most(faults)
+    return found, first_faults(faults)
 
 
 def find_masks(folders: Sequence[Path], images: Mapping[str, str]) -> tuple[dict[str, str], list[SkinmtlError]]:
@@ -108,20 +108,20 @@ def find_masks(folders: Sequence[Path], images: Mapping[str, str]) -> tuple[dict
         if image_id is None:
             strays.append(path)
         elif not _is_copy(path, first := found.setdefault(image_id, path)):
-            faults.append(InputError(path, f"the mask of {shown(image_id)} is also {first}", "keep one of them"))
+            faults.append(InputError(path, f"the mask of {printable(image_id)} is also {first}", "keep one of them"))
     without = images.keys() - found.keys()
     if strays and images and not found:
-        what = f"none of {len(strays):,} files is the mask of an image, such as {shown(next(iter(images)))}"
+        what = f"none of {len(strays):,} files is the mask of an image, such as {printable(next(iter(images)))}"
         faults.append(InputError(strays[0], what, f"name a mask {NAMES_OF_MASKS}"))
     elif nearly := [path for path in strays if _starts_with_an_id(Path(path).stem, without)]:
         what = "%s files of masks are named after images without a mask, such as %s; a mask is named %s"
         logger.warning(what, f"{len(nearly):,}", nearly[0], NAMES_OF_MASKS)
     elif strays and without:
         what = "%s files of masks belong to no image, such as %s, and %s images have no mask, such as %s"
-        logger.warning(what, f"{len(strays):,}", strays[0], f"{len(without):,}", shown(min(without)))
+        logger.warning(what, f"{len(strays):,}", strays[0], f"{len(without):,}", printable(min(without)))
     elif strays and images:
         logger.info("%s files of masks belong to no image, such as %s", f"{len(strays):,}", strays[0])
-    return found, most(faults)
+    return found, first_faults(faults)
 
 
 def _image_id_of_mask(stem: str, images: Collection[str]) -> str | None:

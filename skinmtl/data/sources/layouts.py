@@ -22,13 +22,13 @@ from skinmtl.data.sources.folders import (
 from skinmtl.data.sources.ham10000 import DX, HOW_TO_GET
 from skinmtl.data.sources.tables import (
     MOST_NAMED,
-    listed,
-    misspelt,
+    list_fault,
+    log_ignored_columns,
+    misspelt_columns,
+    printable,
     read_table,
-    require,
+    require_columns,
     row_faults,
-    say_ignored,
-    shown,
 )
 from skinmtl.errors import InputError, SkinmtlError
 
@@ -75,14 +75,14 @@ def recognise(root: Path) -> Layout:
     Raises:
         InputError: nothing is there, or nothing that fits.
     """
-    for layout, lies in _SIGNS:
-        if lies(root):
+    for layout, fits in _SIGNS:
+        if fits(root):
             others = [other for other, also in _WITH_IMAGES if other not in ("kaggle", layout) and also(root)]
             if others:
                 read = ", ".join(f"data={other}" for other in others)
-                logger.warning("%s: the layout %s is read, and more lies here: %s", root, layout, read)
+                logger.warning("%s: the layout %s is read; these are here, too: %s", root, layout, read)
             return layout
-    what = f"none of the layouts {', '.join(get_args(Layout))} lies here" if root.exists() else "nothing is here"
+    what = f"none of the layouts {', '.join(get_args(Layout))} is here" if root.exists() else "nothing is here"
     raise InputError(str(root), what, HOW_TO_GET)
 
 
@@ -97,8 +97,8 @@ def kaggle(root: Path, names: Collection[str] = ()) -> Cases:
     """Read HAM10000 from Kaggle, kmader/skin-cancer-mnist-ham10000: as published, but without masks."""
     file = _first(root, METADATA, HOW_TO_GET)
     raw, faults = read_table(file, PUBLISHED, names)
-    require(raw, PUBLISHED, file)
-    say_ignored(raw, [*PUBLISHED, "dataset"], file)
+    require_columns(raw, PUBLISHED, file)
+    log_ignored_columns(raw, [*PUBLISHED, "dataset"], file)
     images, more = find_images(folders_starting_with(root, IMAGES), root / f"{IMAGES}_1")
     columns = [name for name in (*PUBLISHED, "dataset") if name in raw]
     return Cases(file, raw[columns].rename(columns={"dataset": "source"}), images, dx=DX, faults=faults + more)
@@ -121,7 +121,7 @@ def isic2018_task3(root: Path, names: Collection[str] = ()) -> Cases:
     faults += more
     if (groupings := root / f"{TASK3}_LesionGroupings.csv").is_file():
         raw, more = read_table(groupings, ("diagnosis_confirm_type",))
-        require(raw, ("image", "lesion_id", "diagnosis_confirm_type"), groupings)
+        require_columns(raw, ("image", "lesion_id", "diagnosis_confirm_type"), groupings)
         rows["lesion_id"], again = join_lesions(groupings, rows["image_id"])
         confirmed = dict(zip(raw["image"], raw["diagnosis_confirm_type"], strict=True))
         rows["dx_type"] = rows["image_id"].map(confirmed).fillna("")
@@ -151,9 +151,9 @@ def csv(root: Path, names: Collection[str] = ()) -> Cases:
     """
     file = root if root.is_file() else _only_table(root)
     raw, faults = read_table(file, OWN, names)
-    require(raw, ("image",), file)
-    faults += misspelt(raw, OWN, file)
-    say_ignored(raw, OWN, file)
+    require_columns(raw, ("image",), file)
+    faults += misspelt_columns(raw, OWN, file)
+    log_ignored_columns(raw, OWN, file)
 
     rows = raw[[name for name in OWN if name in raw]].copy()
     names = raw["image"]
@@ -168,7 +168,7 @@ def csv(root: Path, names: Collection[str] = ()) -> Cases:
             rows[kind] = paths.where(given, "")
     if "mask" in rows:
         shared = rows["mask"].duplicated(keep=False) & (rows["mask"] != "")
-        checks["the mask of several images"] = (shared, "give each the mask that was drawn on it")
+        checks["the mask of several images"] = (shared, "give each the mask that belongs to it")
     checks["image is missing"] = (names == "", "give the image's path")
     checks["the same image twice"] = (rows["image"].duplicated(keep=False) & (names != ""), "keep one of them")
     faults += row_faults(file, names, checks)
@@ -222,7 +222,7 @@ def lesion_rows(file: Path, ids: pd.Series) -> tuple[pd.DataFrame, list[SkinmtlE
     """
     raw, faults = read_table(file, ("image_id", "image", "lesion_id"))
     key = "image" if "image" in raw and "image_id" not in raw else "image_id"
-    require(raw, (key, "lesion_id"), file)
+    require_columns(raw, (key, "lesion_id"), file)
     names = raw[key].map(without_suffix)
     mine = names.isin(ids)
     several = raw["lesion_id"].groupby(names).transform("nunique") > 1
@@ -232,7 +232,7 @@ def lesion_rows(file: Path, ids: pd.Series) -> tuple[pd.DataFrame, list[SkinmtlE
     }
     faults += row_faults(file, names, checks)
     absent = list(ids[~ids.isin(names)])
-    faults += listed(file, "no row for these images", [shown(image_id) for image_id in absent], "add them")
+    faults += list_fault(file, "no row for these images", [printable(image_id) for image_id in absent], "add them")
     rows = raw.set_axis(names)
     rows = rows[~rows.index.duplicated()].reindex(ids).fillna("")
     return rows.set_axis(ids.index), faults
@@ -242,8 +242,8 @@ def _one_hot(file: Path) -> tuple[pd.DataFrame, list[SkinmtlError]]:
     """Read `image_id` and `dx` of a table with one column per diagnosis, of which one is 1 and the others are 0."""
     raw, faults = read_table(file, ("image",))
     raw = raw.rename(columns=str.lower)
-    require(raw, ("image", *DX), file)
-    say_ignored(raw, ("image", *DX), file)
+    require_columns(raw, ("image", *DX), file)
+    log_ignored_columns(raw, ("image", *DX), file)
     hot = raw[list(DX)].apply(pd.to_numeric, errors="coerce").fillna(-1)
     wrong = ~(hot.isin([0, 1]).all(axis=1) & (hot.sum(axis=1) == 1))
     faults += row_faults(file, raw["image"], {"not one-hot": (wrong, "exactly one diagnosis is 1, the others 0")})
@@ -269,7 +269,7 @@ def _only_table(root: Path) -> Path:
     found = _tables(root)
     if len(found) == 1:
         return found[0]
-    names = ", ".join(shown(file.name) for file in found[:MOST_NAMED])
+    names = ", ".join(printable(file.name) for file in found[:MOST_NAMED])
     what = f"several tables, {names}" if found else "no .csv file here"
     raise InputError(str(root), what, "point data.root at the table itself")
 
@@ -300,7 +300,7 @@ def _has_truth(root: Path) -> bool:
     return (root / "GroundTruth.csv").is_file()
 
 
-# Tables with their images first: metadata may lie beside another layout, to join lesion ids from. Then a table
+# Tables with their images first: metadata may be beside another layout, to join lesion ids from. Then a table
 # alone, for what is said about the missing images.
 _WITH_IMAGES: tuple[tuple[Layout, Callable[[Path], bool]], ...] = (
     (

@@ -50,7 +50,7 @@ def read_table(
     except UnicodeDecodeError as error:
         raise InputError(str(path), "not UTF-8 text", "save it as UTF-8 CSV") from error
     except (OSError, csv.Error) as error:
-        raise InputError(str(path), f"not a table: {shown(str(error))}", "save it as UTF-8 CSV") from error
+        raise InputError(str(path), f"not a table: {printable(str(error))}", "save it as UTF-8 CSV") from error
     _check_header(header, path)
 
     rows = {row: cells for row, cells in enumerate(lines, start=2) if any(cells)}
@@ -59,7 +59,7 @@ def read_table(
     whole = {row: cells for row, cells in rows.items() if len(cells) == len(header)}
     ragged = [f"row {row} ({len(cells)} cells)" for row, cells in rows.items() if row not in whole]
     fix = "give every row the header's columns, and put text with commas in quotes"
-    faults = listed(path, f"not the header's {len(header)} cells", ragged, fix)
+    faults = list_fault(path, f"not the header's {len(header)} cells", ragged, fix)
     if faults and not whole:
         raise Faults(faults)
     table = pd.DataFrame(list(whole.values()), index=list(whole), columns=header, dtype="str")
@@ -69,18 +69,18 @@ def read_table(
 
 def _without_missing(table: pd.DataFrame, known: Sequence[str], names: Collection[str], path: Path) -> pd.DataFrame:
     """Blank the words for missing, and count them in the log."""
-    told: list[str] = []
+    counted: list[str] = []
     blanks = {}
     for column, cells in table.items():
         gone = is_missing(cells) & ~(cells.isin(list(names)) & (str(column).lower() in NAMED))
         blanks[column] = cells.mask(gone, "")
         if column in known:
             counts = cells[gone & (cells != "")].value_counts()
-            told += [f"{column} {shown(str(word))} ({count:,} rows)" for word, count in counts.items()]
-    if told:
-        is_dx = any(words.startswith("dx ") for words in told)
+            counted += [f"{column} {printable(str(word))} ({count:,} rows)" for word, count in counts.items()]
+    if counted:
+        is_dx = any(words.startswith("dx ") for words in counted)
         more = "; if a diagnosis is called so, name it in data.diagnoses" if is_dx else ""
-        logger.info("%s: taken for missing: %s%s", path, first(told, MOST_NAMED), more)
+        logger.info("%s: taken for missing: %s%s", path, first(counted, MOST_NAMED), more)
     return pd.DataFrame(blanks, index=table.index, columns=table.columns, dtype="str")
 
 
@@ -106,10 +106,10 @@ def _check_header(header: Sequence[str], path: Path) -> None:
     if not names:
         raise InputError(str(path), "not a table: row 1 names no columns", "begin with the names of the columns")
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(str(path), f"two columns are called {', '.join(map(shown, twice))}", "keep one of them")
+        raise InputError(str(path), f"two columns are called {', '.join(map(printable, twice))}", "keep one of them")
 
 
-def require(table: pd.DataFrame, columns: Iterable[str], path: Path) -> None:
+def require_columns(table: pd.DataFrame, columns: Iterable[str], path: Path) -> None:
     """Refuse a table that lacks a column.
 
     Args:
@@ -122,12 +122,12 @@ def require(table: pd.DataFrame, columns: Iterable[str], path: Path) -> None:
     """
     missing = [name for name in columns if name not in table]
     if missing:
-        there = f"there are {', '.join(shown(name) for name in table.columns[:12])}"
+        there = f"there are {', '.join(printable(name) for name in table.columns[:12])}"
         fix = "separate columns by commas" if len(table.columns) == 1 else there
         raise InputError(str(path), f"no column {', '.join(missing)}", fix)
 
 
-def say_ignored(table: pd.DataFrame, known: Iterable[str], path: Path) -> None:
+def log_ignored_columns(table: pd.DataFrame, known: Iterable[str], path: Path) -> None:
     """Name in the log the columns that are not read.
 
     Args:
@@ -135,12 +135,12 @@ def say_ignored(table: pd.DataFrame, known: Iterable[str], path: Path) -> None:
         known: the columns that are read.
         path: the table's file.
     """
-    ignored = [shown(name) for name in table.columns if name not in set(known)]
+    ignored = [printable(name) for name in table.columns if name not in set(known)]
     if ignored:
         logger.info("%s: ignored columns: %s", path, ", ".join(ignored))
 
 
-def misspelt(table: pd.DataFrame, known: Sequence[str], path: Path) -> list[SkinmtlError]:
+def misspelt_columns(table: pd.DataFrame, known: Sequence[str], path: Path) -> list[SkinmtlError]:
     """Find columns whose names are nearly those of columns that could be there and are not.
 
     Args:
@@ -156,7 +156,7 @@ def misspelt(table: pd.DataFrame, known: Sequence[str], path: Path) -> list[Skin
     for name in table.columns.difference(list(known)):
         if near := difflib.get_close_matches(name.lower(), absent, 1, 0.75):
             fix = f"call it {near[0]!r}, or something unlike it if it holds something else"
-            faults.append(InputError(str(path), f"column {shown(name)}: did you mean {near[0]!r}?", fix))
+            faults.append(InputError(str(path), f"column {printable(name)}: did you mean {near[0]!r}?", fix))
     return faults
 
 
@@ -173,11 +173,11 @@ def row_faults(path: Path, ids: pd.Series, checks: Mapping[str, tuple[pd.Series,
     """
     faults: list[SkinmtlError] = []
     for what, (wrong, fix) in checks.items():
-        faults += listed(path, what, [f"row {row} ({shown(ids[row])})" for row in ids.index[wrong]], fix)
+        faults += list_fault(path, what, [f"row {row} ({printable(ids[row])})" for row in ids.index[wrong]], fix)
     return faults
 
 
-def listed(path: Path, what: str, found: Sequence[str], fix: str) -> list[SkinmtlError]:
+def list_fault(path: Path, what: str, found: Sequence[str], fix: str) -> list[SkinmtlError]:
     """Put what was found into one fault that names the first and counts the rest; none where nothing was found.
 
     Args:
@@ -191,7 +191,7 @@ def listed(path: Path, what: str, found: Sequence[str], fix: str) -> list[Skinmt
     return [InputError(str(path), f"{what}: {first(found, MOST_NAMED)}", fix)]
 
 
-def most(faults: Sequence[SkinmtlError]) -> list[SkinmtlError]:
+def first_faults(faults: Sequence[SkinmtlError]) -> list[SkinmtlError]:
     """Keep the first faults of one kind and count the others, so that a thousand of them leave room for other kinds."""
     left = len(faults) - MOST_NAMED
     if left <= 0:
@@ -200,7 +200,7 @@ def most(faults: Sequence[SkinmtlError]) -> list[SkinmtlError]:
     return [*faults[:MOST_NAMED], InputError(last.where, f"{left:,} more faults like the one above", last.fix)]
 
 
-def shown(text: str, most: int = 80) -> str:
+def printable(text: str, most: int = 80) -> str:
     """Make text of a user's file fit for one line of a message.
 
     Args:

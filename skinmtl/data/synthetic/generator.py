@@ -72,17 +72,17 @@ class Synthetic:
             root: its folder, which must not be there, or be empty.
 
         Raises:
-            InputError: something else lies at `root`.
+            InputError: something else is at `root`.
             ResourceError: it cannot be written.
         """
         root = Path(root).absolute()
-        if self._lies_at(root):
+        if self._is_at(root):
             return
         try:
             root.parent.mkdir(parents=True, exist_ok=True)
             self._write_beside(root)
         except OSError as error:
-            if self._lies_at(root):  # another process was faster
+            if self._is_at(root):  # another process was faster
                 return
             fix = "free some space, or point data.root at another folder"
             raise ResourceError(str(root), f"cannot be written ({error})", fix) from error
@@ -99,7 +99,7 @@ class Synthetic:
     def _arguments(self) -> dict[str, object]:
         return {"lesions": self.lesions, "size": list(self.size), "seed": self.seed, "version": VERSION}
 
-    def _lies_at(self, root: Path) -> bool:
+    def _is_at(self, root: Path) -> bool:
         """Tell whether just these images are at `root`; False where nothing is."""
         if not root.exists() or (root.is_dir() and not any(root.iterdir())):
             return False

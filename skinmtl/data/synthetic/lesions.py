@@ -32,7 +32,7 @@ TILE = 32  # cells of a noise tile, which repeats
 
 
 class Lesion:
-    """One lesion on one image: where its pixels lie in the lesion's own frame, and what is painted on them.
+    """One lesion on one image: where its pixels are in the lesion's own frame, and what is painted on them.
 
     Args:
         traits: random numbers of what belongs to the lesion.
