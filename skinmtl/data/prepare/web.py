@@ -11,9 +11,9 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import IO, Any
 
-from skinmtl import __version__
 from skinmtl.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def open_url(url: str, headers: dict[str, str], patience: Patience) -> http.clie
         Broken: it may answer next time. An HTTPException of the standard library means the same.
     """
     request = urllib.request.Request(checked_url(url), headers=headers)
-    request.add_header("User-Agent", f"skinmtl/{__version__}")
+    request.add_header("User-Agent", f"skinmtl/{version('skinmtl')}")
     request.add_header("Accept-Encoding", "identity")
     try:
         answer: http.client.HTTPResponse = urllib.request.build_opener(_Redirects).open(
