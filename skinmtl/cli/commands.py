@@ -11,13 +11,13 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
 
 from rich.console import Console
 from rich.table import Table
 
-from skinmtl import __version__
 from skinmtl.distributed.signals import heeded, stoppable
 from skinmtl.errors import ConfigError, Faults, InputError, ResourceError, answer_to, check_system, first_line
 from skinmtl.terminal import to_a_reader
@@ -66,7 +66,7 @@ def _path(word: str) -> Path:
 def parser() -> argparse.ArgumentParser:
     """The commands and their arguments."""
     top = argparse.ArgumentParser(prog="skinmtl", description=f"{__doc__} {RESEARCH}")
-    top.add_argument("--version", action="version", version=f"skinmtl {__version__}")
+    top.add_argument("--version", action="version", version=f"skinmtl {version('skinmtl')}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     command = commands.add_parser("prepare", help="download or import HAM10000, or check what lies there")
