@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +12,7 @@ from training import train
 
 from skinmtl.cli import commands
 from skinmtl.evaluation.scores import evaluate_file
-from skinmtl.runs.run import Run, os
+from skinmtl.runs.run import Run
 
 
 @pytest.fixture(scope="module")
