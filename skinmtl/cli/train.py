@@ -30,6 +30,7 @@ from skinmtl.config.overrides import readable
 from skinmtl.config.reference import default_keys, groups
 from skinmtl.distributed.signals import Stop, stoppable
 from skinmtl.errors import ConfigError, Interrupted, SkinmtlError, answer_to, no_package
+from skinmtl.runs.aliases import renamed
 from skinmtl.runs.redaction import command_without_paths
 from skinmtl.terminal import to_a_reader
 
@@ -204,6 +205,7 @@ def _refuse_chdir(chdir: bool | None) -> None:
 
 def _job(cfg: DictConfig, argv: Sequence[str]) -> float:
     running = HydraConfig.get()
+    cfg = renamed(cfg, warn=True)
     if running.mode == RunMode.MULTIRUN:
         from skinmtl.studies.sweep import job
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shlex
@@ -14,7 +15,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from skinmtl.errors import ConfigError
+from skinmtl.runs import aliases
 from skinmtl.runs.redaction import PLACES
+
+log = logging.getLogger(__name__)
 
 PATHS = PLACES | {"weights", "duplicates", "dir"}  # last words of the keys that may name a file or a folder
 # Options of Hydra's whose next word is theirs.
@@ -38,6 +42,10 @@ def readable(words: Sequence[str], sweep: bool) -> list[str]:
 
 def _readable(word: str, sweep: bool) -> str:
     key, equals, value = word.partition("=")
+    if (name := aliases.key(bare := key.lstrip("+~"))) != bare:
+        log.warning("%s is now called %s: write that", bare, name)
+        key = key.removesuffix(bare) + name
+        word = f"{key}{equals}{value}"
     if word.startswith("-") or not equals or value.startswith(("'", '"', "[", "{")):
         return word
     if is_path_key(key):

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-RENAMED = {"mean_image_hd95": "mean_image_hd95_pooled", "ece": "ece_rank_bins"}  # by version 2 of a predictions table
+from skinmtl.runs import aliases
+
 HAM10000 = {"dataverse", "kaggle", "mirror", "isic2018_task3"}  # layouts in which its photographs are published
 
 
@@ -21,7 +22,7 @@ def read_scores(folder: Path) -> dict[str, Any]:
     if "version" not in scores:
         for part in dig(scores, "parts", default={}).values():
             for task, values in dig(part, "scores", default={}).items():
-                part["scores"][task] = {RENAMED.get(name, name): value for name, value in values.items()}
+                part["scores"][task] = {aliases.SCORES.get(name, name): value for name, value in values.items()}
     return scores
 
 

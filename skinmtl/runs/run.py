@@ -17,7 +17,7 @@ from yaml import YAMLError
 
 from skinmtl.errors import InputError, first_line
 from skinmtl.files import locked, write_text
-from skinmtl.runs import predictions
+from skinmtl.runs import aliases, predictions
 
 KILLED = "killed"  # the status of a run that ended without a word
 
@@ -128,7 +128,7 @@ class Run:
         write_text(self.info_file, json.dumps(before | dict(facts), indent=1, allow_nan=False) + "\n")
 
     def config(self) -> DictConfig:
-        """The resolved config that the run was started with."""
+        """The resolved config that the run was started with, by the names of today."""
         path = self.path / ".hydra" / "config.yaml"
         if not path.is_file():
             raise InputError(str(path), "no such file", "restore the run folder's .hydra")
@@ -141,7 +141,7 @@ class Run:
         # A run saves its config resolved. What is left to resolve would read the environment of whoever opens it.
         if (key := _unresolved(OmegaConf.to_container(config))) is not None:
             raise InputError(str(path), f"{key} is an interpolation", "write its value, or restore the run's .hydra")
-        return config
+        return aliases.renamed(config)
 
     def predictions(self) -> pd.DataFrame:
         """The predictions table, one row per image of validation and test."""

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from skinmtl.runs import aliases
 from skinmtl.runs.record import dig
 from skinmtl.runs.redaction import shareable
 from skinmtl.runs.run import Run
@@ -65,7 +66,7 @@ def _overrides(folder: Path, ended: Mapping[str, Any]) -> dict[str, str]:
     given = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
     texts = given or re.findall(r"[^\s=,]+=\S+", str(ended.get("overrides", "")))
     pairs = (str(text).lstrip("+").partition("=") for text in texts)
-    return {key: value.rstrip(",;") for key, _, value in pairs}
+    return {aliases.key(key): value.rstrip(",;") for key, _, value in pairs}
 
 
 def varied_keys(jobs: Sequence[Job]) -> list[str]:

@@ -18,6 +18,7 @@ from skinmtl.config.overrides import expand
 from skinmtl.config.run_config import RunConfig
 from skinmtl.errors import ConfigError, Faults, SkinmtlError
 from skinmtl.models.multitask_net import check_logits
+from skinmtl.runs.aliases import renamed
 
 
 def checked(given: Mapping[str, Any]) -> RunConfig:
@@ -32,7 +33,7 @@ def checked(given: Mapping[str, Any]) -> RunConfig:
     Raises:
         Faults: every fault found, each with its dotted key.
     """
-    cfg = OmegaConf.create(dict(given))
+    cfg = renamed(OmegaConf.create(dict(given)), warn=True)
     check(cfg)
     expand(cfg)
     config = RunConfig.of(cfg)

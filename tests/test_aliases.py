@@ -1,0 +1,76 @@
+"""Names of before: what a config of version 0.1.0 could name is known, and said once to whoever writes it."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from skinmtl.config.overrides import readable
+from skinmtl.config.schema import find
+from skinmtl.errors import ConfigError
+from skinmtl.runs import aliases
+
+RECORDED = Path(__file__).parent / "recorded" / "targets.yaml"
+TARGETS = sorted(set(re.findall(r"_target_: ([\w.]+)", RECORDED.read_text())))
+
+
+def test_every_target_of_before_names_something_of_today() -> None:
+    assert len(TARGETS) > 40
+    now = {name: aliases.target(name) for name in TARGETS}
+    for name in now.values():
+        assert callable(find(name))
+    assert now["skinmtl.losses.Dice"] == "skinmtl.losses.Dice", "a class that stays is called as ever"
+    moved = [name for name in TARGETS if now[name] != name]
+    assert len(moved) > 15
+    for name in moved:
+        with pytest.raises(ConfigError):
+            find(name)
+
+
+def test_every_name_of_today_in_the_table_is_there() -> None:
+    for module in aliases.MODULES.values():
+        assert importlib.util.find_spec(f"skinmtl.{module}") is not None, module
+    for name in aliases.NAMES.values():
+        module, _, last = f"skinmtl.{name}".rpartition(".")
+        assert hasattr(importlib.import_module(module), last), name
+
+
+def test_a_name_of_today_has_no_other() -> None:
+    for name in TARGETS:
+        assert aliases.target(aliases.target(name)) == aliases.target(name)
+    assert aliases.target("torch.optim.AdamW") == "torch.optim.AdamW"
+    assert aliases.target("mine.network.Net") == "mine.network.Net"
+
+
+def test_an_old_name_is_said_once_to_who_writes_it_and_never_of_a_saved_run(caplog: pytest.LogCaptureFixture) -> None:
+    node = {"_target_": "skinmtl.heads.MaskGuided"}
+    cfg = OmegaConf.create({"model": {"head": node}, "more": [node, node], "dropout": "${.more}"})
+    assert OmegaConf.to_container(aliases.renamed(cfg), resolve=True)["more"][1] == {  # type: ignore[index,call-overload]
+        "_target_": "skinmtl.models.heads.MaskGuided"
+    }
+    assert caplog.messages == []
+    aliases.renamed(cfg, warn=True)
+    said = "skinmtl.heads.MaskGuided is now called skinmtl.models.heads.MaskGuided: write that"
+    assert caplog.messages == [said]
+    assert aliases.renamed(aliases.renamed(cfg), warn=True) is not None
+    assert caplog.messages == [said]
+
+
+def test_a_renamed_key_is_taken_in_a_file_and_on_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(aliases, "KEYS", {"data.extra": "data.further", "patience": "callbacks.patience"})
+    cfg = OmegaConf.create({"data": {"extra": {"a": {"share": 1}}, "size": 3}, "patience": 2, "extra": 4})
+    assert aliases.renamed(cfg) == {
+        "data": {"size": 3, "further": {"a": {"share": 1}}},
+        "callbacks": {"patience": 2},
+        "extra": 4,
+    }
+    words = readable(["+data.extra.a.share=0.5", "patience=3", "data.extras=1", "extra=5"], sweep=False)
+    assert words == ["+data.further.a.share=0.5", "callbacks.patience=3", "data.extras=1", "extra=5"]
+    assert "data.extra.a.share is now called data.further.a.share: write that" in caplog.messages
+    assert len(caplog.messages) == 2
