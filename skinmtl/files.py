@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import secrets
 import time
@@ -42,6 +43,11 @@ def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
         temp.replace(path)
     finally:
         temp.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write plain values as JSON, one a line; not a number, which JSON does not know, is a ValueError."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def temporary(path: Path) -> Path:

@@ -16,7 +16,7 @@ import pytest
 
 from skinmtl.distributed import launch
 from skinmtl.distributed.launch import ProcessDied, together
-from skinmtl.distributed.signals import Stop, stoppable
+from skinmtl.distributed.signals import STOPS, Stop, handled, stoppable
 from skinmtl.errors import Diverged, InputError, SkinmtlError
 from skinmtl.studies import sweep
 
@@ -128,13 +128,18 @@ def test_who_does_not_listen_is_killed(tmp_path: Path, monkeypatch: pytest.Monke
         together(ignore_stops, TWO, tmp_path)
 
 
-@pytest.mark.parametrize("watch", [launch._stops, lambda: sweep._handed_on(None)], ids=["a run", "a sweep"])
-def test_a_hangup_that_nohup_ignores_stays_ignored(watch: Callable[[], AbstractContextManager[list[int]]]) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+@pytest.mark.parametrize(
+    "watch",
+    [lambda: handled(STOPS, signal.default_int_handler), lambda: sweep._handed_on(None)],
+    ids=["a run", "a sweep"],
+)
+def test_a_hangup_that_nohup_ignores_stays_ignored(watch: Callable[[], AbstractContextManager[object]]) -> None:
+    before, asked_to_end = signal.signal(signal.SIGHUP, signal.SIG_IGN), signal.getsignal(signal.SIGTERM)
     try:
         with watch() as stopped:
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN and not stopped
             assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_IGN, signal.SIG_DFL)
+        assert signal.getsignal(signal.SIGTERM) == asked_to_end
     finally:
         signal.signal(signal.SIGHUP, before)
 

@@ -9,8 +9,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
@@ -18,7 +17,7 @@ from typing import get_args
 from rich.console import Console
 from rich.table import Table
 
-from skinmtl.distributed.signals import heeded, stoppable
+from skinmtl.distributed.signals import ENDS, handled, stoppable
 from skinmtl.errors import ConfigError, Faults, InputError, ResourceError, answer_to, check_system, first_line
 from skinmtl.terminal import to_a_reader
 
@@ -135,19 +134,8 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-@contextmanager
-def _stops() -> Iterator[None]:
-    """SIGTERM and SIGHUP are Ctrl-C, for what is half-done has to go; not those that nohup has switched off."""
-    heard = heeded((signal.SIGTERM, signal.SIGHUP))
-    before = {name: signal.signal(name, signal.default_int_handler) for name in heard}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
-
-
-@_stops()
+# What is half-done has to go, however the command is asked to stop.
+@handled(ENDS, signal.default_int_handler)
 def prepare(arguments: argparse.Namespace) -> int:
     """HAM10000 at a folder, decoded once and with a manifest; or that folder checked again."""
     from skinmtl.data.prepare import command, dataverse, verify

@@ -24,9 +24,8 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from types import FrameType
 
-from skinmtl.distributed.signals import STOPS, heeded
+from skinmtl.distributed.signals import STOPS, handled
 from skinmtl.errors import SkinmtlError, first_line
 
 # What launchers of distributed training leave behind: a process must not take the place of one of theirs.
@@ -84,7 +83,11 @@ def together(work: Work, devices: Sequence[str], logs: Path) -> None:
         ProcessDied: a process was killed.
         Exception: what the first process to fail raised, its traceback added as a note.
     """
-    with tempfile.TemporaryDirectory(prefix="skinmtl-") as folder, _stops() as stopped:
+    stopped: list[int] = []  # the numbers of the signals that asked this process to stop, as they come
+    with (
+        tempfile.TemporaryDirectory(prefix="skinmtl-") as folder,
+        handled(STOPS, lambda number, frame: stopped.append(number)),
+    ):
         ranks = _start(work, devices, Path(folder) / "meeting", logs)
         try:
             cause = _watch(ranks, stopped)
@@ -216,23 +219,6 @@ def _cause(ranks: Sequence[_Rank], patience: float = TOGETHER) -> BaseException 
     known = [error for error in errors if isinstance(error, SkinmtlError) and not isinstance(error, ProcessDied)]
     died = [error for error in errors if isinstance(error, ProcessDied)]
     return next(iter([*known, *died, *errors]), None)
-
-
-@contextmanager
-def _stops() -> Iterator[list[int]]:
-    """The numbers of the signals that asked this process to stop, as they come."""
-    stopped: list[int] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        stopped.append(number)
-
-    # What nohup or a shell's background had ignored stays ignored.
-    before = {name: signal.signal(name, stop) for name in heeded(STOPS)}
-    try:
-        yield stopped
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
 
 
 def _begin(news: Connection, log: Path | None, work: Work, place: tuple[Path, int, int, str]) -> None:

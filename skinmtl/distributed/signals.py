@@ -6,12 +6,13 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 # The last is what SLURM can send beforehand. Windows lacks it, and has to be told so before anything uses it.
 STOPS = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
+ENDS = tuple(name for name in STOPS if name.name in ("SIGTERM", "SIGHUP"))  # what is no Ctrl-C by itself
 
 
 def heeded(names: Iterable[signal.Signals]) -> list[signal.Signals]:
@@ -22,6 +23,22 @@ def heeded(names: Iterable[signal.Signals]) -> list[signal.Signals]:
     if threading.current_thread() is not threading.main_thread():
         return []
     return [name for name in names if signal.getsignal(name) != signal.SIG_IGN]
+
+
+@contextmanager
+def handled(names: Iterable[signal.Signals], handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Answer signals with a handler while this holds; those before are back afterwards.
+
+    Args:
+        names: the signals; what nohup or a shell's background has switched off stays so.
+        handler: takes the signal's number and the frame that it came in.
+    """
+    before = {name: signal.signal(name, handler) for name in heeded(names)}
+    try:
+        yield
+    finally:
+        for name, old in before.items():
+            signal.signal(name, old)
 
 
 class Stop:
@@ -60,10 +77,5 @@ class Stop:
 def stoppable(stop: Stop | None = None) -> Iterator[Stop]:
     """Hear every way to be asked to stop; the handlers before are back afterwards."""
     stop = stop or Stop()
-    before = {name: signal.getsignal(name) for name in heeded(STOPS)}
-    stop.hear()
-    try:
+    with handled(STOPS, stop):
         yield stop
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)

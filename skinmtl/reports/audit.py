@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from skinmtl.audit import near_duplicates
 from skinmtl.audit.leaks import Findings, lines
 from skinmtl.data.images.reading import fit_image, read_image
 from skinmtl.figures import plots
-from skinmtl.files import write_bytes, write_text
+from skinmtl.files import write_bytes, write_json, write_text
 from skinmtl.reports import html
 
 MOST_SHOWN = 60  # pairs on the contact sheet
@@ -23,7 +22,7 @@ MOST_SHOWN = 60  # pairs on the contact sheet
 def write_audit(findings: Findings, paths: Mapping[str, str], out: Path, title: str) -> Path:
     """Write audit.json, duplicates.csv, groups.csv, distances.svg and the page audit.html; gives the page."""
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "audit.json", json.dumps(findings.facts, indent=1, allow_nan=False) + "\n")
+    write_json(out / "audit.json", findings.facts)
     write_text(out / "duplicates.csv", findings.pairs.to_csv(index=False))
     write_text(out / "groups.csv", findings.groups.to_csv(index=False))
     if findings.overlap is not None:

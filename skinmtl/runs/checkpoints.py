@@ -26,7 +26,7 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from torch import Tensor, nn
 
 from skinmtl.errors import Diverged, InputError, cannot_write, file_size_limit
-from skinmtl.files import digest, sync_folder, temporary, write_text
+from skinmtl.files import digest, sync_folder, temporary, write_json
 
 log = logging.getLogger(__name__)
 
@@ -346,5 +346,5 @@ def _record(folder: Path) -> dict[str, str] | None:
 
 
 def _write_record(folder: Path, known: Mapping[str, str]) -> None:
-    write_text(folder / RECORD, json.dumps(known, indent=1) + "\n")
+    write_json(folder / RECORD, known)
     sync_folder(folder)

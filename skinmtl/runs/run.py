@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from skinmtl.errors import InputError, first_line
-from skinmtl.files import locked, write_text
+from skinmtl.files import locked, write_json
 from skinmtl.runs import aliases, predictions
 
 KILLED = "killed"  # the status of a run that ended without a word
@@ -125,7 +125,7 @@ class Run:
     def update(self, facts: Mapping[str, Any]) -> None:
         """Add facts to run.json; a later value of a key replaces the earlier."""
         before = self.info() if self.info_file.exists() else {}
-        write_text(self.info_file, json.dumps(before | dict(facts), indent=1, allow_nan=False) + "\n")
+        write_json(self.info_file, before | dict(facts))
 
     def config(self) -> DictConfig:
         """The resolved config that the run was started with, by the names of today."""
@@ -151,7 +151,7 @@ class Run:
 
     def write_scores(self, scores: Mapping[str, Any]) -> None:
         """Write scores.json; not a number is refused."""
-        write_text(self.path / "scores.json", json.dumps(scores, indent=1, allow_nan=False) + "\n")
+        write_json(self.path / "scores.json", scores)
 
 
 def _is_locked(folder: Path) -> bool:

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from skinmtl.config.overrides import quoted
 from skinmtl.distributed.launch import clean_environment
-from skinmtl.distributed.signals import STOPS, heeded
+from skinmtl.distributed.signals import STOPS, handled
 from skinmtl.errors import ConfigError, SkinmtlError, first_line
 from skinmtl.files import write_text
 from skinmtl.runs.labels import stamps
@@ -124,13 +124,11 @@ def _handed_on(child: subprocess.Popen[bytes]) -> Iterator[list[int]]:
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
 
-    before = {name: signal.signal(name, stop) for name in heeded((*STOPS, signal.SIGALRM))}
-    try:
-        yield stopped
-    finally:
-        signal.alarm(0)
-        for name, handler in before.items():
-            signal.signal(name, handler)
+    with handled((*STOPS, signal.SIGALRM), stop):
+        try:
+            yield stopped
+        finally:
+            signal.alarm(0)
 
 
 def _last_error(log: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shlex
@@ -21,7 +20,7 @@ from skinmtl.distributed import collectives
 from skinmtl.distributed.signals import Stop
 from skinmtl.errors import ConfigError
 from skinmtl.evaluation.evaluate import evaluate
-from skinmtl.files import write_bytes, write_text
+from skinmtl.files import write_bytes, write_json
 from skinmtl.reports.run import write_run_report
 from skinmtl.runs.checkpoints import load as load_checkpoint
 from skinmtl.runs.labels import stamps
@@ -114,7 +113,7 @@ def _keep_beginning(
         say_shares(config, data, module)
         here.update(facts)
         write_bytes(here.split_file, data.split_file.read_bytes())
-        write_text(here.path / "split.json", json.dumps(data.certificate(), indent=1, allow_nan=False) + "\n")
+        write_json(here.path / "split.json", data.certificate())
 
 
 def fit(trainer: pl.Trainer, module: MultiTaskModule, data: DataModule, checkpoint: Path | None, stop: Stop) -> None:
