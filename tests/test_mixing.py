@@ -1,4 +1,4 @@
-"""Mixed photographs: their masks, their shares, their losses, and that they are functions of seed, epoch and place."""
+"""Mixed images: their masks, their shares, their losses, and that they are functions of seed, epoch and place."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ KINDS: dict[str, type[Mixup] | type[CutMix]] = {"mixup": Mixup, "cutmix": CutMix
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """63 photographs of 42 lesions; the first has no mask."""
+    """63 images of 42 lesions; the first has no mask."""
     return write_all_but_a_mask(tmp_path_factory.mktemp("data"))
 
 
 def sample(seed: int, dx: int, size: tuple[int, int] = (24, 32), has_mask: bool = True) -> Sample:
-    """A photograph whose red is a picture of its mask: lesion below 128."""
+    """An image whose red shows its mask: lesion below 128."""
     image, mask = make_image(seed, size)
     return Sample(image=image, mask=mask // 255 * has_mask, has_mask=has_mask, dx=dx, index=seed)
 
@@ -44,7 +44,7 @@ def drawn(mixing: Mixing, own: Sample, other: Sample, seed: int) -> tuple[Sample
     return mixing.pair(own, other, share, mixing.rng(seed, 0, 0)), share
 
 
-def test_a_pasted_mask_lies_where_the_pasted_photograph_lies() -> None:
+def test_a_pasted_mask_lies_where_the_pasted_image_lies() -> None:
     own, other = sample(1, dx=2), sample(2, dx=5)
     torn = 0
     for seed in range(40):
@@ -59,7 +59,7 @@ def test_a_pasted_mask_lies_where_the_pasted_photograph_lies() -> None:
         assert 1 - pasted[box].size / pasted.size == pytest.approx(share, abs=0.02)
         assert (mixed["dx"], mixed["dx_other"], mixed["has_mask"]) == (2, 5, True)
         torn += not np.array_equal(own["mask"] == 1, mixed["image"][..., 0] < 128)
-    assert torn > 20, "with the photograph's own mask kept most pictures would be torn from their masks"
+    assert torn > 20, "with the image's own mask kept most images would be torn from their masks"
 
 
 def test_a_share_of_pixels_is_the_share_of_the_diagnosis() -> None:
@@ -194,7 +194,7 @@ def test_what_is_mixed_is_said_and_nothing_else_changes(root: Path, kind: str) -
 def test_partners_are_drawn_as_the_sampler_draws() -> None:
     partners = Partners(np.array([4, 7, 9]), np.cumsum([0.5, 0.0, 0.25]))
     rng = np.random.default_rng(0)
-    rows = [partners.draw(rng) for _ in range(3000)]
+    rows = [partners.sample(rng) for _ in range(3000)]
     assert set(rows) == {4, 9}
     assert np.mean(np.array(rows) == 4) == pytest.approx(2 / 3, abs=0.03)
 
@@ -206,12 +206,12 @@ def test_a_balanced_sampler_balances_what_is_mixed_in(root: Path) -> None:
     assert mix is not None
     dx = data.table["dx"].cat.codes.to_numpy()
     rng = np.random.default_rng(0)
-    drawn_dx = [dx[mix.partners.draw(rng)] for _ in range(2000)]
+    drawn_dx = [dx[mix.partners.sample(rng)] for _ in range(2000)]
     assert np.mean(drawn_dx) == pytest.approx(0.5, abs=0.04)
     assert set(mix.partners.rows) <= set(data.rows("train"))
 
 
-def test_a_run_trains_with_mixed_photographs(synthetic_root: Path, tmp_path: Path) -> None:
+def test_a_run_trains_with_mixed_images(synthetic_root: Path, tmp_path: Path) -> None:
     done = train(tmp_path / "run", synthetic_root, ["mixing=cutmix", "mask_classes=trimap", "data.mixing.p=1.0"])
     assert done.info()["status"] == "finished"
 

@@ -155,7 +155,15 @@ def _compare_pair(one: Fingerprint, other: Fingerprint, may_be_copy: bool) -> tu
 
 
 def detail_correlation(one: Fingerprint, other: Fingerprint) -> float:
-    """Correlate the fine detail of two images, in the best of eight orientations; in [-1, 1]."""
+    """Correlate the fine detail of two images, in the best of eight orientations.
+
+    Args:
+        one: the fingerprint of an image.
+        other: that of another one, which is turned.
+
+    Returns:
+        The correlation, in [-1, 1].
+    """
     turned = _unit_vectors(np.stack(list(orientations(other.detail))))  # (8, 64 * 64)
     return round(float((turned @ _unit_vectors(one.detail[None])[0]).max()), 4)
 
@@ -172,7 +180,15 @@ def orientations(square: NDArray[np.float32]) -> Iterator[Floats]:
 
 
 def count_matches(one: Fingerprint, other: Fingerprint) -> int:
-    """Count the local features of two images that are alike and lie in one place after a shift, turn and zoom."""
+    """Count the local features of two images that match.
+
+    Args:
+        one: the fingerprint of an image.
+        other: that of another one.
+
+    Returns:
+        How many are alike and in one place after a shift, a turn and a zoom; 0 where no such move is plausible.
+    """
     if min(len(one.keypoints), len(other.keypoints)) < RETAKE:
         return 0
     cosine = _root_sift(one.descriptors) @ _root_sift(other.descriptors).T  # (n, m)

@@ -81,7 +81,7 @@ class Samples(Dataset[Sample | SkinmtlError]):
         size = (own["mask"].shape[0], own["mask"].shape[1])
         share = mix.by.share(size, self._seed, epoch, position // mix.places)
         rng = mix.by.rng(self._seed, epoch, position)
-        pair, partner = own, mix.partners.draw(rng)
+        pair, partner = own, mix.partners.sample(rng)
         if rng.random() < mix.by.p and own["dx"] >= 0 and partner != own["index"]:
             other = self._one(partner, (self._seed, epoch, position, 1))
             pair = mix.by.pair(own, other, share, rng)

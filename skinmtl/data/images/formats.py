@@ -70,7 +70,11 @@ def other_kind(head: bytes) -> str | None:
 
 
 def read_head(file: Path) -> bytes:
-    """Read the first bytes of a regular file, as many as tell its format; none where it cannot be read."""
+    """Read the first bytes of a regular file, as many as tell its format.
+
+    Args:
+        file: any path; where it cannot be read, there are no bytes.
+    """
     try:
         if not file.is_file():  # opening a pipe would wait for ever
             return b""

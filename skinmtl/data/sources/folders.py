@@ -20,7 +20,12 @@ IMAGE_ENDINGS = frozenset((*ENDINGS, *UNSUPPORTED_ENDINGS))
 
 
 def folders_named(root: Path, name: str) -> list[Path]:
-    """List the folders in `root` of this name, in any case, as `folders_starting_with` does."""
+    """List the folders in `root` of this name, in any case.
+
+    Args:
+        root: a folder, which need not be there.
+        name: such as images.
+    """
     return [folder for folder in folders_starting_with(root, name) if folder.name.lower() == name.lower()]
 
 
@@ -147,7 +152,11 @@ def _is_copy(path: str, first: str) -> bool:
 
 
 def existing(paths: Iterable[str]) -> set[str]:
-    """Return those of some absolute paths that are there."""
+    """Return those of some paths that are there.
+
+    Args:
+        paths: absolute paths; each folder is listed once.
+    """
     paths = list(paths)
     there = {folder: set(_names(Path(folder))) for folder in {os.path.dirname(path) for path in paths}}
     return {path for path in paths if os.path.basename(path) in there[os.path.dirname(path)]}

@@ -87,7 +87,12 @@ def recognise(root: Path) -> Layout:
 
 
 def dataverse(root: Path, names: Collection[str] = ()) -> Cases:
-    """Read HAM10000 as published: images in parts, metadata with lesion ids, masks. Arguments as `csv` has them."""
+    """Read HAM10000 as published: images in parts, metadata with lesion ids, masks.
+
+    Args:
+        root: the folder; so for every layout.
+        names: diagnoses that are such even where their name is a word for missing; so for every layout.
+    """
     cases = kaggle(root, names)
     cases.mask_folders = folders_starting_with(root, SEGMENTATIONS)
     return cases
