@@ -12,7 +12,7 @@ unexport UV_PYTHON UV_SYSTEM_PYTHON UV_TARGET UV_PREFIX UV_CONSTRAINT UV_OVERRID
 unexport PYTEST_ADDOPTS PYTEST_PLUGINS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-faults bench rebuild
+.PHONY: help setup demo check test test-faults docs bench rebuild
 
 help:
 	@echo "skinmtl: what make can do"
@@ -35,6 +35,9 @@ test: .venv/ready  ## the tests: no network, no GPU, no data
 
 test-faults: .venv/ready  ## the long tests that look for faults: hundreds of splits, kills, signals
 	OMP_NUM_THREADS=1 $(python) -m pytest -n 2 -m "long or fault" --tally outputs/faults.csv
+
+docs: .venv/ready  ## the documentation, built strictly into site/ (open site/index.html)
+	NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict --quiet
 
 bench: .venv/ready  ## loader, step, saves and GPU on real photographs, which SKINMTL_DATA names; how each is called
 	@grep -h -e '^"""[A-Z]' -e '^    python tests/bench/' tests/bench/*.py | tr -d '"'

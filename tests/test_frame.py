@@ -17,7 +17,8 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 TOP = {"conf", "skinmtl", "experiments", "tests", "outputs", "train.py"}
-TOP |= {"pyproject.toml", "requirements.lock", "Makefile", "README.md", "LICENSE"}
+TOP |= {"pyproject.toml", "requirements.lock", "Makefile", "mkdocs.yml", "docs"}
+TOP |= {"README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff"}
 DATA_ENDINGS = ".jpg .jpeg .tif .ckpt .pt .pth .safetensors .onnx .npy .npz .pkl .zip .gz .tar .whl .log .wandb .db"
 LARGEST = 1_000_000  # bytes
 PYTHONS = ("3.11", "3.12", "3.13")
