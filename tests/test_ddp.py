@@ -373,7 +373,7 @@ def test_what_is_not_finite_in_one_process_ends_both_and_is_named(
     assert run.info()["exit_code"] == 3 and caught.value.where == "epoch 2, step 6"
     alone, ids = drawn_alone(run, epoch=1)
     ids = ids.iloc[alone[:8][1::2]]
-    assert f"of the photographs {', '.join(ids)};" in caught.value.what, "the second one's, and only those"
+    assert f"of the images {', '.join(ids)};" in caught.value.what, "the second one's, and only those"
     for path in (run.path / "checkpoints").glob("*.ckpt"):
         tensors = checkpoints.load(path)["state_dict"]
         assert all(torch.isfinite(value).all() for value in tensors.values() if value.is_floating_point())

@@ -72,7 +72,7 @@ def test_three_lines_do_what_the_command_does_and_leave_the_process_as_it_was(
         return inner(self, *args)  # type: ignore[arg-type]
 
     capfd.readouterr()
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted, match="resume=again goes on"):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted, match="resume=again resumes"):
         patch.setattr(MultiTaskModule, "training_step", step)
         fit("hydra.run.dir=again")
     assert Run(Path("again")).info()["status"] == "interrupted"

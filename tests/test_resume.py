@@ -122,7 +122,7 @@ def test_what_may_be_another_value_where_that_is_allowed(tmp_path: Path, words: 
     if allowed:
         assert home(fresh, str(run.path), with_values(words), 1, allow_change=True) == run
         return
-    with pytest.raises(ConfigError, match="cannot go on with other values: .*init_from=<run>"):
+    with pytest.raises(ConfigError, match="cannot be resumed with other values: .*init_from=<run>"):
         home(fresh, str(run.path), with_values(words), 1, allow_change=True)
 
 

@@ -458,7 +458,7 @@ MOUNTS = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
         ),
         (workers_that(fails), ".jpg: a worker failed at it (ValueError: not enough memory, a transform says); fix:"),
         pytest.param(small_memory, "free are 0.0 of 0.0 MB in /dev/shm", marks=[pytest.mark.long, MOUNTS]),
-        (at("training_step", 3, out_of_memory), "memory: not enough for 4 photographs of 32 x 32 a step"),
+        (at("training_step", 3, out_of_memory), "memory: not enough for 4 images of 32 x 32 a step"),
     ],
 )
 def test_what_runs_out_dies_or_hangs_ends_the_run_with_4_and_says_what_to_change(

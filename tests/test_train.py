@@ -707,7 +707,7 @@ def test_a_second_source_trains_and_is_recorded(synthetic_root: Path, tmp_path: 
     pairs = tmp_path / "pairs.csv"
     pairs.write_text(f"first,second\nX,{seen['image_id'][0]}\n")
     for data in (data_that_tests(seen["image_id"][3]), data_that_tests("X", duplicates=str(pairs))):
-        with pytest.raises(ConfigError, match="run has learned from lesions of 1 of the 1 test photographs"):
+        with pytest.raises(ConfigError, match="run has learned from lesions of 1 of the 1 test images"):
             start_from(run, module, data, Run(tmp_path))
     # It was vouched for beside those very photographs.
     for data in (data_that_tests("X"), data_that_tests("X", data_hash=info["data"]["hash"])):

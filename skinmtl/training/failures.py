@@ -15,7 +15,15 @@ from skinmtl.errors import ConfigError, Diverged, ResourceError, SkinmtlError, l
 
 
 def failure(error: BaseException, data: DataModule) -> SkinmtlError | None:
-    """The answer that a failed training stands for; None where it speaks for itself."""
+    """Give the error for the user that a failed training stands for.
+
+    Args:
+        error: what Lightning or torch raised.
+        data: its images, for their number and size.
+
+    Returns:
+        None where the error speaks for itself, or is a mistake of ours.
+    """
     if isinstance(error, SkinmtlError):
         return None
     said = " ".join(str(error).split())
@@ -24,7 +32,7 @@ def failure(error: BaseException, data: DataModule) -> SkinmtlError | None:
     if lacks_memory(error):
         return _out_of_memory(said, data)
     if is_of_workers(error):
-        fix = "take fewer data.workers, or data.workers=0; then go on with resume="
+        fix = "take fewer data.workers, or data.workers=0; then resume with resume="
         return ResourceError("data.workers", said[:200] + _shared_memory(), fix)
     if "Expected more than 1 value per channel" in said:
         what = "batch normalisation needs more than one value a channel"
@@ -43,14 +51,14 @@ def failure(error: BaseException, data: DataModule) -> SkinmtlError | None:
 
 
 def is_of_workers(error: BaseException) -> bool:
-    """Whether loader workers died, hung, or could not be started."""
+    """Tell whether loader workers died, hung, or could not be started."""
     known = ("DataLoader worker", "DataLoader timed out", "unable to allocate shared memory")
     started = error.__traceback__ is not None and "SemLock" in "".join(traceback.format_tb(error.__traceback__))
     return any(words in str(error) for words in known) or (isinstance(error, OSError) and started)
 
 
 def _shared_memory() -> str:
-    """How much is left of what workers send batches through, and of memory; nothing where nobody says."""
+    """Say how much is left of shared memory, through which workers send batches, and of memory; empty if unknown."""
     try:
         shared, pages = shutil.disk_usage("/dev/shm"), os.sysconf("SC_AVPHYS_PAGES")
     except (OSError, ValueError):
@@ -61,8 +69,9 @@ def _shared_memory() -> str:
 
 
 def _out_of_memory(said: str, data: DataModule) -> ResourceError:
+    """Give the error of a step that does not fit into memory, and what makes it smaller."""
     height, width = data.size
-    what = f"not enough for {data.batch_size} photographs of {height} x {width} a step ({said[:160]})"
+    what = f"not enough for {data.batch_size} images of {height} x {width} a step ({said[:160]})"
     fix = "lower data.batch_size (+trainer.accumulate_grad_batches= makes one step of several), or data.size"
     return ResourceError("memory", what, fix)
 

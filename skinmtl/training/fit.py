@@ -50,7 +50,7 @@ def train(config: RunConfig, here: Run, start: Start, stop: Stop) -> None:
 
     Args:
         config: a checked config.
-        here: the run, whose folder is held meanwhile.
+        here: the run, whose folder is locked meanwhile.
         start: where it begins: anew, from a checkpoint of its own, or trained already.
         stop: hears what asks the run to stop.
     """
@@ -143,12 +143,20 @@ def fit(trainer: pl.Trainer, module: MultiTaskModule, data: DataModule, checkpoi
 
 
 def _conclude(config: RunConfig, here: Run, board: WandB | None, fit: float, fitted: float) -> None:
-    """Evaluate what was trained, unless that is left for later, and write the page."""
+    """Evaluate what was trained, unless that is left for later, and write the report.
+
+    Args:
+        config: the run's.
+        here: the run, which counts as finished from here on.
+        board: the logger beside metrics.csv; it is given the scores and closed.
+        fit: seconds that the training took.
+        fitted: when it ended, by `time.perf_counter`.
+    """
     if config.evaluate:
-        with only(logging.WARNING, "skinmtl.data"):  # it has said what it has to
+        with only(logging.WARNING, "skinmtl.data"):  # which has said what it has to say before the training
             evaluate(here)
     else:
-        log.info("no test photograph was looked at: skinmtl evaluate %s", shlex.quote(os.path.relpath(here.path)))
+        log.info("no test image was evaluated: skinmtl evaluate %s", shlex.quote(os.path.relpath(here.path)))
     seconds = seconds_with_former(here, fit=fit, evaluate=time.perf_counter() - fitted)
     ending = {"status": "finished", "exit_code": 0, "error": None, "seconds": seconds}
     page = write_run_report(here.path, ending)

@@ -1,4 +1,4 @@
-"""How the learning rate moves, and who learns at which share of it.
+"""How the learning rate moves, and which parameters learn at a fraction of it.
 
 Each schedule makes a torch scheduler for an optimiser and a number of steps.
 """
@@ -18,9 +18,13 @@ from skinmtl.types import Fraction
 
 
 class Cosine:
-    """Linear warm-up over the first `warmup` share of all steps, then half a cosine down to `end` times the rate.
+    """Warm up linearly, then follow half a cosine down to `end` times the rate.
 
     Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts.
+
+    Args:
+        warmup: fraction of all steps over which the rate rises to its full value.
+        end: fraction of the rate that the last step has.
     """
 
     by: Literal["step"] = "step"
@@ -29,7 +33,7 @@ class Cosine:
         self.warmup, self.end = warmup, end
 
     def factor(self, step: int, total_steps: int) -> float:
-        """What the rate is multiplied by at optimiser step `step`, counted from 0."""
+        """Give what the rate is multiplied by at optimiser step `step`, counted from 0."""
         warm = self.warmup * total_steps
         if step < warm:
             return (step + 1) / (warm + 1)
@@ -37,12 +41,17 @@ class Cosine:
         return self.end + (1 - self.end) * (1 + math.cos(math.pi * done)) / 2
 
     def on(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> LambdaLR:
-        """The scheduler, stepped after every optimiser step."""
+        """Make the scheduler, which is stepped after every optimiser step."""
         return LambdaLR(optimizer, lambda step: self.factor(step, total_steps))
 
 
 class Step:
-    """The rate times `gamma` after every `every` epochs."""
+    """Multiply the rate by `gamma` after every `every` epochs.
+
+    Args:
+        every: epochs between two drops.
+        gamma: the factor of a drop.
+    """
 
     by: Literal["step"] = "step"
 
@@ -50,12 +59,16 @@ class Step:
         self.every, self.gamma = every, gamma
 
     def on(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> LambdaLR:
-        """The scheduler, stepped after every optimiser step."""
+        """Make the scheduler, which is stepped after every optimiser step."""
         return LambdaLR(optimizer, lambda step: self.gamma ** (step // (self.every * steps_per_epoch)))
 
 
 class Constant:
-    """The rate as it is, after a linear warm-up over the first `warmup` share of all steps."""
+    """Keep the rate as it is, after a linear warm-up.
+
+    Args:
+        warmup: fraction of all steps over which the rate rises to its full value.
+    """
 
     by: Literal["step"] = "step"
 
@@ -63,13 +76,18 @@ class Constant:
         self.warmup = warmup
 
     def on(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> LambdaLR:
-        """The scheduler, stepped after every optimiser step."""
+        """Make the scheduler, which is stepped after every optimiser step."""
         warm = self.warmup * total_steps
         return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (warm + 1)))
 
 
 class Plateau:
-    """The rate times `factor` when the validation score has not risen for more than `patience` validations in a row."""
+    """Multiply the rate by `factor` when the validation score has stopped rising.
+
+    Args:
+        factor: of a drop.
+        patience: validations in a row without a better score; one more is followed by a drop.
+    """
 
     by: Literal["score"] = "score"
 
@@ -79,33 +97,33 @@ class Plateau:
         self.factor, self.patience = factor, patience
 
     def on(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> ReduceLROnPlateau:
-        """The scheduler, stepped with the score after every validation."""
+        """Make the scheduler, which is stepped with the score after every validation."""
         return ReduceLROnPlateau(optimizer, mode="max", factor=self.factor, patience=self.patience)
 
 
 def with_rates(make: Callable[..., Optimizer], rates: Mapping[Parameter, float]) -> Callable[..., Optimizer]:
-    """What makes an optimiser in which some parameters learn at a share of its rate.
+    """Give what makes an optimiser in which some parameters learn at a fraction of its rate.
 
-    It takes groups of parameters, as torch's optimisers do, and makes a group of each share in each of them, the
-    largest first; a schedule moves all groups alike. Without shares it is `make` itself.
+    It takes groups of parameters, as torch's optimisers do, and makes a group of each fraction in each of them, the
+    largest first; a schedule moves all groups alike. Without fractions it is `make` itself.
 
     Args:
         make: an optimiser's constructor that lacks its parameters alone.
-        rates: the share of each parameter that does not learn at the whole rate.
+        rates: the fraction of each parameter that does not learn at the whole rate.
     """
     if not rates:
         return make
 
     def grouped(groups: Sequence[Mapping[str, Any]]) -> Optimizer:
         shared: list[dict[str, Any]] = []
-        shares: list[float] = []
+        fractions: list[float] = []
         for group in groups:
-            for share in sorted({rates.get(parameter, 1.0) for parameter in group["params"]}, reverse=True):
-                shared.append({**group, "params": [p for p in group["params"] if rates.get(p, 1.0) == share]})
-                shares.append(share)
+            for fraction in sorted({rates.get(parameter, 1.0) for parameter in group["params"]}, reverse=True):
+                shared.append({**group, "params": [p for p in group["params"] if rates.get(p, 1.0) == fraction]})
+                fractions.append(fraction)
         optimizer = make(shared)
-        for group, share in zip(optimizer.param_groups, shares, strict=True):
-            group["lr"] *= share
+        for group, fraction in zip(optimizer.param_groups, fractions, strict=True):
+            group["lr"] *= fraction
         return optimizer
 
     return grouped

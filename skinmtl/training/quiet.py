@@ -12,7 +12,7 @@ from skinmtl.terminal import only
 
 @contextmanager
 def calm() -> Iterator[None]:
-    """Leave to Lightning's log and warnings what a person has to act on."""
+    """Silence, while this holds, what of Lightning's log and warnings nobody has to act on."""
     with only(logging.WARNING, "pytorch_lightning"), warnings.catch_warnings():
         # torch 2.15 renames a class that Lightning 2.6 uses.
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*", category=FutureWarning)
@@ -21,7 +21,7 @@ def calm() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         # The CPU where a GPU is was asked for, or the GPU is a Mac's, which cannot be used.
         warnings.filterwarnings("ignore", message="GPU available but not used")
-        # A run that goes on finds its own checkpoints.
+        # A resumed run finds its own checkpoints.
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         # Within an epoch, too: our sampler begins at the batch where training stands.
         warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")

@@ -41,7 +41,14 @@ PACKAGES = (
 
 
 def origin(config: RunConfig, here: Run, world_size: int, command: str | None = None) -> dict[str, Any]:
-    """What is known before anything is built; of a run that goes on, only what the new attempt changes."""
+    """Give what is known before anything is built, for run.json; warn where a resumed run will not have the same bits.
+
+    Args:
+        config: a checked config.
+        here: the run; where it has a run.json already, it is resumed, and only what changes is given.
+        world_size: how many processes train.
+        command: how it was started; None from Python.
+    """
     now = _attempt(config, here.path, world_size, command or "skinmtl.training.run.run, from Python")
     if not here.info_file.exists():
         return now
@@ -49,19 +56,20 @@ def origin(config: RunConfig, here: Run, world_size: int, command: str | None = 
     for key in SAME_BITS:
         if (then := before.get(key)) not in (None, now[key]):
             what = ", ".join(_changes(then, now[key]))
-            log.warning("%s: %s: the run goes on, but not to the same bits as an unbroken one", key, what)
+            log.warning("%s: %s: the run is resumed, but not to the same bits as an unbroken one", key, what)
     again = {key: now[key] for key in ("started", "command", "commit", *SAME_BITS)}
     return {"status": "running", "exit_code": None, "error": None, "resumed": [*before.get("resumed", []), again]}
 
 
 def _changes(then: object, now: object) -> list[str]:
-    """What was and what is, of a dict only what differs."""
+    """Say what was and what is; of a dict only what differs."""
     if isinstance(then, dict) and isinstance(now, dict):
         return [f"{key} {then.get(key)}, now {now.get(key)}" for key in now if then.get(key) != now.get(key)]
     return [f"{then}, now {now}"]
 
 
 def _attempt(config: RunConfig, folder: Path, world_size: int, command: str) -> dict[str, Any]:
+    """Give what run.json says of how, where and on what a run is started."""
     return {
         "run_id": folder.name,
         "name": config.name,
@@ -86,13 +94,13 @@ def _attempt(config: RunConfig, folder: Path, world_size: int, command: str) -> 
 
 
 def slurm_job() -> str | None:
-    """The job that SLURM knows this process by, of an array `<array>_<task>`; None elsewhere."""
+    """Give the job that SLURM knows this process by, of an array `<array>_<task>`; None elsewhere."""
     array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
 def data_facts(data: DataModule) -> dict[str, Any]:
-    """What the photographs and the split are, without a folder's name that could name a person or a place."""
+    """Give what the images and the split are, without a folder's name, which could name a person or a place."""
     parts = {}
     for part in ("train", "val", "test"):
         rows = data.table.iloc[data.rows(part, source=0)]
@@ -123,13 +131,22 @@ def data_facts(data: DataModule) -> dict[str, Any]:
 
 
 def seconds_with_former(here: Run, **seconds: float) -> dict[str, float]:
-    """Seconds of this attempt added to those of the ones before it, and their total."""
+    """Add the seconds of this attempt to those of the attempts before it.
+
+    Args:
+        here: the run, whose run.json has the former ones.
+        seconds: by what they were spent on: `fit`, `evaluate`.
+
+    Returns:
+        `fit`, `evaluate` and their `total`, rounded to a tenth.
+    """
     former = here.info().get("seconds") or {}
     parts = {key: round(former.get(key, 0.0) + seconds.get(key, 0.0), 1) for key in ("fit", "evaluate")}
     return parts | {"total": round(sum(parts.values()), 1)}
 
 
 def _commit() -> str | None:
+    """Give the commit of skinmtl's own repository, `-dirty` where it was changed; None outside of one."""
     here = Path(__file__).parent
     command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:

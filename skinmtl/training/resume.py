@@ -1,4 +1,4 @@
-"""Where a run goes on or starts from: an unfinished run's folder, or another run's weights."""
+"""What a run resumes or starts from: an unfinished run's folder, or another run's weights."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from skinmtl.training.record import slurm_job
 log = logging.getLogger(__name__)
 
 ALLOW = "allow_change=true"
-# What a run may go on with another value of: the same bits come of it.
+# What may be another value when a run is resumed: the same bits come of it.
 FREE = {"resume", "allow_change", "save_every", "data.workers", "data.cache", "data.cache_dir"}
 FREE |= {"evaluate", "data.split_dir"}  # what comes after training; the split is compared itself
-# What `allow_change` lets be another: what is read anew by whoever goes on. The rest is saved with the weights, which
-# would silently go on with the old value, or would not fit.
+# What `allow_change` lets be another: what is read anew when a run is resumed. The rest is saved with the weights, and
+# would silently keep the old value, or would not fit.
 CHANGEABLE = ("name", "seed", "loss.", "class_weights", "augment.", "sampler.", "data.", "trainer.", "test_time_flips")
-# Of these, what a run is counted in (batches and steps of an epoch), and what says which photographs it may see, what
-# their classes are, and what its scores are stamped with.
+# Of these, what a run is counted in (batches and steps of an epoch), and what says which images it may see, what
+# their classes are, and how its scores are labelled.
 KEPT = (
     *("data.batch_size", "data.also", "trainer.limit_train_batches", "trainer.accumulate_grad_batches"),
     *("trainer.overfit_batches", "trainer.fast_dev_run", "data.split", "data.split_by", "data.split_seed"),
@@ -52,7 +52,15 @@ ANOTHER = "give the same again, or start another run with init_from=<run>"
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins: anew, from a checkpoint of its own, or trained already and only to be evaluated."""
+    """Where a run begins: anew, from a checkpoint of its own, or trained already and only to be evaluated.
+
+    Attributes:
+        init_from: the run whose weights it starts from, as the command that began it said.
+        checkpoint: its own, to be resumed from; None before the first save.
+        trained: whether only the evaluation is left.
+        resumed: whether the run was begun before.
+        allow_change: whether values may differ from those that it began with.
+    """
 
     init_from: str | None
     checkpoint: Path | None
@@ -62,7 +70,7 @@ class Start:
 
 
 def beginning(here: Run, init_from: str | None, allow_change: bool) -> Start:
-    """What the folder of a run says of where it stands; a fresh one says nothing.
+    """Read from a run's folder where it stands; a fresh one begins anew.
 
     Raises:
         InputError: it was saved, and no checkpoint is sound.
@@ -78,7 +86,11 @@ def beginning(here: Run, init_from: str | None, allow_change: bool) -> Start:
 
 
 def check_data(here: Run, data: DataModule, start: Start) -> None:
-    """Refuse to go on with other photographs or another split than the run began with."""
+    """Refuse to resume with other images or another split than the run began with.
+
+    Raises:
+        ConfigError: at `data.split`, `data.root` or a further source's root.
+    """
     info = here.info()
     split, images = dig(info, "split", "hash"), dig(info, "data", "hash")
     for key, before, now, same, fix in (
@@ -89,7 +101,7 @@ def check_data(here: Run, data: DataModule, start: Start) -> None:
             images,
             data.data_hash,
             images is None or data.is_of(images),
-            f"give the same again, or go on with {ALLOW}",
+            f"give the same again, or resume with {ALLOW}",
         ),
     ):
         may = start.allow_change and key != "data.split"
@@ -99,11 +111,23 @@ def check_data(here: Run, data: DataModule, start: Start) -> None:
         here_now = data.also_hashes.get(name, before)  # without this source the config was refused already
         if start.resumed and not start.allow_change and here_now != before:
             what = f"sha256 {here_now[:12]}, the run began with {before[:12]}"
-            raise ConfigError(f"data.also.{name}.root", what, f"give the same again, or go on with {ALLOW}")
+            raise ConfigError(f"data.also.{name}.root", what, f"give the same again, or resume with {ALLOW}")
 
 
 def home(fresh: Run, resume: str | None, config: Mapping[str, Any], world_size: int, allow_change: bool = False) -> Run:
-    """Where to write: the fresh folder, or that of the run to go on with, whose config has to be this one."""
+    """Find where to write: the fresh folder, or that of the run to resume, whose config has to be this one.
+
+    Args:
+        fresh: a run of this experiment that does not exist yet; `auto` looks beside it.
+        resume: a run's folder, or `auto`; None begins a new run, but in a job that SLURM requeued it is `auto`.
+        config: all keys of the config, plain.
+        world_size: how many processes will train.
+        allow_change: whether values may differ that the result depends on.
+
+    Raises:
+        ConfigError: that run is finished, was begun with other values, or cannot be resumed here.
+        InputError: there is no such run.
+    """
     requeued = slurm_job() if os.environ.get("SLURM_RESTART_COUNT", "0") != "0" else None
     if resume == "auto" or (resume is None and requeued is not None):
         # Run ids begin with their time, so the last by name is the newest.
@@ -113,27 +137,28 @@ def home(fresh: Run, resume: str | None, config: Mapping[str, Any], world_size: 
         if (found := next(mine, None)) is not None:
             _check_world_size(found, world_size)
             _check_precision(found, config, allow_change)
-            log.info("going on with %s", os.path.relpath(found.path))
+            log.info("resuming %s", os.path.relpath(found.path))
             return found
         log.info("there is no unfinished run with this config: a new one begins")
     if resume in (None, "auto"):
         if fresh.info_file.exists():
             what = f"{os.path.relpath(fresh.path)} holds a run already"
-            raise ConfigError("hydra.run.dir", what, "go on with it by resume=<that folder>, or name another folder")
+            raise ConfigError("hydra.run.dir", what, "resume it by resume=<that folder>, or name another folder")
         return fresh
     run = Run.open(resume)
     finished = run.info().get("status") == "finished"
     if not finished and "class_weights" not in run.config():
         what = f"{run.path.name} was begun by an earlier version, which counts the losses of an epoch in another way"
-        fix = f"go on with that version (commit {run.info().get('commit')}), or start from its weights with init_from="
+        before = f"that version (commit {run.info().get('commit')})"
+        fix = f"resume it with {before}, or start from its weights with init_from="
         raise ConfigError("resume", what, fix)
     _check_world_size(run, world_size)
     different = _differences(run, config)
     if kept := [words for key, words in different.items() if not _may_change(key)]:
-        raise ConfigError("resume", f"{run.path.name} cannot go on with other values: {', '.join(kept)}", ANOTHER)
+        raise ConfigError("resume", f"{run.path.name} cannot be resumed with other values: {', '.join(kept)}", ANOTHER)
     if different and not allow_change:
         what = f"{run.path.name} was started with other values: {', '.join(different.values())}"
-        raise ConfigError("resume", what, f"give the same overrides, or go on all the same with {ALLOW}")
+        raise ConfigError("resume", what, f"give the same overrides, or resume all the same with {ALLOW}")
     _check_precision(run, config, allow_change)
     if finished:
         raise ConfigError("resume", f"{run.path.name} is finished", "start from its weights with init_from=")
@@ -151,11 +176,11 @@ def requeue(number: int | None) -> None:
     try:
         subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, timeout=60)
     except (OSError, subprocess.SubprocessError) as error:
-        log.warning("scontrol requeue %s: %s: submit the job again, it goes on by resume=auto", job, first_line(error))
+        log.warning("scontrol requeue %s: %s: submit the job again with resume=auto", job, first_line(error))
 
 
 def _check_world_size(run: Run, now: int) -> None:
-    """Refuse to go on with another number of processes, which would share out other batches."""
+    """Refuse to resume with another number of processes, which would get other batches."""
     before = run.info().get("world_size", 1)
     if before != now:
         what = f"{run.path.name} was started with world size {before} (devices), this command has {now}"
@@ -163,16 +188,16 @@ def _check_world_size(run: Run, now: int) -> None:
 
 
 def _check_precision(run: Run, config: Mapping[str, Any], allow_change: bool) -> None:
-    """Refuse to go on where `auto` stands for another precision than on the machine that the run began on."""
+    """Refuse to resume where `auto` stands for another precision than on the machine that the run began on."""
     before, chosen = run.info().get("precision"), config["trainer"]["precision"]
     now = resolve_precision(chosen, config["trainer"]["accelerator"])
     if chosen == "auto" and before not in (None, now) and not allow_change:
         what = f"auto is {now} on this machine, {run.path.name} was started with {before}"
-        raise ConfigError("trainer.precision", what, f"go on where it began, or all the same with {ALLOW}")
+        raise ConfigError("trainer.precision", what, f"resume it where it began, or all the same with {ALLOW}")
 
 
 def _goes_on(run: Run, config: Mapping[str, Any]) -> bool:
-    """Whether a run stopped on the way with this very config, and no process is at it."""
+    """Tell whether a run stopped on the way with this very config, and no process is at it."""
     try:
         stopped = run.info().get("status") != "finished" and not run.is_held()
         return stopped and not _differences(run, config)
@@ -186,7 +211,7 @@ def _may_change(key: str) -> bool:
 
 
 def _differences(run: Run, config: Mapping[str, Any]) -> dict[str, str]:
-    """Each dotted key whose value differs between a run's saved config and this one, with both values in words.
+    """Give each dotted key whose value differs between a run's saved config and this one, with both values in words.
 
     A folder is the same however it is written. A key that the saved config does not know, since it is younger than the
     run, is no difference where it has its default.
@@ -205,7 +230,7 @@ def _differences(run: Run, config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _defaults(config: Mapping[str, Any], above: str = "") -> dict[str, object]:
-    """The constructors' own defaults by dotted key, whether the config gives them or not."""
+    """Give the constructors' own defaults by dotted key, whether the config gives them or not."""
     found: dict[str, object] = {"init_from": None} if not above else {}
     if isinstance(target := config.get("_target_"), str):
         known = arguments(constructor(target))
@@ -217,15 +242,27 @@ def _defaults(config: Mapping[str, Any], above: str = "") -> dict[str, object]:
 
 
 def _place(key: str, value: object) -> object:
-    """A value to be compared: of what names a folder or a file the place itself."""
+    """Give a value to be compared: of what names a folder or a file the place itself."""
     named = key.rpartition(".")[2] in PLACES and isinstance(value, str) and value not in ("auto", "not there")
     return os.path.realpath(os.path.expanduser(str(value))) if named else value
 
 
 def start_from(parent: Run, module: MultiTaskModule, data: DataModule, here: Run) -> dict[str, Any]:
-    """Take another run's best weights and give its facts; refuse what has seen these test lesions or does not fit.
+    """Take another run's best weights; refuse what has seen these test lesions or does not fit.
 
     What those weights have seen is kept, as by `keep_seen`.
+
+    Args:
+        parent: the run whose weights are taken.
+        module: gets them.
+        data: the images of the new run; labelled LEAKY or shuffled where the parent is.
+        here: the new run.
+
+    Returns:
+        What run.json says of the parent: its id, split, data and fold.
+
+    Raises:
+        ConfigError: it has learned from test lesions of this run, or its weights do not fit.
     """
     checkpoint = load_checkpoint(parent.checkpoint())
     facts = checkpoint["skinmtl"]
@@ -236,11 +273,11 @@ def start_from(parent: Run, module: MultiTaskModule, data: DataModule, here: Run
     test = data.split[data.split[f"fold_{data.fold}"] == "test"]
     known = test["image_id"].isin(_met(seen, data)) | (test["group"].isin(seen["group"]) & (test["group"] != ""))
     if known.any():
-        what = f"{parent.path.name} has learned from lesions of {int(known.sum())} of the {len(test)} test photographs"
+        what = f"{parent.path.name} has learned from lesions of {int(known.sum())} of the {len(test)} test images"
         raise ConfigError("init_from", what, f"use data.split={os.path.relpath(parent.split_file)} and its fold")
     keep_seen(here, data, seen)
     # Without lesion ids there, nobody knows which lesions it has seen; a further source's were vouched for beside that
-    # run's photographs alone.
+    # run's images alone.
     unknown = bool((seen["group"] == "").any()) and not data.is_of(facts["data_hash"])
     data.leaky = data.leaky or unknown or bool(parent.info().get("leaky"))
     data.shuffled = data.shuffled or dig(parent.info(), "shuffled") or None
@@ -253,7 +290,12 @@ def start_from(parent: Run, module: MultiTaskModule, data: DataModule, here: Run
 
 
 def _met(seen: pd.DataFrame, data: DataModule) -> set[str]:
-    """Photographs at data.root that show a seen photograph, its lesion, or one that a duplicate joins to it."""
+    """Give the ids of images at data.root that show a seen image, its lesion, or one that a duplicate joins to it.
+
+    Args:
+        seen: `image_id` and `group`, blank where no lesion is known.
+        data: the images of the new run.
+    """
     first = data.table[data.source == 0]
     ids = set(seen["image_id"])
     # What was merged there may not be merged here, and the other way round: lesions of either side count.
@@ -269,7 +311,12 @@ def _met(seen: pd.DataFrame, data: DataModule) -> set[str]:
 def keep_seen(here: Run, data: DataModule, before: pd.DataFrame | None = None) -> None:
     """Keep in seen.csv what a run's weights have seen beside its own split, for whoever starts from them.
 
-    That is `before`, and what its further sources train on: `image_id` and `group`, blank where no lesion is known.
+    That is `before`, and what its further sources train on.
+
+    Args:
+        here: the run.
+        data: its images.
+        before: what the weights it starts from have seen: `image_id` and `group`, blank where no lesion is known.
     """
     further = data.table.loc[data.source > 0, ["image_id", "lesion_id"]].rename(columns={"lesion_id": "group"})
     seen = further if before is None else pd.concat([before, further])

@@ -43,7 +43,7 @@ def run(given: Mapping[str, Any], folder: Path, command: str | None = None) -> R
     """Train, evaluate and report as a config says.
 
     Whoever calls it, the command line, a sweep or a notebook, gets the same: the config is checked, resolved and kept
-    in the folder, the folder is held, what happens is said, a stop is heard, and run.json tells how it ended.
+    in the folder, the folder is locked, what happens is said, a stop is heard, and run.json tells how it ended.
 
     Args:
         given: the top-level keys (`skinmtl.config.run_config.RunConfig`) and their values; a composed config is one.
@@ -77,7 +77,17 @@ def _folder(config: RunConfig, fresh: Run, world_size: int) -> Run:
 
 
 def _attempt(config: RunConfig, here: Run, devices: Sequence[str], command: str | None) -> None:
-    """Train in a folder that is held meanwhile, and keep there what began and how it ended."""
+    """Train in a folder that is locked meanwhile; record there what began and how it ended.
+
+    Args:
+        config: a checked config.
+        here: the run; its folder exists.
+        devices: such as `cuda:0`; with several, each trains in a process of its own.
+        command: how it was started.
+
+    Raises:
+        SkinmtlError: the training failed; `Interrupted` where it was asked to stop.
+    """
     began = time.perf_counter()
     with here.held(), stoppable() as stop:
         try:
@@ -105,7 +115,14 @@ def _attempt(config: RunConfig, here: Run, devices: Sequence[str], command: str 
 
 
 def _keep_ending(here: Run, config: RunConfig, error: BaseException, seconds: float) -> None:
-    """Write into run.json how a run ended that did not finish."""
+    """Write into run.json how a run ended that did not finish, without private paths.
+
+    Args:
+        here: the run.
+        config: its config, whose paths and secrets are taken out of the error's text.
+        error: what ended it.
+        seconds: how long this attempt took.
+    """
     code = exit_code(error)
     told = flat(config.recorded()).items()
     private = [value for key, value in told if isinstance(value, str) and shareable(key, value) != value]
@@ -120,7 +137,12 @@ def _keep_ending(here: Run, config: RunConfig, error: BaseException, seconds: fl
 
 
 def _train_together(config: RunConfig, here: Run, start: Start, devices: Sequence[str]) -> None:
-    """Run in a process for each device; this one only watches them, and draws, splits and caches the data before."""
+    """Train in a process for each device; this one makes, splits and caches the data before, then only watches them.
+
+    Raises:
+        Interrupted: a process died after something was saved.
+        ResourceError: it died before.
+    """
     build_data(config)
     try:
         together(partial(_train_rank, config, here.path, start), devices, here.path)
@@ -131,7 +153,17 @@ def _train_together(config: RunConfig, here: Run, start: Start, devices: Sequenc
 def _train_rank(
     config: RunConfig, folder: Path, start: Start, meeting: Path, rank: int, world_size: int, device: str
 ) -> None:
-    """One process's share of a run; its parent keeps the folder and says how it ended."""
+    """Train as one of several processes; the parent locks the folder and says how the run ended.
+
+    Args:
+        config: a checked config.
+        folder: the run's.
+        start: where the run begins.
+        meeting: the file by which the processes find each other.
+        rank: of this process, from 0.
+        world_size: how many processes there are.
+        device: this process's, such as `cuda:0`.
+    """
     logging.basicConfig(level=logging.WARNING if rank else logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("skinmtl.data").setLevel(logging.WARNING)  # the parent has said it
     keep_memory()
@@ -141,14 +173,15 @@ def _train_rank(
 
 
 def _interrupted(here: Run, what: str = "stopped from outside") -> Interrupted:
+    """Give the error of a run that was stopped, with the words that resume it."""
     saved = (here.path / "checkpoints" / LAST).exists()
     fix = f"the same command with {shlex.quote(f'resume={os.path.relpath(here.path)}')} "
-    fix += "goes on from the last save" if saved else "begins again, for nothing was saved yet"
+    fix += "resumes from the last save" if saved else "begins again, for nothing was saved yet"
     return Interrupted(here.path.name, what, fix)
 
 
 def _left_by(died: ProcessDied, here: Run) -> SkinmtlError:
-    """What the death of one of several processes leaves: a run that can go on, or nothing."""
+    """Give the error that the death of one of several processes stands for: a run to be resumed, or nothing saved."""
     try:
         newest(here.path / "checkpoints")
     except InputError:

@@ -11,10 +11,14 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 
 class Best(ModelCheckpoint):
-    """`best.ckpt` in `folder`, which is evaluated and used: that of the best validation.
+    """Save `best.ckpt`, which is evaluated and used: that of the best validation.
 
     With `keep` last it is that of the latest epoch: several runs are then compared at one number of steps, and
-    validation chooses nothing. It holds weights and facts alone: a run goes on from `last.ckpt`.
+    validation chooses nothing. It holds weights and facts alone: a run is resumed from `last.ckpt`.
+
+    Args:
+        folder: the checkpoints'.
+        keep: `best`, or `last`.
     """
 
     SCORE = "val/score"
@@ -39,7 +43,7 @@ class Best(ModelCheckpoint):
 
     @property
     def score(self) -> float | None:
-        """The validation score of `best.ckpt`, or the last one there was; None before the first validation."""
+        """Give the validation score of `best.ckpt`, or the last one there was; None before the first validation."""
         if self.monitor == self.SCORE:
             return None if self.best_model_score is None else float(self.best_model_score)
         return self._latest
@@ -79,7 +83,7 @@ class Best(ModelCheckpoint):
 
     @staticmethod
     def _placed(state: Mapping[str, Any], place: Callable[[str], str]) -> dict[str, Any]:
-        """What of a state is paths, each in its place; no path stays none."""
+        """Give what of a state is paths, each in its place; no path stays none."""
         keys = ("best_model_path", "last_model_path", "kth_best_model_path")
         paths = {key: place(state[key]) if state[key] else "" for key in keys}
         return paths | {"best_k_models": {place(path): score for path, score in state["best_k_models"].items()}}

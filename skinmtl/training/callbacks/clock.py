@@ -12,9 +12,10 @@ from skinmtl.errors import ConfigError
 
 
 class Clock(Callback):
-    """Seconds in training steps with their loading, validation left out; images per second.
+    """Time training steps with their loading, validation left out: seconds, images, images per second.
 
-    The first `skip` batches of a fit are not timed: kernels are chosen and workers start there.
+    Args:
+        skip: how many batches at first are not timed: kernels are chosen and workers start there.
     """
 
     def __init__(self, skip: int = 5) -> None:
@@ -47,13 +48,16 @@ class Clock(Callback):
 class Steps(Callback):
     """Hold an epoch to as many steps as the learning rate's schedule counts on, which another callback may change.
 
+    Args:
+        per_epoch: how many optimiser steps that is.
+
     Raises:
         ConfigError: after the first epoch that took another number.
     """
 
     def __init__(self, per_epoch: int) -> None:
         self.per_epoch = per_epoch
-        self._before: int | None = None  # unknown of an epoch that is gone on with
+        self._before: int | None = None  # unknown of an epoch that is resumed within
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._before = trainer.global_step

@@ -1,4 +1,4 @@
-"""Parts of the network held still for the first epochs."""
+"""Parts of the network that are frozen for the first epochs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ from skinmtl.errors import ConfigError
 
 
 class Freeze(Callback):
-    """Hold the encoder still: all of it for the first `encoder_epochs` epochs, its batch normalisation throughout.
+    """Freeze the encoder: all of it for the first `encoder_epochs` epochs, its batch normalisation throughout.
 
     A frozen encoder takes no step, not even of weight decay, and works as in evaluation: batch normalisation by the
     running statistics, which do not move, no dropout. With `batch_norm` its batch normalisation stays so, scales and
     shifts included, after the rest has been let go.
 
-    What is held follows from the epoch alone, so a resumed run goes on as an unbroken one.
+    What is held follows from the epoch alone, so a resumed run is as an unbroken one.
+
+    Args:
+        encoder_epochs: for how many epochs the whole encoder is frozen.
+        batch_norm: freeze its batch normalisation throughout.
     """
 
     def __init__(self, encoder_epochs: Annotated[int, Ge(0)] = 0, batch_norm: bool = False) -> None:
@@ -34,7 +38,7 @@ class Freeze(Callback):
             self._learning = [p for p in _encoder(pl_module).parameters() if p.requires_grad]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # A run that goes on within an epoch is not told that one starts.
+        # A run that is resumed within an epoch is not told that one starts.
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -19,10 +19,16 @@ log = logging.getLogger(__name__)
 
 
 class MetricsFile(Logger):
-    """metrics.csv: one row per call of the trainer's log, a column per name, whatever other loggers run.
+    """Write metrics.csv: one row per call of the trainer's log, a column per name, whatever other loggers run.
 
     A new name adds a column: the file is then written again, whole. Cells that were not logged are empty. Of several
-    processes all but the first give no path, and nothing is written. A file that is there is gone on with.
+    processes all but the first give no path, and nothing is written. A file that is there is continued.
+
+    Args:
+        path: of the file; None writes nothing.
+
+    Raises:
+        InputError: what is there are not the metrics of a run.
     """
 
     def __init__(self, path: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: skipped, counted, and after some the end."""
+"""Steps whose loss or gradient is not finite: skipped, counted, and after several in a row the end."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ class Finite(Callback):
 
     All processes skip together, for they share their gradients. A step skipped leaves weights, optimiser and running
     statistics as they were; what float16's scaler skips while it looks for its scale is its own affair.
+
+    Args:
+        most: steps in a row that may be skipped.
 
     Raises:
         Diverged: with the image ids of the batches.

@@ -16,7 +16,7 @@ from skinmtl.terminal import bar
 
 
 class EpochLines(ProgressBar):
-    """One line per epoch with every task's validation score, and a moving bar within the epoch on a terminal."""
+    """Print one line per epoch with every task's validation score, and a moving bar within the epoch on a terminal."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class EpochLines(ProgressBar):
         self._enabled = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._start = time.perf_counter()  # of a run that goes on within an epoch
+        self._start = time.perf_counter()  # of a run that is resumed within an epoch
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start = time.perf_counter()
@@ -77,7 +77,7 @@ class EpochLines(ProgressBar):
 
 
 def _labels(metrics: Mapping[str, float]) -> dict[str, str]:
-    """The logged scores that the line shows, in order, with their words."""
+    """Give the logged scores that the line shows, in order, with their words."""
     words = {
         "train/loss": "loss",
         "val/loss": "val loss",

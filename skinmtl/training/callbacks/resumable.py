@@ -1,4 +1,4 @@
-"""What lets a run that was stopped, however it was stopped, go on as if it never had been."""
+"""The checkpoint from which a stopped run is resumed as if it had never been stopped."""
 
 from __future__ import annotations
 
@@ -18,11 +18,17 @@ log = logging.getLogger(__name__)
 
 
 class Resumable(Callback):
-    """`last.ckpt`: saved where an epoch but the first begins, every `minutes`, when asked to stop, and at the end.
+    """Save `last.ckpt`: where an epoch but the first begins, every `minutes`, when asked to stop, and at the end.
 
     It is saved between two optimiser steps, as the next one begins: within a group of batches whose gradients are added
     up these would be lost, and where a validation is due Lightning would leave it out. A validation that is asked to
-    stop ends at once; the run then goes on from the last save.
+    stop ends at once; the run is then resumed from the last save.
+
+    Args:
+        path: of `last.ckpt`.
+        minutes: between two saves within an epoch.
+        stop: hears what asks the run to stop.
+        metrics: metrics.csv, which is cut back to where the checkpoint stands.
 
     Raises:
         KeyboardInterrupt: after the save that was asked for.
@@ -44,7 +50,7 @@ class Resumable(Callback):
             total.ready = total.started = total.completed  # type: ignore[attr-defined]
             if trainer.is_global_zero:
                 place = trainer.current_epoch + 1, trainer.max_epochs, trainer.global_step
-                log.info("going on in epoch %d of %d, after step %d of the run", *place)
+                log.info("resuming in epoch %d of %d, after step %d of the run", *place)
         trainer.should_stop = self._early
 
     def on_train_batch_start(
@@ -68,7 +74,7 @@ class Resumable(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._save(trainer)
         self._stop.looked_for = False
-        if self._stop.asked:  # since the last look
+        if self._stop.asked:  # since the last batch
             raise KeyboardInterrupt
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
