@@ -242,7 +242,7 @@ def falls_back(folder: Path, caplog: pytest.LogCaptureFixture) -> bool:
     with caplog.at_level(logging.WARNING, "skinmtl"):
         found = newest(folder)
     return found == folder / PREVIOUS and [r.getMessage() for r in caplog.records] == [
-        f"{folder / LAST}: {why}; going on from {PREVIOUS}, one save earlier"
+        f"{folder / LAST}: {why}; resuming from {PREVIOUS}, one save earlier"
     ]
 
 

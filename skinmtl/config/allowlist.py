@@ -123,7 +123,15 @@ LEAST: Mapping[tuple[str, str], float] = {
 
 
 def refusal(home: str, name: str) -> Reason | None:
-    """Why a class of Lightning or torch, by its module and name, is not for a run; None for one that is, or is ours."""
+    """Give the reason why a class of Lightning or torch is not for a run.
+
+    Args:
+        home: the module that defines it.
+        name: of the class.
+
+    Returns:
+        What is wrong with it and what to do instead; None for one that is admitted, or is not theirs.
+    """
     if home.startswith("pytorch_lightning.callbacks"):
         return None if name in CALLBACKS else NOT_CALLBACKS.get(name, _unknown(CALLBACKS))
     if home.startswith("pytorch_lightning.loggers"):
@@ -137,7 +145,16 @@ def refusal(home: str, name: str) -> Reason | None:
 
 
 def argument_refusal(home: str, owner: str, name: str) -> Reason | None:
-    """Why an argument of such a class is left at its default; None for one that is not, or is ours, or given."""
+    """Give the reason why an argument of such a class is left at its default.
+
+    Args:
+        home: the module that defines the class.
+        owner: the class.
+        name: of the argument.
+
+    Returns:
+        What is wrong with it and what to do instead; None for one that may be given, or whose class is not theirs.
+    """
     if home.startswith("torch.optim"):
         return NOT_OPTIM.get(name)
     if home.startswith("pytorch_lightning.callbacks"):

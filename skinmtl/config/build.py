@@ -13,7 +13,15 @@ Node = Mapping[str, Any]
 
 
 def build(node: Mapping[str, Any], **parts: Any) -> Any:
-    """The object of a checked node; `parts` are what the run hands in, as far as the constructor asks for them."""
+    """Build the object of a checked node.
+
+    Args:
+        node: a mapping with `_target_`; with `_partial_` its constructor is given, bound to the node's values.
+        parts: what the run hands in, by the constructors' names for it; what this one does not ask for is left out.
+
+    Raises:
+        ConfigError: a `_target_` in it is not admitted.
+    """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
@@ -30,7 +38,7 @@ def build(node: Mapping[str, Any], **parts: Any) -> Any:
 
 
 def without_weights(node: Node) -> Node:
-    """A network's node without published weights, where its `weights` may be null: others take their place."""
+    """Give a network's node without published weights, where its `weights` may be null: others take their place."""
     weights = arguments(find(node["_target_"])).get("weights") if "weights" in node else None
     return {**node, "weights": None} if weights is not None and weights.misfit(None) is None else node
 
@@ -48,5 +56,5 @@ def _admit(node: Any) -> None:
 
 
 def value_of(node: Mapping[str, Any], key: str) -> Any:
-    """A node's value, or what its constructor has by itself where the key was taken out of the config."""
+    """Give a node's value, or the constructor's own default where the key was taken out of the config."""
     return node[key] if key in node else arguments(find(node["_target_"]))[key].default

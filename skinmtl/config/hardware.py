@@ -11,7 +11,7 @@ BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # as Linux names them, on x86 and on
 
 
 def resolve_accelerator(accelerator: str) -> str:
-    """What `auto` stands for: a GPU of CUDA or ROCm where there is one, else the CPU; any other accelerator as it is.
+    """Resolve `auto` to a GPU of CUDA or ROCm where there is one, else to the CPU; any other accelerator stays.
 
     Raises:
         ConfigError: Apple's GPU, which knows no float64, in which counts and probabilities are kept.
@@ -28,7 +28,11 @@ def resolve_accelerator(accelerator: str) -> str:
 
 
 def resolve_precision(precision: Any, accelerator: str) -> Any:
-    """The precision that `auto` stands for: bf16 where the hardware has it, else float32; any other value as it is.
+    """Resolve `auto` to bf16 where the hardware has it, else to float32; any other value stays.
+
+    Args:
+        precision: as Lightning's trainer takes it, or `auto`.
+        accelerator: what `resolve_accelerator` gives.
 
     Raises:
         ConfigError: float16 where training would run on a CPU, on which it would silently be bf16.

@@ -27,7 +27,7 @@ SWEPT = re.compile(r"(choice|glob|range|interval|sort|shuffle|tag)\(.*\)")  # se
 
 
 def readable(words: Sequence[str], sweep: bool) -> list[str]:
-    """The words of a command, with each path in quotes where Hydra would read something else; `~` is one's home.
+    """Write the words of a command as Hydra's grammar takes them: paths in quotes where needed, `~` as one's home.
 
     Args:
         words: as they were typed, without the program.
@@ -57,12 +57,12 @@ def _readable(word: str, sweep: bool) -> str:
 
 
 def is_path_key(key: str) -> bool:
-    """Whether the value of a dotted key may name a file or a folder."""
+    """Tell whether the value of a dotted key may name a file or a folder."""
     return key.rpartition(".")[2].lstrip("+") in PATHS
 
 
 def quoted(value: str) -> str:
-    """A value as Hydra's grammar takes it, whatever it holds."""
+    """Quote a value as Hydra's grammar takes it, whatever it holds."""
     return QuotedString(value, Quote.single if '"' in value else Quote.double).with_quotes()
 
 
@@ -82,13 +82,13 @@ def _path(value: str, sweep: bool) -> str:
     if sweep and "," in value and not os.path.exists(place):
         return ",".join(_path(part.strip(), sweep=False) for part in value.split(","))
     read = _parsed(f"x={place}")
-    # `lesions` is a table, or how many are drawn: a number names a file where there is one.
+    # `lesions` is a table, or how many are synthetic: a number names a file where there is one.
     number = read is not None and isinstance(read[0], int | float | NoneType) and not os.path.exists(place)
     return place if number or read == (place,) else quoted(place)
 
 
 def _parsed(word: str) -> tuple[object] | None:
-    """What Hydra reads as the value of a word; None where it cannot."""
+    """Read the value of a word as Hydra does; None where it cannot."""
     try:
         return (OverridesParser.create().parse_override(word).value(),)
     except HydraException:

@@ -63,7 +63,7 @@ class Argument:
     _hint: Callable[[], Any]
 
     def misfit(self, value: Any) -> str | None:
-        """What the type hint has against a value of a config, as a phrase; None where it fits or nothing is known."""
+        """Say what the type hint has against a value of a config, as a phrase; None where it fits or is not known."""
         from pydantic import TypeAdapter, ValidationError
 
         if any(isinstance(part, dict) for part in _parts(value)):
@@ -86,16 +86,20 @@ class Argument:
         return None
 
     def meant(self, value: Any) -> Any:
-        """The value with whole numbers that are written as 8.0, where 8 fits and 8.0 does not; else as it is."""
+        """Give the value with integers for whole numbers written as 8.0, where only 8 fits; else as it is."""
         whole = _whole(value)
         return whole if self.misfit(value) is not None and self.misfit(whole) is None else value
 
 
 def find(target: object, where: str = "") -> Callable[..., Any]:
-    """The class or function of an admitted name; the name is judged before anything is imported.
+    """Find the class or function of an admitted name; the name is judged before anything is imported.
+
+    Args:
+        target: what a `_target_` says.
+        where: the dotted key of its node.
 
     Raises:
-        ConfigError: at the key `where`, for a name that is not admitted or that does not exist.
+        ConfigError: the name is not admitted, or does not exist.
     """
     key = f"{where}._target_".lstrip(".")
     name = _judged(target, key)
@@ -121,9 +125,14 @@ def find(target: object, where: str = "") -> Callable[..., Any]:
 
 
 def outline(target: object, where: str = "") -> tuple[str, dict[str, Argument]] | None:
-    """Name and arguments of an admitted class or function as its source text has them, with nothing imported.
+    """Read name and arguments of an admitted class or function from its source text; nothing is imported.
 
-    None where the text does not tell.
+    Args:
+        target: what a `_target_` says.
+        where: the dotted key of its node.
+
+    Returns:
+        Its name, and its arguments by name; None where the text does not tell.
 
     Raises:
         ConfigError: as `find`, as far as the text shows.
@@ -146,7 +155,7 @@ def outline(target: object, where: str = "") -> tuple[str, dict[str, Argument]] 
 
 
 def _judged(target: object, key: str) -> str:
-    """The target where its name may be looked at further."""
+    """Give the target where its name may be looked at further."""
     if not isinstance(target, str) or not (target in FUNCTIONS or _within(target, (*ROOTS, *own_packages()))):
         raise _not_admitted(target, key)
     return target
@@ -165,12 +174,12 @@ def _not_admitted(target: object, key: str) -> ConfigError:
 
 
 def own_packages() -> tuple[str, ...]:
-    """A user's own packages, as the environment admits them."""
+    """Give a user's own packages, as the environment variable SKINMTL_ALLOW admits them."""
     return tuple(name.strip() for name in os.environ.get(ALLOW, "").split(",") if name.strip())
 
 
 def arguments(constructor: Callable[..., Any]) -> dict[str, Argument]:
-    """Arguments by name; bases are asked where `**kwargs` passes on to them."""
+    """Give a constructor's arguments by name; bases are asked where `**kwargs` passes on to them."""
     found: dict[str, Argument] = {}
     owner = getattr(constructor, "__name__", "")
     bases: list[Any] = list(constructor.__mro__[:-1]) if inspect.isclass(constructor) else []
@@ -191,7 +200,7 @@ def arguments(constructor: Callable[..., Any]) -> dict[str, Argument]:
 
 
 def is_given(constructor: Callable[..., Any], name: str) -> bool:
-    """Whether a constructor asks the run for a part of this name."""
+    """Tell whether a constructor asks the run for a part of this name."""
     known = arguments(constructor)
     return name in known and not known[name].is_key and known[name].refusal is None
 
@@ -207,7 +216,7 @@ def _argument(
 
 
 def _evaluated(hint: Any, scope: Mapping[str, Any]) -> Any:
-    """A hint that may be a text; None where it names what its module does not know while it runs."""
+    """Evaluate a hint that may be a text; None where it names what its module does not know while it runs."""
     if not isinstance(hint, str):
         return hint
     try:
@@ -217,7 +226,7 @@ def _evaluated(hint: Any, scope: Mapping[str, Any]) -> Any:
 
 
 def handed_in(constructor: Callable[..., Any], parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a run's parts that a constructor asks for, behind `*` where it is ours."""
+    """Select those of a run's parts that a constructor asks for, behind `*` where it is ours."""
     return {name: part for name, part in parts.items() if is_given(constructor, name)}
 
 
@@ -226,7 +235,7 @@ def _within(name: str, packages: Sequence[str]) -> bool:
 
 
 def _plain(hint: Any) -> Any:
-    """A hint made of None, numbers, words, choices and lists of these; None for what says nothing about YAML.
+    """Reduce a hint to None, numbers, words, choices and lists of these; None for what says nothing about YAML.
 
     A class can only be met by a node of its own, so in a union it is left out.
     """
@@ -246,7 +255,7 @@ def _plain(hint: Any) -> Any:
 
 
 def _is_foreign(hint: Any) -> bool:
-    """Whether a hint stands for objects that no scalar or list of YAML can be."""
+    """Tell whether a hint stands for objects that no scalar or list of YAML can be."""
     kind = get_origin(hint) or hint
     return inspect.isclass(kind) and not issubclass(kind, (enum.Enum, os.PathLike, list, tuple, dict, str))
 
@@ -261,14 +270,14 @@ def _phrase(message: str) -> str:
 
 
 def _whole(value: Any) -> Any:
-    """A value in which whole numbers are integers, however they are written."""
+    """Give a value in which whole numbers are integers, however they are written."""
     if isinstance(value, list):
         return [_whole(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _parts(value: Any) -> Iterator[Any]:
-    """A value, what it holds, and so on."""
+    """Yield a value, what it holds, and so on."""
     yield value
     for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         yield from _parts(item)

@@ -44,7 +44,7 @@ class Parameter:
     module: Module
 
     def hint(self) -> Any:
-        """The type hint; None where there is none, or it holds what only an import would tell."""
+        """Evaluate the type hint; None where there is none, or it holds what only an import would tell."""
         if self.annotation is None:
             return None
         try:
@@ -54,15 +54,16 @@ class Parameter:
 
 
 def find(name: str) -> tuple[Module, Maker] | None:
-    """The class or function of a dotted name where it is defined, through whatever imports it on; None if not seen."""
+    """Find the class or function of a dotted name where it is defined, through all imports; None if not seen."""
     found = _binding(name, 0)
     return found if found is not None and isinstance(found[1], Maker) else None  # type: ignore[return-value]
 
 
 def parameters(module: Module, maker: Maker) -> list[Parameter] | None:
-    """The parameters of a function or a class's `__init__`; bases are asked where `**kwargs` passes on to them.
+    """Read the parameters of a function or of a class's `__init__`; bases are asked where `**kwargs` passes on to them.
 
-    None where the text does not say: a base that cannot be found, a decorator of a class that may write `__init__`.
+    Returns:
+        None where the text does not say: a base that cannot be found, a decorator of a class that may write `__init__`.
     """
     if isinstance(maker, ast.FunctionDef):
         return list(_of(module, maker))
@@ -98,7 +99,7 @@ def _literal(node: ast.expr | None) -> Any:
 
 
 def bases_first(module: Module, kind: ast.ClassDef) -> Iterator[tuple[Module, ast.ClassDef | None]]:
-    """A class and its bases, the nearest first; None for one that is not found."""
+    """Yield a class and its bases, the nearest first; None for one that is not found."""
     yield module, kind
     for base in kind.bases:
         name = ast.unparse(base.value if isinstance(base, ast.Subscript) else base)
@@ -126,7 +127,7 @@ class Scope(dict[str, Any]):
         self._module = module
 
     def evaluate(self, hint: str) -> Any:
-        """The hint that a text stands for.
+        """Evaluate the hint that a text stands for.
 
         Raises:
             NameError: it holds what cannot be known without importing it.
@@ -140,7 +141,7 @@ class Scope(dict[str, Any]):
         return eval(compile(tree, "<hint>", "eval"), {"__builtins__": {}}, self)  # noqa: S307 - names and bounds alone
 
     def known(self, node: ast.expr) -> Any:
-        """What a bare name stands for; None for anything else."""
+        """Give what a bare name stands for; None for anything else."""
         return self[node.id] if isinstance(node, ast.Name) else None
 
     def __missing__(self, name: str) -> Any:
@@ -167,7 +168,7 @@ class Scope(dict[str, Any]):
 
 
 def _module(name: str) -> Module | None:
-    """A module's text by its dotted name; of a package only the outermost is asked of Python, which imports nothing."""
+    """Parse a module by its dotted name; of a package only the outermost is asked of Python, which imports nothing."""
     top, *rest = name.split(".")
     try:
         spec = importlib.util.find_spec(top)
@@ -200,7 +201,7 @@ def _binding(dotted: str, depth: int) -> tuple[Module, ast.AST] | None:
 
 
 def _in_module(module: Module, name: str, depth: int) -> tuple[Module, ast.AST] | None:
-    """Where a module's name is defined: a class, a function, an assignment, or an import from where hints come from."""
+    """Find where a module's name is defined: a class, a function, an assignment, or an import from a home of hints."""
     if depth > 20:  # names that import each other
         return None
     for node in reversed(list(_statements(module.tree.body))):
@@ -220,7 +221,7 @@ def _in_module(module: Module, name: str, depth: int) -> tuple[Module, ast.AST] 
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """The statements of a module, those below an `if` or a `try` too."""
+    """Yield the statements of a module, those below an `if` or a `try` too."""
     for node in body:
         yield node
         if isinstance(node, (ast.If, ast.Try)):

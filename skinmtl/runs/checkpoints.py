@@ -42,7 +42,7 @@ OTHER = "use another checkpoint of this run, or train again"
 
 
 def load(path: Path, needs: Sequence[str] = NEEDED) -> dict[str, Any]:
-    """A checkpoint on the CPU, tensors and plain types only; nothing in the file is ever run.
+    """Load a checkpoint on the CPU, tensors and plain types only; nothing in the file is ever run.
 
     Where a record of hashes stands beside it, the file has to be known there; alone in a folder it loads unchecked.
 
@@ -79,7 +79,7 @@ def load(path: Path, needs: Sequence[str] = NEEDED) -> dict[str, Any]:
 
 
 def newest(folder: Path) -> Path:
-    """`last.ckpt` where it is sound, else the save before it, with a warning that says why.
+    """Give `last.ckpt` where it is sound, else the save before it, with a warning that says why.
 
     Raises:
         InputError: neither can be used; both faults are named. Or the record of hashes cannot be read.
@@ -94,17 +94,17 @@ def newest(folder: Path) -> Path:
             faults.append(error)
             continue
         if faults:
-            log.warning("%s: %s; going on from %s, one save earlier", folder / LAST, faults[0].what, PREVIOUS)
+            log.warning("%s: %s; resuming from %s, one save earlier", folder / LAST, faults[0].what, PREVIOUS)
         return folder / name
     both = "; ".join(f"{Path(fault.where).name}: {fault.what}" for fault in faults)
-    raise InputError(str(folder), f"no checkpoint to go on from ({both})", "train again")
+    raise InputError(str(folder), f"no checkpoint to resume from ({both})", "train again")
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that a kill, a full disk or a flipped bit cannot take away unnoticed.
+    """Write checkpoints that a kill, a full disk or a flipped bit cannot take away unnoticed.
 
     Each is written beside its place, read back, and only then renamed; `last.ckpt` leaves the one before it as
-    `last.previous.ckpt`. `best.ckpt` leaves none: a run goes on from `last.ckpt`, and a damaged best one is noticed.
+    `last.previous.ckpt`. `best.ckpt` leaves none: a run is resumed from `last.ckpt`, and a damaged best one is noticed.
 
     One process writes into a folder at a time; a run's folder is locked, and of several processes the first writes.
     """
@@ -152,7 +152,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
         self._settled.add(folder)
 
     def _living(self, folder: Path) -> dict[str, str]:
-        """Name and hash of the checkpoints there; the first time what a killed writer has left is swept."""
+        """Give name and hash of the checkpoints there; the first time what a killed writer has left is swept."""
         known = _record(folder)
         if known is not None and folder in self._settled:
             return {name: sha for name, sha in known.items() if (folder / name).exists()}
@@ -171,7 +171,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
 
 def _damage(file: IO[bytes]) -> str | None:
-    """What keeps a file from being a checkpoint from its first to its last byte, seen from outside."""
+    """Say what keeps a file from being a checkpoint from its first to its last byte, seen from outside."""
     start = file.read(4)
     if not start:
         return "empty (0 bytes)"
@@ -197,7 +197,7 @@ def _unpickled(file: IO[bytes], path: Path) -> Any:
 
 
 def _imports(file: IO[bytes]) -> list[str]:
-    """What a file's pickles would import beside the parts of tensors; only looked at, nothing is imported."""
+    """List what a file's pickles would import beside the parts of tensors; nothing is imported."""
     names: list[str] = []
     words: list[str] = []
     with suppress(Exception):  # the end of the file, or whatever is wrong there
@@ -236,7 +236,7 @@ def _misfit(checkpoint: object, needs: Sequence[str]) -> str | None:
 
 
 def _leaves(value: object, key: str = "") -> Iterator[tuple[str, object]]:
-    """Everything that is no container, and a dict's keys where they are no plain type, by dotted key."""
+    """Yield everything that is no container, and a dict's keys where they are no plain type, by dotted key."""
     inner: list[tuple[object, object]] = []
     if type(value) in (dict, OrderedDict, Counter):
         assert isinstance(value, dict)
@@ -253,7 +253,12 @@ def _leaves(value: object, key: str = "") -> Iterator[tuple[str, object]]:
 
 
 def _checked(checkpoint: Mapping[str, Any], target: Path) -> int:
-    """The bytes of a checkpoint's tensors, once nothing in it is odd and no weight is broken."""
+    """Count the bytes of a checkpoint's tensors, once nothing in it is odd and no weight is broken.
+
+    Raises:
+        Diverged: a tensor that has to be finite is not.
+        TypeError: a value that is no tensor and no plain type.
+    """
     size = 0
     for key, leaf in _leaves(checkpoint):
         if type(leaf) not in PLAIN:
@@ -276,7 +281,7 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def _check_room(folder: Path, size: int) -> None:
-    """OSError, as the system would raise it later, where so much will not fit; a little is left to other files."""
+    """Raise OSError, as the system would later, where so many bytes will not fit; a little is left to other files."""
     limit = file_size_limit()
     if limit is not None and size > limit:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
@@ -304,7 +309,11 @@ class _Hashed(io.BufferedWriter):
 
 
 def _write(checkpoint: Mapping[str, Any], path: Path) -> str:
-    """Write a new file down to the disk and read it back from there; gives its sha256."""
+    """Write a new file down to the disk and read it back from there.
+
+    Returns:
+        Its sha256.
+    """
     with _Hashed(path) as file:
         torch.save(checkpoint, file)
         if file.failure is not None:
@@ -332,7 +341,7 @@ def _keep(path: Path, older: Path) -> None:
 
 
 def _record(folder: Path) -> dict[str, str] | None:
-    """Hashes by name; None where none are kept."""
+    """Read hashes by name; None where none are kept."""
     path = folder / RECORD
     try:
         known = json.loads(path.read_bytes())

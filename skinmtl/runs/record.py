@@ -9,11 +9,11 @@ from typing import Any
 
 from skinmtl.runs import aliases
 
-HAM10000 = {"dataverse", "kaggle", "mirror", "isic2018_task3"}  # layouts in which its photographs are published
+HAM10000 = {"dataverse", "kaggle", "mirror", "isic2018_task3"}  # layouts in which its images are published
 
 
 def read_scores(folder: Path) -> dict[str, Any]:
-    """What scores.json in a run's folder holds; empty when there is none.
+    """Read scores.json in a run's folder; empty when there is none.
 
     In one from before version 2 the scores whose definition has changed since go by the names that they have today.
     """
@@ -27,14 +27,14 @@ def read_scores(folder: Path) -> dict[str, Any]:
 
 
 def dig(tree: object, *keys: str, default: Any = None) -> Any:  # noqa: ANN401 -- JSON
-    """The value under nested keys; the default where one is missing or holds None."""
+    """Look up the value under nested keys; the default where one is missing or holds None."""
     for key in keys:
         tree = tree.get(key) if isinstance(tree, Mapping) else None
     return default if tree is None else tree
 
 
 def flat(tree: Mapping[Any, Any], above: str = "") -> dict[str, object]:
-    """Dotted keys of a nested mapping, in its order."""
+    """Give the leaves of a nested mapping by dotted key, in its order."""
     leaves: dict[str, object] = {}
     for key, value in tree.items():
         inner = isinstance(value, Mapping) and value
@@ -43,5 +43,5 @@ def flat(tree: Mapping[Any, Any], above: str = "") -> dict[str, object]:
 
 
 def is_ham10000(info: Mapping[str, Any]) -> bool:
-    """Whether a run's photographs are HAM10000's, by the layout that run.json names; drawn ones borrow it."""
+    """Tell whether a run's images are HAM10000's, by the layout that run.json names; synthetic ones borrow it."""
     return not info.get("synthetic") and dig(info, "data", "layout") in HAM10000

@@ -13,7 +13,15 @@ SCORE = re.compile(r"(train|val|step|weight|gradients)/\w+(/\w+)?")  # columns o
 
 
 def shareable(key: str, value: object) -> object:
-    """A value of the config as strangers may see it: no path, for a name in it could be a person's; no secret."""
+    """Give a value of the config as strangers may see it: no path, for a name in it could be a person's; no secret.
+
+    Args:
+        key: its dotted key.
+        value: of any kind.
+
+    Returns:
+        `[path]` for a path, `...` for a secret, else the value itself.
+    """
     last = key.rpartition(".")[2]
     if SECRET.search(last) and value is not None:
         return "..."
@@ -25,13 +33,13 @@ def shareable(key: str, value: object) -> object:
 
 
 def _without_path(value: object) -> str:
-    """A value as text; `[path]` for a path."""
+    """Write a value as text; `[path]` for a path."""
     text = str(value)
     return PATH if is_path(text) else text
 
 
 def is_path(text: str) -> bool:
-    """Whether a word of a config or of a command names a file or a folder; 1/2 does not."""
+    """Tell whether a word of a config or of a command names a file or a folder; 1/2 does not."""
     if SCORE.fullmatch(text):
         return False
     named = re.search(r"[^\W\d_]", text) is not None
@@ -39,7 +47,7 @@ def is_path(text: str) -> bool:
 
 
 def command_without_paths(program: str, words: Iterable[str]) -> str:
-    """A command as one line, whose paths are `[path]`, told from its words: a path may have spaces, as names have."""
+    """Write a command as one line with `[path]` for paths, told from its words: a path may have spaces."""
     return " ".join([program, *map(_word_without_path, words)])
 
 
@@ -55,7 +63,12 @@ def _word_without_path(word: str) -> str:
 
 
 def without_paths_in(text: str, known: Iterable[str] = ()) -> str:
-    """A command, or what a run ended with, whose paths are `[path]`; `known` are further words that are to go."""
+    """Replace the paths in a command, or in what a run ended with, by `[path]`.
+
+    Args:
+        text: one line or several.
+        known: further words that are to go.
+    """
     for path in sorted(known, key=len, reverse=True):
         text = re.sub(rf"""(?<![\w./]){re.escape(path)}(/[^\s'",;:)]*)?(?![\w/]|\.\w)""", PATH, text)
     # Where an error is stands first in its line, spaces and all.

@@ -28,10 +28,10 @@ class Run:
 
     .hydra/config.yaml  the whole config, resolved
     run.json            what it ran on and how it went: versions, hashes, seconds, status, exit code
-    split.csv           which image was in which part, its sha256 in run.json and in every checkpoint
+    split.csv           which image was in which split, its sha256 in run.json and in every checkpoint
     seen.csv            what its weights have seen beside that: of further sources, and of the run that it started from
-    split.json          its certificate: sizes and class shares of each part, what was merged, that nothing is torn
-    metrics.csv         one row per epoch and stage
+    split.json          its certificate: sizes and class shares of each split, what was merged, that no lesion is in two
+    metrics.csv         one row per epoch and split, and per logged step
     checkpoints/        best.ckpt, last.ckpt and the one before it, last.previous.ckpt; sha256.json vouches for them
     predictions.csv, scores.json, figures/, report.html
     """
@@ -40,7 +40,11 @@ class Run:
 
     @classmethod
     def open(cls, path: Path | str) -> Run:
-        """The run at a folder; InputError when the folder is not one."""
+        """Open the run at a folder.
+
+        Raises:
+            InputError: the folder is not there, or has no run.json.
+        """
         run = cls(Path(path).expanduser().resolve())
         if not run.info_file.is_file():
             what = "no run.json in this folder" if run.path.is_dir() else "no such folder"
@@ -68,7 +72,14 @@ class Run:
         return self.path / "figures"
 
     def checkpoint(self, which: str = "best") -> Path:
-        """`best` or `last`; InputError when that was never saved."""
+        """Give the path of a checkpoint.
+
+        Args:
+            which: `best` or `last`.
+
+        Raises:
+            InputError: it was never saved.
+        """
         path = self.path / "checkpoints" / f"{which}.ckpt"
         if not path.is_file():
             raise InputError(str(path), "no such checkpoint", "let the run train for at least one epoch")
@@ -76,10 +87,10 @@ class Run:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep the folder, which is tidied up, for this process; it is free again however that ends.
+        """Lock the folder for this process and tidy it up; the lock is released however that ends.
 
         Raises:
-            InputError: another process holds it.
+            InputError: another process has locked it.
         """
         with ExitStack() as stack:
             try:
@@ -94,7 +105,7 @@ class Run:
             yield
 
     def is_held(self) -> bool:
-        """Whether a process is at work on this run."""
+        """Tell whether a process is at work on this run."""
         try:
             with self.held():
                 return False
@@ -103,15 +114,19 @@ class Run:
 
     @property
     def status(self) -> str:
-        """How the run stands: what run.json says, but `killed` where that is running and no process holds the folder.
+        """Say how the run stands: what run.json says, but `killed` where that is running and nobody locks the folder.
 
-        A process that was killed, or whose machine went, could not write down how it ended.
+        A process that was killed, or whose machine went down, could not write how it ended.
         """
         said = str(self.info().get("status", ""))
         return KILLED if said == "running" and not _is_locked(self.path) else said
 
     def info(self) -> dict[str, Any]:
-        """run.json as a dict."""
+        """Read run.json.
+
+        Raises:
+            InputError: it is no JSON, or holds no dict.
+        """
         try:
             info: dict[str, Any] = json.loads(self.info_file.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -128,7 +143,11 @@ class Run:
         write_json(self.info_file, before | dict(facts))
 
     def config(self) -> DictConfig:
-        """The resolved config that the run was started with, by the names of today."""
+        """Read the resolved config that the run was started with, by the names of today.
+
+        Raises:
+            InputError: it is missing, cannot be read, or is not resolved.
+        """
         path = self.path / ".hydra" / "config.yaml"
         if not path.is_file():
             raise InputError(str(path), "no such file", "restore the run folder's .hydra")
@@ -144,7 +163,11 @@ class Run:
         return aliases.renamed(config)
 
     def predictions(self) -> pd.DataFrame:
-        """The predictions table, one row per image of validation and test."""
+        """Read the predictions table, one row per image of validation and test.
+
+        Raises:
+            InputError: it is missing or cannot be read.
+        """
         if not self.predictions_file.is_file():
             raise InputError(str(self.predictions_file), "no such file", f"run `skinmtl evaluate {self.path}`")
         return predictions.read(self.predictions_file)
@@ -155,7 +178,7 @@ class Run:
 
 
 def _is_locked(folder: Path) -> bool:
-    """Whether a process holds a folder at this moment, or nobody can tell."""
+    """Tell whether a process has locked a folder at this moment, or nobody can tell."""
     try:
         with locked(folder, patience=0.05):  # another one that only looks, as this does, holds it for no time
             return False
@@ -166,7 +189,7 @@ def _is_locked(folder: Path) -> bool:
 
 
 def _unresolved(node: object, where: str = "") -> str | None:
-    """The first key whose value is an interpolation; None where there is none."""
+    """Find the first key whose value is an interpolation; None where there is none."""
     if isinstance(node, str):
         return where if re.search(r"(?<!\\)\$\{", node) else None
     inside = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
@@ -175,6 +198,6 @@ def _unresolved(node: object, where: str = "") -> str | None:
 
 
 def find(folder: Path) -> Iterator[Run]:
-    """Every run at or below a folder, in the order of their paths."""
+    """Yield every run at or below a folder, in the order of their paths."""
     for file in sorted(folder.rglob("run.json")):
         yield Run(file.parent)

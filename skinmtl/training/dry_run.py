@@ -43,7 +43,7 @@ def checked(given: Mapping[str, Any]) -> RunConfig:
 
 
 def _faults(config: RunConfig) -> Iterator[SkinmtlError]:
-    """Build what costs nothing, for what only the constructors themselves know to refuse."""
+    """Build what costs nothing; yield the faults that only the constructors themselves know."""
     for key in ("augment", "sampler", "weighting", "gradients"):
         yield from _attempt(getattr(config, key), key, lambda node: build(node, tasks=config.tasks))
     for task in config.tasks:
@@ -77,7 +77,7 @@ def _faults(config: RunConfig) -> Iterator[SkinmtlError]:
 
 
 def _dry_callbacks(nodes: Mapping[str, Node]) -> Iterator[SkinmtlError]:
-    """Faults of callbacks, and those whose states a checkpoint could not tell apart."""
+    """Build the callbacks; yield their faults, and those whose states a checkpoint could not tell apart."""
     known: dict[str, str] = {}
 
     def make(where: str, node: Node) -> None:
@@ -90,7 +90,7 @@ def _dry_callbacks(nodes: Mapping[str, Node]) -> Iterator[SkinmtlError]:
 
 
 def _attempt(node: Node, where: str, make: Callable[[Node], Any]) -> Iterator[SkinmtlError]:
-    """The fault of a node that does not build, at the key without which it would."""
+    """Build a node; yield its fault where that fails, at the key without which it would not."""
     try:
         make(node)
     except SkinmtlError as fault:

@@ -85,7 +85,7 @@ def train(config: RunConfig, here: Run, start: Start, stop: Stop) -> None:
 
 @contextmanager
 def _logger(config: RunConfig, here: Run) -> Iterator[WandB | None]:
-    """Give the logger beside metrics.csv, in the first process alone; it is told of an error that ends the run."""
+    """Make the logger beside metrics.csv, in the first process alone; it is told of an error that ends the run."""
     if config.logger is None or collectives.rank() != 0:
         yield None
         return
