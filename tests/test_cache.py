@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hangs import HANGS
 from layouts import write_dataverse
 from PIL import Image
 
@@ -268,7 +269,7 @@ def _get(table: pd.DataFrame, folder: Path, barrier: object, decoded: object, pa
         return read(*args, **options)  # type: ignore[arg-type]
 
     reading.read_image = slow
-    barrier.wait(60)  # type: ignore[attr-defined]
+    barrier.wait(HANGS)  # type: ignore[attr-defined]
     assert cache.get(table, SIZE, folder) is not None
 
 
@@ -280,7 +281,7 @@ def test_processes_that_build_at_once_end_with_one_good_file(table: pd.DataFrame
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(HANGS)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert decoded.value == len(table)  # one decoded, two waited
     (path,) = folder.glob("*.npy")
@@ -295,7 +296,7 @@ def test_what_a_killed_build_left_is_swept_and_a_living_one_is_let_be(
     barrier, decoded, folder = fork.Barrier(2), fork.Value("i", 0), tmp_path / "killed"
     process = fork.Process(target=_get, args=(table, folder, barrier, decoded, 1.0))
     process.start()
-    barrier.wait(60)
+    barrier.wait(HANGS)
     while decoded.value < 2:
         time.sleep(0.001)
     (left,) = folder.glob(".*.tmp")

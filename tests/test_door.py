@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from hangs import HANGS
 
 from skinmtl.cli import train
 from skinmtl.errors import Diverged, InputError, Interrupted, ResourceError
@@ -41,7 +42,7 @@ def run(given, folder, command):
         raise Diverged("loss", "not a number", "lower the rate")
     if seed == 6:
         Path("started").touch()
-        time.sleep(60)
+        time.sleep(10_000)
     (folder / "run.json").write_text(json.dumps({{"score": seed / 10, "status": "finished"}}))
     return Run(folder)
 
@@ -78,7 +79,7 @@ def sweep(folder: Path, *words: str, **env: str) -> subprocess.CompletedProcess[
     script = folder / "train.py"
     script.write_text(STUB)
     command = [sys.executable, str(script), "-m", *words]
-    return subprocess.run(command, cwd=folder, env=os.environ | env, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, cwd=folder, env=os.environ | env, capture_output=True, text=True, timeout=HANGS)
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -288,7 +289,7 @@ def test_a_run_gets_the_config_its_own_folder_and_the_command(
 
 def test_a_mistake_goes_through_the_real_door(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "train.py"), "model.arch=unett", "optim.lr=-1", "+model.encodr=resnet18"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 2, done.stderr
     first, second = sorted(done.stderr.splitlines())
     assert first.startswith("skinmtl: error: model.arch: 'unett' does not fit; fix: it should be 'unet'")
@@ -333,11 +334,11 @@ def test_ctrl_c_stops_the_job_and_the_sweep(tmp_path: Path) -> None:
     script.write_text(STUB)
     command = [sys.executable, str(script), "-m", "seed=6,1"]
     parent = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + HANGS
     while not (tmp_path / "started").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     parent.send_signal(signal.SIGINT)
-    _, err = parent.communicate(timeout=100)
+    _, err = parent.communicate(timeout=HANGS)
     assert parent.returncode == 75, err
     assert [(row["overrides"], row["status"]) for row in rows(tmp_path)] == [("seed=6", "interrupted")]
     assert "Traceback" not in err

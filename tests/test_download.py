@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dataverse import Dataverse, serving
+from hangs import HANGS
 
 from skinmtl.data.prepare import dataverse as listing
 from skinmtl.data.prepare import web
@@ -250,7 +251,7 @@ except Interrupted as error:
             assert child.poll() is None
             time.sleep(0.01)
         child.send_signal(signal.SIGINT)
-        said, _ = child.communicate(timeout=60)
+        said, _ = child.communicate(timeout=HANGS)
         kept = part.stat().st_size
         assert child.returncode == 75
         assert f"stopped at {kept:,} bytes" in said

@@ -12,6 +12,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from hangs import HANGS
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 
@@ -111,7 +112,7 @@ def test_the_lock_names_no_address() -> None:
 def make(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = ["make", "-C", str(folder), "--no-print-directory", *words]
     return subprocess.run(
-        command, capture_output=True, text=True, check=False, env=os.environ | environment, timeout=60
+        command, capture_output=True, text=True, check=False, env=os.environ | environment, timeout=HANGS
     )
 
 
@@ -275,7 +276,7 @@ def test_train_outside_the_environment_says_so_in_one_line() -> None:
         check=False,
         env={},
         cwd="/",
-        timeout=60,
+        timeout=HANGS,
     )
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
@@ -297,7 +298,7 @@ def test_an_old_python_can_read_the_door_and_so_print_that_line() -> None:
 @pytest.mark.parametrize("address", ["https://example.org", "http://192.0.2.1"])
 def test_the_network_is_out_of_reach_here_and_in_child_processes(address: str) -> None:
     code = f"import urllib.request; urllib.request.urlopen({address!r})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=HANGS)
     assert "tests have no network, and something asked for" in done.stderr
     with pytest.raises(OSError, match="tests have no network"):
         exec(code)
@@ -315,6 +316,6 @@ def test_a_test_that_knocks_at_the_network_fails_though_the_code_did_not_mind(tm
         "    socket.create_server(('127.0.0.1', 0)).close()\n"
     )
     command = [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "--rootdir", ".", "test_it.py"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=HANGS)
     assert "asked the network for example.org" in done.stdout
     assert "2 passed, 1 error" in done.stdout

@@ -18,7 +18,7 @@ from pytorch_lightning.plugins import MixedPrecision
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from scipy.optimize import minimize_scalar, nnls
 from torch import Tensor, nn
-from training import train
+from training import forking, train
 from twoheads import CLASSES, TwoHeads, cut, fit, module, parameters, photographs
 
 from skinmtl.balancing.gradients import MGDA, CAGrad, Gradients, GradNorm, PCGrad, Sum, TaskGradients, UPGrad, cosine
@@ -409,7 +409,7 @@ def test_the_cosine_is_that_of_the_tasks_gradients_whatever_the_method(tmp_path:
 
 def test_a_run_of_the_real_network_logs_its_weights_and_its_cosine(synthetic_root: Path, tmp_path: Path) -> None:
     words = ["weighting=uncertainty", "gradients=pcgrad", "gradients.cosine_every=2", "callbacks=ema"]
-    run = train(tmp_path / "run", synthetic_root, [*words, "trainer.precision=32-true"])
+    run = train(tmp_path / "run", synthetic_root, [*words, "trainer.precision=32-true", "evaluate=false"])
     log = pd.read_csv(run.path / "metrics.csv")
     assert logged(run.path / "metrics.csv").index.tolist() == [1]
     assert log["weight/seg"].count() == log["weight/cls"].count() == 1 and log["weight/seg"].min() != 1
@@ -477,7 +477,8 @@ def look(folder: Path, meeting: Path, rank: int, world_size: int, device: str) -
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Mapping[str, Tensor]], Path]:
     """What each of two processes found, which ran once for all tests."""
     folder = tmp_path_factory.mktemp("two")
-    together(partial(look, folder), ["cpu", "cpu"], folder)
+    with forking():
+        together(partial(look, folder), ["cpu", "cpu"], folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)], folder
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hangs import HANGS
 
 ROOT = Path(__file__).parents[1]
 # Imported in turn, each in the knowledge that those before it have loaded no torch.
@@ -31,7 +32,7 @@ TORCHLESS = (
 def linted(folder: Path) -> tuple[bool, str]:
     """Whether the contracts hold for the package in a folder, and what import-linter says."""
     code = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True, no_logo=True))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=HANGS)
     return done.returncode == 0, " ".join((done.stdout + done.stderr).split())
 
 
@@ -78,7 +79,7 @@ for module in {modules}:
         print(module)
         break
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANGS, check=True)
     return done.stdout.strip()
 
 

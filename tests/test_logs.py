@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from fakes import write_run
+from hangs import HANGS
 
 from skinmtl.runs.run import Run
 from skinmtl.terminal import spoken
@@ -39,7 +40,7 @@ def test_a_reader_that_leaves_early_ends_a_command_in_silence(tmp_path: Path, na
         env=os.environ | {"PYTHONUNBUFFERED": "", "PYTHONPATH": f"{ROOT}:{os.environ['PYTHONPATH']}"}, text=True,
     )  # fmt: skip
     os.close(writes)
-    _, said = command.communicate(timeout=100)
+    _, said = command.communicate(timeout=HANGS)
     assert said == ""
     assert command.returncode == 141
 

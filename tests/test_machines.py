@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hangs import HANGS
 from training import compose
 
 from skinmtl.config.hardware import resolve_accelerator
@@ -41,9 +42,8 @@ DOORS = {
 def test_windows_is_told_which_systems_there_are(tmp_path: Path, door: str) -> None:
     code = WINDOWS + DOORS[door].format(train=str(ROOT / "train.py"))
     python = {"PYTHONPATH": f"{ROOT}:{os.environ['PYTHONPATH']}"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | python, capture_output=True, text=True, timeout=100
-    )
+    command, env = [sys.executable, "-c", code], os.environ | python
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=HANGS)
     (line,) = [line for line in done.stderr.splitlines() if "this system: " in line]
     assert "skinmtl runs on Linux and macOS; " in line and "on Windows take WSL 2" in line
     if door in ("fit", "load_run"):
@@ -116,7 +116,7 @@ def test_what_is_written_is_utf_8_in_any_locale(tmp_path: Path) -> None:
     bare = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # as the locale of a country, no UTF-8
     (tmp_path / "write.py").write_text(code, encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "write.py"], cwd=tmp_path, env=os.environ | bare, capture_output=True, text=True, timeout=100
+        [sys.executable, "write.py"], cwd=tmp_path, env=os.environ | bare, capture_output=True, text=True, timeout=HANGS
     )
     assert done.returncode == 0, done.stderr
     assert "病变" in (tmp_path / "split.csv").read_text(encoding="utf-8")
@@ -132,6 +132,6 @@ def test_a_backend_that_matplotlib_does_not_have_is_told_in_a_line(tmp_path: Pat
             env=os.environ | {"MPLBACKEND": backend},
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=HANGS,
         )
         assert done.returncode == 2 and f"skinmtl: error: {says}" in done.stderr, done.stderr

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from dataverse import Dataverse, serving
+from hangs import HANGS
 from layouts import ham10000_table, make_image, write_dataverse, write_kaggle, write_mirror
 from PIL import Image
 
@@ -483,7 +484,7 @@ def test_folders_that_cannot_be_listed_are_named(root: Path, monkeypatch: pytest
 
 def test_the_command_starts_without_torch() -> None:
     code = "import sys, skinmtl.data.prepare.command, skinmtl.data.prepare.dataverse; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=HANGS).returncode == 0
 
 
 def test_a_refusal_names_the_command_that_checks(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from training import train
+from hangs import HANGS
+from training import SMALL, train
 from wandb.proto.wandb_internal_pb2 import Record
 
 from skinmtl.runs.run import Run
@@ -43,7 +44,7 @@ def records(folder: Path) -> Iterator[Record]:
 
 def written(folder: Path) -> str:
     """All records in words, once the service, a process of its own, has written the last."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + HANGS
     while time.monotonic() < end:
         found = list(records(folder))
         if any(record.WhichOneof("record_type") == "exit" for record in found):
@@ -55,7 +56,7 @@ def written(folder: Path) -> str:
 @pytest.fixture(scope="module")
 def run(synthetic_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run that was followed offline."""
-    return train(tmp_path_factory.mktemp("followed") / "run", synthetic_root, ["logger=wandb"])
+    return train(tmp_path_factory.mktemp("followed") / "run", synthetic_root, [*SMALL, "logger=wandb"], figures=True)
 
 
 def test_an_offline_run_holds_config_history_scores_and_confusion(run: Run, synthetic_root: Path) -> None:

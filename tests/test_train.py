@@ -92,8 +92,8 @@ def test_shuffled_diagnoses_are_scored_at_chance(synthetic_root: Path, tmp_path:
     lesions = table.groupby("lesion_id")["dx"].first()
     mixed = dict(zip(lesions.index, np.random.default_rng(0).permutation(lesions.to_numpy()), strict=True))
     table.assign(dx=table["lesion_id"].map(mixed)).to_csv(root / "HAM10000_metadata.csv", index=False)
-    long = [*REAL, "trainer.limit_train_batches=1.0", "trainer.max_epochs=8", "tasks=[cls]", "loss/seg=none"]
-    run = train(tmp_path / "run", root, [*long, "data.folds=2"])
+    long = [*REAL, "trainer.limit_train_batches=1.0", "trainer.max_epochs=16", "tasks=[cls]", "loss/seg=none"]
+    run = train(tmp_path / "run", root, [*long, "data.folds=2"], "shared_cnn")
     test = run.predictions().query("split == 'test'")
     recall = (test["dx"] == test["predicted_dx"]).groupby(test["dx"]).mean().mean()
     chance = 1 / test["dx"].nunique()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from skinmtl.distributed import launch
 from skinmtl.evaluation.evaluate import evaluate
 from skinmtl.runs.run import Run
 from skinmtl.training.run import run
@@ -54,4 +58,14 @@ def train(
 def without_figures() -> Iterator[None]:
     """Evaluate without figures, which take longer than all the rest of a short run."""
     with patch.dict(evaluate.__globals__, {"draw": lambda *_: None}):
+        yield
+
+
+@contextmanager
+def forking() -> Iterator[None]:
+    """Begin the processes of a run as copies of this one, which spares each of them its imports."""
+    fork = multiprocessing.get_context("fork")
+    names = {"get_context": lambda method: fork, "parent_process": multiprocessing.parent_process}
+    with patch.object(launch, "multiprocessing", SimpleNamespace(**names)), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*use of fork.*", DeprecationWarning)
         yield
