@@ -74,3 +74,16 @@ def test_a_renamed_key_is_taken_in_a_file_and_on_the_command_line(
     assert words == ["+data.further.a.share=0.5", "callbacks.patience=3", "data.extras=1", "extra=5"]
     assert "data.extra.a.share is now called data.further.a.share: write that" in caplog.messages
     assert len(caplog.messages) == 2
+
+
+def test_auxiliary_data_are_still_taken_by_their_name_of_before(caplog: pytest.LogCaptureFixture) -> None:
+    assert readable(["also=[labels]", "data.also.labels.root=x"], sweep=False) == [
+        "auxiliary=[labels]",
+        "data.auxiliary.labels.root=x",
+    ]
+    said = ["also is now called auxiliary: write that"]
+    assert caplog.messages == [*said, "data.also.labels.root is now called data.auxiliary.labels.root: write that"]
+    saved = OmegaConf.create({"data": {"also": {"labels": {"_target_": "skinmtl.data.also.Also", "root": "x"}}}})
+    node = {"_target_": "skinmtl.data.auxiliary.AuxiliaryData", "root": "x"}
+    assert aliases.renamed(saved) == {"data": {"auxiliary": {"labels": node}}}
+    assert readable(["auxiliary=[labels]"], sweep=False) == ["auxiliary=[labels]"] and len(caplog.messages) == 2

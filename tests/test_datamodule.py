@@ -17,8 +17,8 @@ from layouts import make_image, write_all_but_a_mask, write_dataverse, write_mir
 from PIL import Image
 
 from skinmtl.data import cache, file_hashes, lesion_groups, sources, splits, transforms
+from skinmtl.data.auxiliary import AuxiliaryData, images_per_source
 from skinmtl.data.datamodule import DataModule
-from skinmtl.data.extra_sources import Also, places
 from skinmtl.data.images import reading
 from skinmtl.data.mask_classes import Trimap
 from skinmtl.data.samplers import Shuffle, class_aware, class_balanced
@@ -448,8 +448,8 @@ def other(root: Path, tmp_path: Path) -> Path:
 
 
 def test_a_second_source_fills_its_share_of_every_batch_and_never_tests(root: Path, other: Path) -> None:
-    also = {"other": Also(str(other), share=0.25, disjoint="drawn anew")}
-    alone, data = make(root, batch_size=8), make(root, batch_size=8, also=also)
+    also = {"other": AuxiliaryData(str(other), share=0.25, disjoint="drawn anew")}
+    alone, data = make(root, batch_size=8), make(root, batch_size=8, auxiliary=also)
     assert data.data_hash == alone.data_hash and data.split_hash == alone.split_hash
     extra = data.table.iloc[data.rows("train", source=1)]
     assert len(extra) == 30 - 3 and extra["image_id"].str.startswith("OWN_").all()
@@ -474,7 +474,12 @@ def test_without_lesion_ids_a_second_source_is_refused_or_leaks_or_is_vouched_fo
     caplog.set_level("INFO")
 
     def ways(allow_leak: bool = False, **grounds: str) -> tuple[DataModule, dict[str, Any]]:
-        data = make(root, batch_size=8, allow_leak=allow_leak, also={"other": Also(str(other), share=0.25, **grounds)})
+        data = make(
+            root,
+            batch_size=8,
+            allow_leak=allow_leak,
+            auxiliary={"other": AuxiliaryData(str(other), share=0.25, **grounds)},
+        )
         return data, data.certificate()
 
     with pytest.raises(InputError, match=r"no lesion ids.*lesions=<table>.*disjoint=<why>.*data\.allow_leak=true"):
@@ -500,8 +505,8 @@ def test_without_lesion_ids_a_second_source_is_refused_or_leaks_or_is_vouched_fo
 
 def test_two_processes_draw_of_each_source_what_one_with_their_batch_draws(root: Path, other: Path) -> None:
     def rows(batch_size: int, world: int) -> list[list[int]]:
-        also = {"other": Also(str(other), share=0.25, disjoint="drawn anew")}
-        data = make(root, augment=transforms.none(), batch_size=batch_size, also=also)
+        also = {"other": AuxiliaryData(str(other), share=0.25, disjoint="drawn anew")}
+        data = make(root, augment=transforms.none(), batch_size=batch_size, auxiliary=also)
         steps = [list(at(data, 0, rank=rank, world=world).train_dataloader()) for rank in range(world)]
         return [sorted(row for b in step for row in b["index"].tolist()) for step in zip(*steps, strict=True)]
 
@@ -515,7 +520,7 @@ def test_files_of_both_sources_are_read_once(
     digest = file_hashes._digest
     monkeypatch.setattr(file_hashes, "_digest", lambda path: read.append(path) or digest(path))
     monkeypatch.setattr(file_hashes, "SETTLED", -(10**9))
-    first, source = sources.read(root), Also(str(other), share=0.25, disjoint="drawn anew")
+    first, source = sources.read(root), AuxiliaryData(str(other), share=0.25, disjoint="drawn anew")
     for _ in range(2):
         table = source.read(file_hashes.with_digests(first, tmp_path / "kept"), keep=tmp_path / "kept")
         assert "OWN_009" not in set(table["image_id"])
@@ -533,7 +538,7 @@ def test_lesions_that_sources_share_by_known_duplicates_are_left_out_whole(root:
     table = pd.DataFrame(rows, columns=["image_id", "lesion_id"])
     table.assign(image=table["image_id"] + ".jpg", dx="nv").to_csv("own.csv", index=False)
     Path("pairs.csv").write_text("first,second\nISIC_0000000,ISIC_0000001\nISIC_0000000,OWN_0\nOWN_2,OWN_1\n")
-    data = make(root, also={"own": Also("own.csv", share=0.25)}, duplicates="pairs.csv")
+    data = make(root, auxiliary={"own": AuxiliaryData("own.csv", share=0.25)}, duplicates="pairs.csv")
     assert data.table["image_id"][data.source == 1].tolist() == ["OWN_3"]
     assert data.certificate()["folds"]["fold_0"]["groups_on_two_sides"] == 0
 
@@ -560,14 +565,14 @@ def test_a_lesion_that_the_other_source_spells_otherwise_does_not_train(root: Pa
         Image.fromarray(make_image(3000 + number)[0]).save(tmp_path / f"OWN_{number}.jpg")
     table = pd.DataFrame({"image": [f"OWN_{number}.jpg" for number in range(3)], "dx": "nv"})
     table.assign(lesion_id=["A", "A", "B"]).to_csv("own.csv", index=False)
-    assert len(Also("own.csv", share=0.25).read(sources.read(root))) == 3
+    assert len(AuxiliaryData("own.csv", share=0.25).read(sources.read(root))) == 3
     for name in (lesion.lower(), f"{lesion}\u200b", f" {lesion}"):
         table.assign(lesion_id=[name, name, "B"]).to_csv("own.csv", index=False)
-        assert Also("own.csv", share=0.25).read(sources.read(root))["image_id"].tolist() == ["OWN_2"]
+        assert AuxiliaryData("own.csv", share=0.25).read(sources.read(root))["image_id"].tolist() == ["OWN_2"]
 
 
 def test_diagnoses_are_counted_as_often_as_an_epoch_shows_them(root: Path, other: Path) -> None:
-    data = make(root, batch_size=8, also={"other": Also(str(other), share=0.25, disjoint="drawn anew")})
+    data = make(root, batch_size=8, auxiliary={"other": AuxiliaryData(str(other), share=0.25, disjoint="drawn anew")})
     rows = [row for epoch in range(40) for batch in epochs_of(data, epoch) for row in batch]
     drawn = np.bincount(data.table["dx"].cat.codes.to_numpy()[rows], minlength=len(data.dx_classes))
     np.testing.assert_allclose(data.class_shares(), drawn / drawn.sum(), atol=0.02)
@@ -585,19 +590,19 @@ def epochs_of(data: DataModule, epoch: int) -> list[list[int]]:
 def test_a_second_source_with_strange_diagnoses_or_nothing_of_its_own_is_refused(root: Path, other: Path) -> None:
     table = sources.read(root)
     with pytest.raises(InputError, match="every image is one of data.root, too"):
-        Also(str(root), share=0.5).read(table)
+        AuxiliaryData(str(root), share=0.5).read(table)
     fewer = table[table["dx"] != "mel"].assign(dx=lambda t: t["dx"].cat.remove_unused_categories())
     with pytest.raises(InputError, match="diagnoses that the images at data.root do not have: mel"):
-        Also(str(other), share=0.5).read(fewer)
+        AuxiliaryData(str(other), share=0.5).read(fewer)
 
 
 def test_shares_have_to_leave_room_and_to_hold_a_photograph(root: Path) -> None:
-    assert places({}, 8) == [8]
-    assert places({"a": Also("a", 0.25), "b": Also("b", 0.5)}, 8) == [2, 2, 4]
-    with pytest.raises(ConfigError, match=r"data.also.a.share: 0.05 of a batch of 8 is no image"):
-        places({"a": Also("a", 0.05)}, 8)
-    with pytest.raises(ConfigError, match="data.also: together they fill all 8 places"):
-        places({"a": Also("a", 0.5), "b": Also("b", 0.5)}, 8)
+    assert images_per_source({}, 8) == [8]
+    assert images_per_source({"a": AuxiliaryData("a", 0.25), "b": AuxiliaryData("b", 0.5)}, 8) == [2, 2, 4]
+    with pytest.raises(ConfigError, match=r"data.auxiliary.a.share: 0.05 of a batch of 8 is no image"):
+        images_per_source({"a": AuxiliaryData("a", 0.05)}, 8)
+    with pytest.raises(ConfigError, match="data.auxiliary: together they fill all 8 places"):
+        images_per_source({"a": AuxiliaryData("a", 0.5), "b": AuxiliaryData("b", 0.5)}, 8)
 
 
 GROUPS = {"benign": "rest", "malignant": ["mel", "bcc", "akiec"]}
@@ -644,7 +649,12 @@ def test_groups_leave_split_hash_data_hash_and_certificate_as_they_are(root: Pat
 
 
 def test_groups_hold_for_a_second_source_too(root: Path, other: Path) -> None:
-    data = make(root, diagnoses=GROUPS, also={"more": Also(str(other), share=0.5, disjoint="drawn anew")}, batch_size=6)
+    data = make(
+        root,
+        diagnoses=GROUPS,
+        auxiliary={"more": AuxiliaryData(str(other), share=0.5, disjoint="drawn anew")},
+        batch_size=6,
+    )
     further = data.table[data.source == 1]
     known = further["dx_original"].dropna()
     assert len(known)
@@ -712,7 +722,9 @@ def test_groups_of_each_row_are_those_of_the_split_also_where_duplicates_are_not
     root: Path, other: Path
 ) -> None:
     Path("pairs.csv").write_text("first,second\nISIC_0000000,ISIC_0000004\nISIC_0000004,ISIC_0000012\n")
-    data = make(root, duplicates="pairs.csv", also={"own": Also(str(other), share=0.25, disjoint="drawn anew")})
+    data = make(
+        root, duplicates="pairs.csv", auxiliary={"own": AuxiliaryData(str(other), share=0.25, disjoint="drawn anew")}
+    )
     assert len(data.groups) == len(data.table) > len(data.split)
     first = data.groups[data.source == 0]
     assert list(first) == list(data.split.set_index("image_id")["group"].loc[data.table["image_id"][data.source == 0]])

@@ -23,7 +23,7 @@ def read(word: str) -> object:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("key", ["data.root", "+data.also.mine.root", "hydra.run.dir", "init_from"])
+@pytest.mark.parametrize("key", ["data.root", "+data.auxiliary.mine.root", "hydra.run.dir", "init_from"])
 def test_a_path_is_read_as_it_is_typed(key: str, name: str) -> None:
     (word,) = readable([f"{key}=/data/{name}"], sweep=False)
     assert read(word) == f"/data/{name}"
@@ -39,10 +39,12 @@ def test_the_home_of_a_user_is_meant_by_a_tilde(monkeypatch: pytest.MonkeyPatch)
     keys = "data.root data.masks data.lesions data.split data.cache_dir data.split_dir data.duplicates model.weights"
     for key in [*keys.split(), "resume", "init_from", "hydra.run.dir", "hydra.sweep.dir"]:
         assert read(readable([f"{key}=~/x"], sweep=False)[0]) == "/home/Zoë/x"
-    cfg = OmegaConf.create({"data": {"root": "~/x", "also": {"a": {"root": "~/y"}}}, "name": "~", "tasks": ["~/z"]})
+    cfg = OmegaConf.create(
+        {"data": {"root": "~/x", "auxiliary": {"a": {"root": "~/y"}}}, "name": "~", "tasks": ["~/z"]}
+    )
     expand(cfg)
     assert OmegaConf.to_container(cfg) == {
-        "data": {"root": "/home/Zoë/x", "also": {"a": {"root": "/home/Zoë/y"}}},
+        "data": {"root": "/home/Zoë/x", "auxiliary": {"a": {"root": "/home/Zoë/y"}}},
         "name": "~",
         "tasks": ["~/z"],
     }
@@ -68,7 +70,7 @@ def test_what_is_no_path_is_left_alone() -> None:
     assert readable(words, sweep=True) == words
 
 
-@pytest.mark.parametrize("word", ["name=ü", "name=a=b", "+data.also.x.disjoint=they are others (by year)"])
+@pytest.mark.parametrize("word", ["name=ü", "name=a=b", "+data.auxiliary.x.disjoint=they are others (by year)"])
 def test_what_cannot_be_read_is_shown_as_it_can_be(word: str) -> None:
     with pytest.raises(ConfigError) as caught:
         readable([word], sweep=False)

@@ -678,9 +678,9 @@ def test_a_second_source_trains_and_is_recorded(synthetic_root: Path, tmp_path: 
     table.assign(image="OWN_" + table["image"]).to_csv(tmp_path / "labels" / "GroundTruth.csv", index=False)
     also = [
         *TINY,
-        "also=labels",
-        f"data.also.labels.root={tmp_path / 'labels'}",
-        "data.also.labels.disjoint=other_patients",
+        "auxiliary=labels",
+        f"data.auxiliary.labels.root={tmp_path / 'labels'}",
+        "data.auxiliary.labels.disjoint=other_patients",
     ]
     run = train(tmp_path / "run", synthetic_root, also)
     info, told = run.info(), json.loads((run.path / "split.json").read_text())
@@ -696,7 +696,7 @@ def test_a_second_source_trains_and_is_recorded(synthetic_root: Path, tmp_path: 
     check_data(run, build_data(again), start)
     images = sorted((tmp_path / "labels" / "images").iterdir())
     shutil.copy(images[1], images[0])
-    with pytest.raises(ConfigError, match=r"data\.also\.labels\.root: sha256 v2-.*, the run began with v2-"):
+    with pytest.raises(ConfigError, match=r"data\.auxiliary\.labels\.root: sha256 v2-.*, the run began with v2-"):
         check_data(run, build_data(again), start)
     check_data(run, build_data(again), dataclasses.replace(start, allow_change=True))
 

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from skinmtl.config.diagnosis_groups import Groups, check_groups
 from skinmtl.data import cache, lesion_groups, sources, splits
+from skinmtl.data.auxiliary import AuxiliaryData, images_per_source
 from skinmtl.data.cache import Photographs
 from skinmtl.data.certificate import certificate
 from skinmtl.data.dataset import HANGS, Loader, Mix, Samples, _one_thread, collate
 from skinmtl.data.diagnosis_groups import group_diagnoses, named_diagnoses
-from skinmtl.data.extra_sources import Also, places
 from skinmtl.data.file_hashes import with_digests
 from skinmtl.data.mask_classes import BINARY, MaskClasses
 from skinmtl.data.mixing import Mixing, Partners
@@ -47,8 +47,8 @@ class DataModule(pl.LightningDataModule):
     the columns first and second. `split_by` photograph puts photographs of a lesion on both sides, to show what that
     does to scores; it wants `allow_leak`.
     With `cache` auto, photographs are decoded once into `cache_dir` when the disk has room. `synthetic` draws the data
-    at `root` first. `also` are further sources, which only train. `workers` 0 loads in the training process; the pixels
-    do not depend on it.
+    at `root` first. `auxiliary` are auxiliary data sets, which only train. `workers` 0 loads in the training process;
+    the pixels do not depend on it.
 
     `mask_classes` says what a pixel can be; null is skin or lesion. `diagnoses` puts diagnoses into groups, which are
     then the classes: lists of them by the group's name, or the word rest for all others; null tells all apart. Splits
@@ -83,7 +83,7 @@ class DataModule(pl.LightningDataModule):
         allow_leak: bool = False,
         cache: Literal["auto", "off"] = "auto",
         cache_dir: str = "outputs/.cache",
-        also: Mapping[str, Also] | None = None,
+        auxiliary: Mapping[str, AuxiliaryData] | None = None,
         mask_classes: MaskClasses | None = None,
         diagnoses: Groups | None = None,
         mixing: Mixing | None = None,
@@ -106,7 +106,7 @@ class DataModule(pl.LightningDataModule):
         if split_by == "photograph" and not allow_leak:
             what = "photographs of one lesion would train and test"
             raise ConfigError("data.split_by", what, "set data.allow_leak=true, too, and have scores stamped LEAKY")
-        self.also = dict(also or {})
+        self.auxiliary = dict(auxiliary or {})
         self.duplicates = duplicates
         self.mask_rule = mask_classes or BINARY
         self.mask_classes = tuple(self.mask_rule.names)
@@ -144,11 +144,11 @@ class DataModule(pl.LightningDataModule):
         first = with_digests(first, self.cache_dir)
         self.layout = first.attrs["layout"]
         rules = self.duplicates, self.allow_leak, self.cache_dir, names
-        further = {name: source.read(first, *rules) for name, source in self.also.items()}
-        self.also_facts = {name: source.facts(further[name]) for name, source in self.also.items()}
-        self.also_hashes = {name: cache.fingerprint(cases) for name, cases in further.items()}
+        further = {name: source.read(first, *rules) for name, source in self.auxiliary.items()}
+        self.auxiliary_facts = {name: source.facts(further[name]) for name, source in self.auxiliary.items()}
+        self.auxiliary_hashes = {name: cache.fingerprint(cases) for name, cases in further.items()}
         self.leaky = sources.is_leaky(first) or self.split_by == "photograph"
-        self.leaky |= any(facts["leaky"] for facts in self.also_facts.values())
+        self.leaky |= any(facts["leaky"] for facts in self.auxiliary_facts.values())
         if self.leaky:
             why = "there are no lesion ids" if sources.is_leaky(first) else "data.split_by=photograph puts them there"
             if not sources.is_leaky(first) and self.split_by == "lesion":
@@ -172,7 +172,7 @@ class DataModule(pl.LightningDataModule):
         tables = [first, *further.values()]
         self.table = pd.concat(tables, ignore_index=True)
         self.table.attrs = dict(first.attrs)
-        self._across = lesion_groups.pairs(self.duplicates, self.table) if self.also else []
+        self._across = lesion_groups.pairs(self.duplicates, self.table) if self.auxiliary else []
         # What another split file joins counts, too: its duplicates when a run is evaluated, or its patients.
         joins = [*self.pairs, *self._across, *splits.joined(self.split, dealt)]
         # Of each row of the table: its lesion, or the lesions that show one skin, by + in order of name.
@@ -235,7 +235,7 @@ class DataModule(pl.LightningDataModule):
         origin = self.duplicates if self.duplicates in ("known", "none") else Path(self.duplicates).name
         first, further = self._as_read(source=0), self._as_read(source=1)
         pairs = list(dict.fromkeys([*self.pairs, *self._across]))
-        return certificate(self.split, first, self.split_hash, pairs, origin, further, self.also_facts)
+        return certificate(self.split, first, self.split_hash, pairs, origin, further, self.auxiliary_facts)
 
     def class_counts(self) -> list[float]:
         """Training photographs of each diagnosis, (K,); those of a further source as often as its places show them."""
@@ -264,11 +264,11 @@ class DataModule(pl.LightningDataModule):
 
     def _parts(self) -> list[NDArray[np.int64]]:
         """Training rows of each source."""
-        return [self.rows("train", source) for source in range(1 + len(self.also))]
+        return [self.rows("train", source) for source in range(1 + len(self.auxiliary))]
 
     def _places(self) -> list[int]:
         """How many photographs of each source a step takes, on all processes together."""
-        return places(self.also, self.batch_size * self._world())
+        return images_per_source(self.auxiliary, self.batch_size * self._world())
 
     def _labels(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Diagnosis and lesion of some rows, both counted from 0; no diagnosis is -1, joined lesions are one."""

@@ -23,7 +23,7 @@ MODULES = {
     "cli": "cli.commands",
     "config": "config.check",
     "constructors": "config.schema",
-    "data.also": "data.extra_sources",
+    "data.also": "data.auxiliary",
     "data.contents": "data.file_hashes",
     "data.dermatoscopy": "data.synthetic.dermatoscopy",
     "data.diagnoses": "data.diagnosis_groups",
@@ -89,13 +89,14 @@ NAMES = {
     "callbacks.Finite": "training.callbacks.nonfinite.Finite",
     "callbacks.Freeze": "training.callbacks.freeze.Freeze",
     "callbacks.Steps": "training.callbacks.clock.Steps",
+    "data.also.Also": "data.auxiliary.AuxiliaryData",
     "data.datamodule.Loader": "data.dataset.Loader",
     "data.datamodule.Mix": "data.dataset.Mix",
     "data.datamodule.Samples": "data.dataset.Samples",
     "processes.Stop": "distributed.signals.Stop",
 }
 # Dotted keys of configs, each with all that stands below it.
-KEYS: Mapping[str, str] = {}
+KEYS: Mapping[str, str] = {"also": "auxiliary", "data.also": "data.auxiliary"}
 # Scores, by what version 2 of a predictions table calls them.
 SCORES = {"mean_image_hd95": "mean_image_hd95_pooled", "ece": "ece_rank_bins"}
 

@@ -125,8 +125,8 @@ def data_facts(data: DataModule) -> dict[str, Any]:
             **parts,
         },
         "data": {"hash": data.data_hash, "layout": data.layout, "images": int((data.source == 0).sum())},
-        "also": data.also_facts,
-        "also_hashes": data.also_hashes,
+        "also": data.auxiliary_facts,
+        "also_hashes": data.auxiliary_hashes,
     }
 
 

@@ -43,7 +43,7 @@ CHANGEABLE = ("name", "seed", "loss.", "class_weights", "augment.", "sampler.", 
 # Of these, what a run is counted in (batches and steps of an epoch), and what says which images it may see, what
 # their classes are, and how its scores are labelled.
 KEPT = (
-    *("data.batch_size", "data.also", "trainer.limit_train_batches", "trainer.accumulate_grad_batches"),
+    *("data.batch_size", "data.auxiliary", "trainer.limit_train_batches", "trainer.accumulate_grad_batches"),
     *("trainer.overfit_batches", "trainer.fast_dev_run", "data.split", "data.split_by", "data.split_seed"),
     *("data.fold", "data.folds", "data.duplicates", "data.diagnoses", "data.mask_classes", "data.shuffled"),
 )
@@ -108,10 +108,10 @@ def check_data(here: Run, data: DataModule, start: Start) -> None:
         if start.resumed and not may and not same:
             raise ConfigError(key, f"sha256 {now[:12]}, the run began with {str(before)[:12]}", fix)
     for name, before in dig(info, "also_hashes", default={}).items():  # younger than some runs
-        here_now = data.also_hashes.get(name, before)  # without this source the config was refused already
+        here_now = data.auxiliary_hashes.get(name, before)  # without this source the config was refused already
         if start.resumed and not start.allow_change and here_now != before:
             what = f"sha256 {here_now[:12]}, the run began with {before[:12]}"
-            raise ConfigError(f"data.also.{name}.root", what, f"give the same again, or resume with {ALLOW}")
+            raise ConfigError(f"data.auxiliary.{name}.root", what, f"give the same again, or resume with {ALLOW}")
 
 
 def home(fresh: Run, resume: str | None, config: Mapping[str, Any], world_size: int, allow_change: bool = False) -> Run:

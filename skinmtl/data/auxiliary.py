@@ -18,7 +18,7 @@ from skinmtl.runs.cells import canonical_spelling
 logger = logging.getLogger(__name__)
 
 
-class Also:
+class AuxiliaryData:
     """An auxiliary data set, which fills a fraction of every training batch and is never validated or tested on.
 
     Whatever it has in common with the data at data.root is left out: images, files, lesions, known duplicates, with all
@@ -118,11 +118,11 @@ class Also:
         }
 
 
-def places(also: Mapping[str, Also], batch_size: int) -> list[int]:
+def images_per_source(auxiliary: Mapping[str, AuxiliaryData], batch_size: int) -> list[int]:
     """Divide a step's batch among data.root and the auxiliary data sets, at least one image each.
 
     Args:
-        also: the auxiliary data sets by name.
+        auxiliary: the auxiliary data sets by name.
         batch_size: images of a step on all processes together.
 
     Returns:
@@ -131,14 +131,14 @@ def places(also: Mapping[str, Also], batch_size: int) -> list[int]:
     Raises:
         ConfigError: one of them would have no image.
     """
-    counts = [round(source.share * batch_size) for source in also.values()]
-    for name, count in zip(also, counts, strict=True):
+    counts = [round(source.share * batch_size) for source in auxiliary.values()]
+    for name, count in zip(auxiliary, counts, strict=True):
         if count == 0:
-            what = f"{also[name].share:g} of a batch of {batch_size} is no image"
-            raise ConfigError(f"data.also.{name}.share", what, "use larger batches, or a larger share")
+            what = f"{auxiliary[name].share:g} of a batch of {batch_size} is no image"
+            raise ConfigError(f"data.auxiliary.{name}.share", what, "use larger batches, or a larger share")
     if sum(counts) >= batch_size:
         what = f"together they fill all {batch_size} places of a batch"
-        raise ConfigError("data.also", what, "leave a share for the images at data.root")
+        raise ConfigError("data.auxiliary", what, "leave a share for the images at data.root")
     return [batch_size - sum(counts), *counts]
 
 
