@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -315,13 +314,11 @@ def test_the_checks_see_what_they_are_for() -> None:
         assert has_right_gradient(whole, logits, of) and not has_right_gradient(part, logits, of)
 
 
-def test_the_loss_that_the_readme_adds_is_admitted_and_keeps_the_promises(
+def test_the_loss_that_the_documentation_adds_is_admitted_and_keeps_the_promises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = (CONF.parent / "README.md").read_text(encoding="utf-8")
-    (shown,) = re.findall(r"```python\n# skinmtl/losses/segmentation.py\n(.*?)```", text, re.DOTALL)
-    names = "from torch import Tensor, nn\nfrom skinmtl.losses.segmentation import foreground, mean_over_labelled\n"
-    (tmp_path / "elsewhere.py").write_text(f"{names}from skinmtl.types import Batch\n\n\n{shown}")
+    shown = (CONF.parent / "docs" / "examples" / "mine" / "losses.py").read_text(encoding="utf-8")
+    (tmp_path / "elsewhere.py").write_text(shown)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "elsewhere", raising=False)
     with pytest.raises(ConfigError, match="not an admitted constructor"):
