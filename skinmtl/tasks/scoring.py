@@ -11,13 +11,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from skinmtl.data.mask_classes import MaskClasses
 from skinmtl.errors import InputError
 from skinmtl.runs.predictions import Fault
 from skinmtl.tasks.resampling import Resampling, Score
@@ -28,19 +27,12 @@ if TYPE_CHECKING:
 Cell = str | tuple[str, str]  # of a page's table; of two words the second stands small below the first
 
 
-class Rules(Protocol):
-    """What a scoring may ask of the data module beside the case table."""
-
-    size: tuple[int, int]  # (height, width) in pixels of what the network is shown
-    mask_rule: MaskClasses
-
-
 class Shown(NamedTuple):
     """An image of the test split and what is known of it, for figures that show images."""
 
     image: NDArray[np.uint8]  # (H, W, 3), RGB
-    record: Mapping[str, Any]  # its row of the case table
-    prediction: Any  # as the task reads it
+    truth: Any  # the task's target, as `Task.truth` gives it
+    prediction: Any  # the task's answer, as `Task.read` gives it
     title: str
 
 
@@ -181,14 +173,14 @@ class Scoring(ABC):
     # --- its rows
 
     @abstractmethod
-    def row(self, prediction: Any, record: Mapping[str, Any], rules: Rules) -> dict[str, Any]:  # noqa: ANN401
+    def row(self, prediction: Any, truth: Any) -> dict[str, Any]:  # noqa: ANN401 -- each kind has its own
         """Give the task's columns of one image, by their whole names.
 
         Args:
             prediction: what the task reads off the network's output for this image (`Task.read`): a `MaskPrediction`,
-                `ClassPrediction` or `ValuePrediction` of the scorings' modules, or what a kind of one's own has.
-            record: the image's row of the case table.
-            rules: the data module.
+                `ClassPrediction` or `ValuePrediction`, or what a kind of one's own has.
+            truth: the target of this image (`Task.truth`): a mask of class indices at the image's own size, the name of
+                a class, a number; None where it is missing.
         """
 
     @abstractmethod

@@ -1,0 +1,1 @@
+"""Regression: a number for an image, from a column of the case table."""
