@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from kinds import outputs
 from torch import Tensor
 
 from skinmtl.errors import Diverged
@@ -27,7 +28,7 @@ def epochs(freeze: Freeze, count: int, world_size: int = 1, own: tuple[str, ...]
         own: parameters of the encoder that do not learn anyway.
     """
     torch.manual_seed(0)
-    kinds = {"tasks": ("seg", "cls"), "mask_classes": 2, "dx_classes": 3, "size": (16, 16)}
+    kinds = {"outputs": outputs(dx_classes=3), "size": (16, 16)}
     module: Any = SimpleNamespace(hold=lambda held: None, network=MultiTaskNet("unet", ConvPool(2, 4), **kinds))  # type: ignore[arg-type]
     network = module.network
     for name in own:

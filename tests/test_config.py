@@ -22,14 +22,15 @@ from training import CONF, compose
 
 from skinmtl.config import allowlist
 from skinmtl.config.build import build
-from skinmtl.config.check import SCORES
-from skinmtl.config.check import TASKS as CHECKED_TASKS
 from skinmtl.config.hardware import resolve_precision
 from skinmtl.config.reference import default_keys
 from skinmtl.config.run_config import RunConfig
 from skinmtl.config.schema import ALLOW, arguments, find, outline
+from skinmtl.config.signatures import ANY
 from skinmtl.errors import ConfigError, Faults
-from skinmtl.tasks.base import TASKS
+from skinmtl.tasks.classification.learning import Classification
+from skinmtl.tasks.regression.learning import Regression
+from skinmtl.tasks.segmentation.learning import Segmentation
 from skinmtl.training import build as training_build
 from skinmtl.training.dry_run import checked
 from skinmtl.training.quiet import calm
@@ -115,7 +116,8 @@ def test_encoders_of_smp_and_timm_are_accepted_by_name(encoder: str) -> None:
 
 
 def test_what_an_experiment_says_comes_after_the_defaults_and_before_the_command() -> None:
-    assert compose([], "resnet18_unet_seg").tasks == ["seg"]
+    assert list(compose([], "resnet18_unet_seg").task) == ["seg"]
+    assert list(compose(["tasks=[seg,cls]"], "resnet18_unet_seg").task) == ["seg", "cls"]
     assert compose(["optim.lr=0.5"], "efficientnet_lite0_unet").optim.lr == 0.5
 
 
@@ -136,7 +138,7 @@ MISTAKES: list[tuple[str, object, str]] = [
     # Wrong types.
     ("seed", "zero", "seed: 'zero' does not fit; fix: it should be a valid integer"),
     ("seed", True, "seed: True does not fit"),
-    ("tasks", "seg", "tasks: 'seg' does not fit; fix: it should be a valid list"),
+    ("tasks", {"seg": 1}, "tasks: {'seg': 1} is no list of names; fix: write them as [name, name]"),
     ("data.batch_size", 2.5, "data.batch_size: 2.5 does not fit; fix: it should be a valid integer"),
     ("data.size", "big", "data.size: 'big' does not fit; fix: it should be a valid integer or a valid list"),
     ("data.size", [64, 64, 3], "a list of at most 2 items"),
@@ -214,7 +216,7 @@ MISTAKES: list[tuple[str, object, str]] = [
     ("trainer.check_val_every_n_epoch", 99, "trainer.check_val_every_n_epoch: 99 epochs between validations, but 30"),
     ("keep", "first", "keep: 'first' does not fit"),
     ("save_every", 0, "save_every: 0 does not fit"),
-    ("data.shuffled", "mask", "data.shuffled: 'mask' does not fit"),
+    ("data.shuffled", "mask", "data.shuffled: mask, but tasks are ['seg', 'cls']"),
     ("trainer.limit_val_batches", 0, "trainer.limit_val_batches: 0 leaves nothing"),
     ("trainer.accelerator", "gpuu", "trainer.accelerator: 'gpuu' is refused"),
     ("trainer.devices", 0, "trainer.devices: "),
@@ -264,13 +266,17 @@ MISTAKES: list[tuple[str, object, str]] = [
     ("trainer.precision", "bf17", "trainer.precision: 'bf17' does not fit"),
     # What several parts have to agree on.
     ("tasks", ["cls"], "loss.seg: a loss, but tasks are ['cls']; fix: add seg to tasks, or loss/seg=none"),
-    ("tasks", ["seg", "seg"], "tasks: ['seg', 'seg'] is not a choice of tasks; fix: use [seg,cls], [seg] or [cls]"),
+    (
+        "tasks",
+        ["seg", "seg"],
+        "tasks: ['seg', 'seg'] is not a choice of tasks; fix: use one or several of age, cls, seg, sex, site",
+    ),
     ("tasks", [], "tasks: [] is not a choice of tasks"),
-    ("tasks", ["clss"], "tasks: ['clss'] is not a choice of tasks"),
+    ("tasks", ["clss"], "tasks: there is no task clss; fix: did you mean 'cls'?"),
     ("loss.cls", None, "loss.cls: the task has no loss"),
     # What is not the config's to say.
     ("trainer.callbacks", [], "trainer.callbacks: Trainer is given this by the run; fix: remove it"),
-    ("model.dx_classes", 7, "model.dx_classes: MultiTaskNet is given this by the run; fix: remove it"),
+    ("model.size", 7, "model.size: MultiTaskNet is given this by the run; fix: remove it"),
     ("folder", "x", "folder: the config has no such argument; fix: it has allow_change, augment"),
     ("model._partial_", True, "model._partial_: only optim is built in two steps"),
     ("optim._partial_", False, "optim._partial_: the run gives the optimiser its parameters"),
@@ -308,7 +314,10 @@ def test_weighting_pcgrad_is_what_its_name_says_or_refused() -> None:
 
 def test_class_weights_are_of_diagnoses_that_are_trained() -> None:
     (line,) = faults(compose(["tasks=[seg]", "loss/cls=none", "class_weights=sqrt"]))
-    assert line == "class_weights: sqrt, but tasks are ['seg']; fix: add cls to tasks, or use auto"
+    assert line == (
+        "class_weights: sqrt, but tasks are ['seg'], without classes of images; "
+        "fix: add a classification to tasks, or use auto"
+    )
     assert faults(compose(["loss/cls=focal", "class_weights=sqrt"])) == []
 
 
@@ -361,7 +370,7 @@ def constructors() -> list[Callable[..., object]]:
 @pytest.mark.parametrize("constructor", [*constructors(), RunConfig], ids=lambda found: found.__name__)
 def test_every_argument_takes_its_own_default(constructor: Callable[..., object]) -> None:
     for argument in arguments(constructor).values():
-        if argument.is_key and not argument.is_needed and not callable(argument.default):
+        if argument.name != ANY and argument.is_key and not argument.is_needed and not callable(argument.default):
             value = argument.default
             value = list(value) if isinstance(value, tuple) else value
             assert argument.misfit(value) is None, argument.name
@@ -689,19 +698,19 @@ def test_float16_is_refused_on_a_cpu_and_auto_follows_the_hardware(monkeypatch: 
 
 
 def test_the_scores_that_may_be_watched_are_those_that_tasks_compute() -> None:
-    for name, task in TASKS.items():
+    for task in (Segmentation(name="a"), Classification(name="b"), Regression("age", name="c")):
+        task.assume()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The ``compute`` method", UserWarning)  # of nothing yet: only the names
-            computed = task(torch.nn.Identity(), ("a", "b")).metric().compute()
-        assert {"loss", *computed} == set(SCORES[name])
-    assert set(CHECKED_TASKS) == set(TASKS)
+            computed = task.metric().compute()
+        assert set(computed) == set(task.logged) and task.score in computed
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (["data.shuffled=cls", "arm=mask"], "data.shuffled: cls, but tasks are ['seg']"),
-        (["mixing=mixup", "data.mixing.p=1"], "data.mixing.p: 1 leaves next to no photograph with a mask"),
+        (["mixing=mixup", "data.mixing.p=1"], "data.mixing.p: 1 leaves next to no image with a mask"),
         (["gradients=gradnorm", "weighting=uncertainty"], "weighting: the method of gradients learns the weights"),
         (
             ["keep=last", "trainer.max_epochs=5", "trainer.check_val_every_n_epoch=3"],

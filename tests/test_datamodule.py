@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
+from kinds import classification, segmentation
 from layouts import make_image, write_all_but_a_mask, write_dataverse, write_mirror, write_own, write_task1
 from PIL import Image
 
@@ -25,7 +26,7 @@ from skinmtl.data.samplers import Shuffle, class_aware, class_balanced
 from skinmtl.data.transforms import Transform
 from skinmtl.errors import ConfigError, Faults, InputError
 from skinmtl.files import digest
-from skinmtl.training.build import check_targets
+from skinmtl.training.tasks import prepare
 from skinmtl.types import Batch
 
 SIZE = (20, 28)
@@ -45,6 +46,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make(root: Path, augment: Transform | None = None, seed: int = 0, **options: object) -> DataModule:
     settings = {"size": SIZE, "batch_size": 4, "workers": 0, "cache": "off"} | options
+    settings |= {"columns": {"seg": "mask", "cls": "dx"}}
     data = DataModule(str(root), **settings, augment=augment or transforms.light(), sampler=Shuffle(), seed=seed)
     data.prepare_data()
     data.setup("fit")
@@ -713,9 +715,9 @@ def test_a_photograph_without_a_mask_stays_without_one(root: Path) -> None:
         if not has
     }
     assert given == without & set(mixed.rows("train").tolist())
-    assert all(mixed._mask_of[row] == row for row in without) and not without & set(
-        np.delete(mixed._mask_of, list(without))
-    )
+    dealt = mixed._dealt_of("mask")
+    assert dealt is not None and mixed._dealt_of("dx") is None
+    assert all(dealt[row] == row for row in without) and not without & set(np.delete(dealt, list(without)))
 
 
 def test_groups_of_each_row_are_those_of_the_split_also_where_duplicates_are_not_asked_for_again(
@@ -755,8 +757,8 @@ def test_one_diagnosis_alone_is_refused_for_cls_and_trains_seg(tmp_path: Path) -
     table = write_own(tmp_path / "own")
     table.assign(dx="nv").to_csv(tmp_path / "own" / "mine.csv", index=False)
     data = make(tmp_path / "own", folds=3)
-    check_targets(["seg"], data)
-    with pytest.raises(InputError, match=r"every training photograph is nv.*tasks=\[seg\]"):
-        check_targets(["seg", "cls"], data)
+    prepare([segmentation()], data)
+    with pytest.raises(InputError, match=r"every training image is nv.*leave cls out of tasks"):
+        prepare([segmentation(), classification()], data)
     table.to_csv(tmp_path / "own" / "mine.csv", index=False)
-    check_targets(["seg", "cls"], make(tmp_path / "own", folds=3))
+    prepare([segmentation(), classification()], make(tmp_path / "own", folds=3))

@@ -20,6 +20,7 @@ import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
+from kinds import classification, segmentation
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor, nn
@@ -39,7 +40,6 @@ from skinmtl.errors import ConfigError, Diverged, Interrupted, ResourceError
 from skinmtl.losses import BCE, CrossEntropy, Dice, DiceBCE
 from skinmtl.runs import checkpoints
 from skinmtl.runs.run import Run
-from skinmtl.tasks.base import Diagnosis, Segmentation
 from skinmtl.training.build import devices_of
 from skinmtl.training.lightning_module import MultiTaskModule
 from skinmtl.training.optim import Constant
@@ -122,7 +122,7 @@ def own_mean(per_sample: Tensor, has: Tensor, weight: Tensor | None = None) -> T
 def validated(n: int, batch_size: int, rank: int, cls: str = "none 0.0") -> tuple[dict[str, float], list[int]]:
     module = MultiTaskModule(
         Tiny(),
-        [Segmentation(BCE(), ("skin", "lesion")), Diagnosis(CLS[cls], ("a", "b", "c"))],
+        [segmentation(BCE()), classification(CLS[cls])],
         Fixed(),
         partial(torch.optim.SGD, lr=0.1),
         Constant(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import segmentation_models_pytorch as smp
 import torch
+from kinds import outputs
 from torch import Tensor, nn
 
 from skinmtl.models.decoders import DECODERS, AtrousUnet, Upsampling
@@ -17,12 +18,11 @@ OF_SMP = {
     "unetplusplus": smp.UnetPlusPlus,
     "fpn": smp.FPN,
 }
-KINDS = {"tasks": ("seg",), "mask_classes": 2, "dx_classes": 7, "size": (64, 64)}
 
 
 def own(seed: int, arch: str, encoder: str) -> nn.Module:
     torch.manual_seed(seed)
-    return MultiTaskNet(arch, encoder, **KINDS)  # type: ignore[arg-type]
+    return MultiTaskNet(arch, encoder, outputs=outputs(["seg"]), size=(64, 64))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("arch", OF_SMP)

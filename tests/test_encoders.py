@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
+from kinds import outputs
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,11 +16,16 @@ from skinmtl.models.multitask_net import MultiTaskNet
 
 BY_NAME = ["resnet18", "resnet34", "resnet50", "tu-tf_efficientnet_lite0", "tu-convnext_nano"]
 BY_NAME += ["tu-mobilenetv3_large_100", "mit_b0"]
-KINDS = {"tasks": ("seg", "cls"), "mask_classes": 2, "dx_classes": 7, "size": (64, 64)}
 
 
-def net(encoder: str | Encoder, arch: str = "unet", **kinds: object) -> MultiTaskNet:
-    return MultiTaskNet(arch, encoder, **(KINDS | kinds))  # type: ignore[arg-type]
+def net(
+    encoder: str | Encoder,
+    arch: str = "unet",
+    weights: str | None = None,
+    tasks: Sequence[str] = ("seg", "cls"),
+    size: tuple[int, int] = (64, 64),
+) -> MultiTaskNet:
+    return MultiTaskNet(arch, encoder, weights, outputs=outputs(tasks), size=size)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("encoder", BY_NAME)

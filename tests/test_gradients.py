@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
+from kinds import classification, segmentation
 from numpy.typing import NDArray
 from pytorch_lightning.plugins import MixedPrecision
 from pytorch_lightning.plugins.environments import LightningEnvironment
@@ -28,7 +29,6 @@ from skinmtl.distributed.launch import together
 from skinmtl.errors import ConfigError
 from skinmtl.losses import BCE, CrossEntropy
 from skinmtl.runs import checkpoints
-from skinmtl.tasks.base import Diagnosis, Segmentation
 from skinmtl.training.lightning_module import MultiTaskModule
 from skinmtl.training.optim import Constant
 from skinmtl.types import Batch
@@ -531,12 +531,7 @@ def test_three_tasks_are_refused_by_a_method_of_two(name: str) -> None:
 
 def three(method: Gradients) -> MultiTaskModule:
     """A module of three tasks, as somebody makes one from Python."""
-
-    class Second(Diagnosis):
-        name = "site"
-
-    both = [Diagnosis, Second]
-    classes = [kind(CrossEntropy(class_counts=[1, 1, 1]), CLASSES) for kind in both]
-    tasks = [Segmentation(BCE(), ("skin", "lesion")), *classes]
+    classes = [classification(CrossEntropy(class_counts=[1, 1, 1]), CLASSES, name) for name in ("cls", "site")]
+    tasks = [segmentation(BCE()), *classes]
     step = {"seed": 0, "total_steps": 1, "steps_per_epoch": 1, "facts": {}}
     return MultiTaskModule(TwoHeads(), tasks, Fixed(), torch.optim.SGD, Constant(), gradients=method, **step)

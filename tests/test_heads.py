@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from kinds import outputs
 from scipy.special import expit, softmax
 from segmentation_models_pytorch.base import ClassificationHead
 from segmentation_models_pytorch.base.initialization import initialize_head
@@ -14,7 +17,7 @@ from skinmtl.errors import ConfigError
 from skinmtl.models.heads import MaskGuided, Pooled, lesion_probability, pool_inside
 from skinmtl.models.multitask_net import MultiTaskNet
 
-KINDS = {"mask_classes": 2, "dx_classes": 7, "size": (64, 64)}
+SIZE = (64, 64)
 
 
 @pytest.mark.parametrize("pooling", ["avg", "max"])
@@ -83,10 +86,10 @@ def test_the_lesion_is_anything_but_the_first_class() -> None:
     np.testing.assert_allclose(lesion_probability(three).numpy(), expected, rtol=1e-4, atol=1e-6)
 
 
-def guided(stop: bool, **kinds: object) -> MultiTaskNet:
+def guided(stop: bool, **kinds: Any) -> MultiTaskNet:  # noqa: ANN401
     torch.manual_seed(0)
     head = MaskGuided(stop_gradient=stop, dropout=0.0, hidden=6)
-    return MultiTaskNet(head=head, **({"tasks": ("seg", "cls")} | KINDS | kinds))  # type: ignore[arg-type]
+    return MultiTaskNet(head=head, outputs=outputs(**kinds), size=SIZE)
 
 
 @pytest.mark.parametrize("stop", [True, False])
@@ -126,4 +129,4 @@ def test_what_is_no_head_is_said() -> None:
 
     said = r"model\.head: Mean is no class head; fix: derive it from skinmtl\.models\.heads"
     with pytest.raises(ConfigError, match=said):
-        MultiTaskNet(head=Mean(), tasks=("cls",), **KINDS)  # type: ignore[arg-type]
+        MultiTaskNet(head=Mean(), outputs=outputs(["cls"]), size=SIZE)  # type: ignore[arg-type]

@@ -598,7 +598,7 @@ def test_class_weights_follow_the_counts(weights: str, power: float) -> None:
 
 def test_fixed_weights_multiply_and_add() -> None:
     losses = {"seg": torch.tensor(2.0), "cls": torch.tensor(3.0)}
-    assert float(Fixed(0.5, 2.0)(losses)) == 7.0
+    assert float(Fixed(seg=0.5, cls=2.0)(losses)) == 7.0
     assert float(Fixed(0.5, 2.0)({"cls": torch.tensor(3.0)})) == 6.0
 
 

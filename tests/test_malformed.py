@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from kinds import classification
 from layouts import make_image, write_dataverse
 from nobody import as_nobody
 from PIL import Image
@@ -351,7 +352,7 @@ class Listening(torch.nn.Module):
 def test_odd_images_are_the_same_pixels_in_training_and_prediction(root: Path, name: str) -> None:
     path, _ = replace(root, ODD[name], None)
     network = Listening()
-    Predictor(network, ["cls"], ["skin", "lesion"], ["mel", "nv"], (16, 20), "cpu").predict(path)
+    Predictor(network, [classification(classes=["mel", "nv"])], (16, 20), "cpu").predict(path)
     for cache in ("auto", "off"):
         samples = data_module(root, cache, (16, 20))._samples(transforms.none())
         seen, other = (collate([samples[0, 0, row]])["image"] for row in (NUMBER, NUMBER + 1))

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from kinds import classification
 from layouts import make_image, write_all_but_a_mask
 from scipy.stats import beta
 from test_datamodule import at, here, make, same  # noqa: F401  (`here` is a fixture that every test uses)
@@ -19,7 +20,6 @@ from skinmtl.data.mixing import CutMix, Mixing, Mixup, Partners
 from skinmtl.data.samplers import class_balanced
 from skinmtl.errors import Faults
 from skinmtl.losses import CrossEntropy
-from skinmtl.tasks.base import Diagnosis
 from skinmtl.training.dry_run import checked
 from skinmtl.types import Sample
 
@@ -126,7 +126,7 @@ def test_the_loss_of_mixed_diagnoses_is_torchs_for_soft_targets(share: float) ->
     draw = torch.Generator().manual_seed(0)
     logits = torch.randn((9, 4), generator=draw)
     dx, other = (torch.randint(0, 4, (9,), generator=draw) for _ in range(2))
-    task = Diagnosis(CrossEntropy(class_counts=[3, 1, 5, 2]), "abcd")
+    task = classification(CrossEntropy(class_counts=[3, 1, 5, 2]), "abcd")
     batch = {"dx": dx, "dx_other": other, "share": torch.tensor(share)}
     soft = share * F.one_hot(dx, 4) + (1 - share) * F.one_hot(other, 4)
     assert float(task(logits, batch)) == pytest.approx(float(F.cross_entropy(logits, soft)), rel=1e-6)
@@ -136,7 +136,7 @@ def test_the_loss_of_mixed_diagnoses_is_torchs_for_soft_targets(share: float) ->
 
 
 def test_the_gradient_of_mixed_diagnoses_is_right_and_missing_ones_count_nothing() -> None:
-    task = Diagnosis(CrossEntropy(class_counts=[3, 1, 5, 2], class_weights="balanced"), "abcd")
+    task = classification(CrossEntropy(class_counts=[3, 1, 5, 2], class_weights="balanced"), "abcd")
     batch = {
         "dx": torch.tensor([0, -1, 3]),
         "dx_other": torch.tensor([2, -1, 3]),

@@ -6,6 +6,7 @@ import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -13,6 +14,7 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 import torchvision
+from kinds import outputs
 from safetensors.torch import save_file
 
 from skinmtl.errors import ConfigError, InputError
@@ -20,11 +22,17 @@ from skinmtl.models.decoders import DECODERS
 from skinmtl.models.multitask_net import MultiTaskNet, check_logits
 
 TRUNK = 11_176_512  # ResNet-18 without its classifier, as torchvision builds it
-KINDS = {"tasks": ("seg", "cls"), "mask_classes": 2, "dx_classes": 7, "size": (64, 96)}
+SIZE = (64, 96)
 
 
-def net(arch: str = "unet", encoder: str = "resnet18", weights: str | None = None, **kinds: object) -> MultiTaskNet:
-    return MultiTaskNet(arch, encoder, weights, **(KINDS | kinds))  # type: ignore[arg-type]
+def net(
+    arch: str = "unet",
+    encoder: str = "resnet18",
+    weights: str | None = None,
+    size: tuple[int, int] = SIZE,
+    **kinds: Any,  # noqa: ANN401
+) -> MultiTaskNet:
+    return MultiTaskNet(arch, encoder, weights, outputs=outputs(**kinds), size=size)  # type: ignore[arg-type]
 
 
 def count(module: torch.nn.Module) -> int:
@@ -263,7 +271,7 @@ class Plain(torch.nn.Module):
 )
 def test_a_network_of_ones_own_is_told_what_it_lacks(spoilt: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        check_logits(Plain(spoilt), **KINDS)  # type: ignore[arg-type]
+        check_logits(Plain(spoilt), outputs(), SIZE)
 
 
 def test_looking_at_a_network_of_ones_own_leaves_it_and_all_chance_as_they_were() -> None:
@@ -271,8 +279,8 @@ def test_looking_at_a_network_of_ones_own_leaves_it_and_all_chance_as_they_were(
     torch.manual_seed(0)
     wanted = torch.rand(1)
     torch.manual_seed(0)
-    check_logits(network, **KINDS)  # type: ignore[arg-type]
+    check_logits(network, outputs(), SIZE)
     assert network.training and torch.rand(1) == wanted
     network.requires_grad_(False)
     with pytest.raises(ConfigError, match="no parameter to train"):
-        check_logits(network, **KINDS)  # type: ignore[arg-type]
+        check_logits(network, outputs(), SIZE)

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from kinds import outputs
 
 from skinmtl.models.encoders import ConvPool
 from skinmtl.models.multitask_net import MultiTaskNet
@@ -76,7 +77,7 @@ def test_where_all_learn_at_the_whole_rate_the_optimiser_is_as_it_comes() -> Non
 
 
 def test_the_encoders_rate_decays_towards_the_photograph() -> None:
-    kinds = {"tasks": ("seg", "cls"), "mask_classes": 2, "dx_classes": 3, "size": (16, 16)}
+    kinds = {"outputs": outputs(dx_classes=3), "size": (16, 16)}
 
     def shares(**rates: float) -> list[float]:
         network = MultiTaskNet("upsample", ConvPool(3, 4, batch_norm=False), **rates, **kinds)  # type: ignore[arg-type]

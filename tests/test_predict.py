@@ -61,9 +61,7 @@ def test_a_photograph_is_predicted_alike_alone_and_in_a_batch(run: Run) -> None:
 def test_flips_average_four_mirror_images(run: Run) -> None:
     plain = skinmtl.load_run(run.path)
     image = np.random.default_rng(3).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    averaged = Predictor(
-        plain.network, plain.tasks, plain.mask_classes, plain.dx_classes, plain.size, "cpu", flips=True
-    ).predict(image)
+    averaged = Predictor(plain.network, list(plain.tasks.values()), plain.size, "cpu", flips=True).predict(image)
     views = [slice(None), slice(None, None, -1)]
     each = [(rows, columns, plain.predict(image[rows, columns])) for rows in views for columns in views]
     mask = np.mean([one.mask_probability[rows, columns] for rows, columns, one in each], axis=0)

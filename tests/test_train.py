@@ -25,6 +25,7 @@ from training import SHORT, SMALL, compose, train, without_figures
 import skinmtl
 from skinmtl.cli import commands
 from skinmtl.config.run_config import RunConfig
+from skinmtl.config.tasks import settle
 from skinmtl.data import sources, splits
 from skinmtl.data.datamodule import DataModule
 from skinmtl.errors import ConfigError, Faults, InputError, Interrupted
@@ -35,10 +36,11 @@ from skinmtl.runs import checkpoints
 from skinmtl.runs.run import Run
 from skinmtl.training import build as training_build
 from skinmtl.training import dry_run
-from skinmtl.training.build import build_data, build_losses, say_shares
+from skinmtl.training.build import build_data
 from skinmtl.training.callbacks.best_checkpoint import Best
 from skinmtl.training.lightning_module import MultiTaskModule
 from skinmtl.training.resume import Start, check_data, start_from
+from skinmtl.training.tasks import build_tasks, give_losses, prepare, say
 
 REAL = ["trainer.precision=32-true", "callbacks.early_stopping=null"]
 TINY = [*REAL, *SMALL]
@@ -567,7 +569,9 @@ def config_of(synthetic_root: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
     @functools.cache
     def config(*words: str) -> RunConfig:
-        return RunConfig.of(compose([*SHORT, *places, *words]))
+        cfg = compose([*SHORT, *places, *words])
+        settle(cfg)
+        return RunConfig.of(cfg)
 
     return config
 
@@ -583,10 +587,12 @@ def looked(config_of: Callable[..., RunConfig], caplog: pytest.LogCaptureFixture
     def look(loss: str = "cross_entropy", class_weights: str = "auto", *words: str) -> tuple[str, Any]:
         config = dataclasses.replace(config_of(f"loss/cls={loss}", *words), class_weights=class_weights)
         data = data_of(*words)
-        losses = build_losses(config, data)
+        tasks = build_tasks(config.task)
+        prepare(tasks, data)
+        give_losses(tasks, config.loss, data, config.class_weights)
         caplog.clear()
-        say_shares(config, data, SimpleNamespace(tasks={"cls": SimpleNamespace(loss=losses["cls"])}))
-        return caplog.text, losses["cls"]
+        say(tasks, data, config.class_weights)
+        return caplog.text, next(task.loss for task in tasks if task.name == "cls")
 
     caplog.set_level("INFO")
     return look

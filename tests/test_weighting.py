@@ -296,7 +296,7 @@ def validation(one: pl.LightningModule, whole: Batch, size: int) -> dict[str, fl
 @pytest.mark.parametrize(("seg", "cls"), PAIRS)
 def test_the_loss_of_a_validation_is_the_same_for_every_batch_size(seg: str, cls: str) -> None:
     whole = photographs(40, **PARTLY)
-    one = with_losses(seg, cls, Fixed(0.7, 2.0))
+    one = with_losses(seg, cls, Fixed(seg=0.7, cls=2.0))
     with torch.no_grad():
         logits = one.eval()(whole["image"])
         own = {name: float(task(logits[name], whole)) for name, task in one.tasks.items()}  # type: ignore[operator]
@@ -334,7 +334,7 @@ def test_an_epochs_losses_are_means_over_labelled_photographs_by_their_weights(t
     frozen, whole, names = partial(torch.optim.SGD, lr=0.0), photographs(12, **PARTLY), ["loss", "seg/loss", "cls/loss"]
     rows = []
     for size in (1, 5, 12):
-        one = with_losses("bce", "cross_entropy", Fixed(0.7, 2.0), optimizer=frozen)
+        one = with_losses("bce", "cross_entropy", Fixed(seg=0.7, cls=2.0), optimizer=frozen)
         fit(one, list(Validated(whole, size)), metrics=tmp_path / f"{size}.csv")
         rows.append(pd.read_csv(tmp_path / f"{size}.csv")[[f"train/{name}" for name in names]].dropna().to_numpy()[0])
     np.testing.assert_allclose(rows, [rows[-1]] * 3, rtol=1e-5)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from kinds import classification, segmentation
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
@@ -16,7 +17,6 @@ from torch.optim import Optimizer
 from skinmtl.balancing.gradients import Gradients
 from skinmtl.balancing.weighting import Fixed, Weighting
 from skinmtl.losses import BCE, CrossEntropy
-from skinmtl.tasks.base import Diagnosis, Segmentation
 from skinmtl.training.callbacks.metrics_csv import MetricsFile
 from skinmtl.training.lightning_module import MultiTaskModule
 from skinmtl.training.optim import Constant
@@ -81,7 +81,7 @@ def photographs(count: int, seed: int = 0, masks: Sequence[int] = (1,), diagnose
 
 def cut(batch: Batch, start: int, stop: int) -> Batch:
     """Some photographs of a batch."""
-    return Batch(**{key: value[start:stop] for key, value in batch.items()})  # type: ignore[typeddict-item,index]
+    return {key: value[start:stop] for key, value in batch.items()}
 
 
 def module(
@@ -91,8 +91,8 @@ def module(
     optimizer: Callable[..., Optimizer] | None = None,
 ) -> MultiTaskModule:
     both = {
-        "seg": Segmentation(BCE(), ("skin", "lesion")),
-        "cls": Diagnosis(CrossEntropy(class_counts=[1] * len(CLASSES)), CLASSES),
+        "seg": segmentation(BCE()),
+        "cls": classification(CrossEntropy(class_counts=[1] * len(CLASSES)), CLASSES),
     }
     return MultiTaskModule(
         TwoHeads(),

@@ -58,16 +58,26 @@ class Weighting(nn.Module, ABC):
         return row, torch.stack([self._seen[task] for task in tasks])
 
 
-class Fixed(Weighting):
-    """sum_i w_i L_i with the weights as given; a task that the run does not train has no loss, so no weight counts."""
+class _Given(dict[str, float]):
+    """Weights by task name, and 1 of a task for which none is given."""
 
-    def __init__(self, seg: Weight = 1.0, cls: Weight = 1.0) -> None:
+    def __missing__(self, task: str) -> float:
+        return 1.0
+
+
+class Fixed(Weighting):
+    """sum_i w_i L_i with the weights as given, by task name, and 1 of a task for which none is.
+
+    A task that the run does not train has no loss, so no weight counts.
+    """
+
+    def __init__(self, **weights: Weight) -> None:
         super().__init__()
-        self._weights = {"seg": seg, "cls": cls}
+        self._weights = _Given(weights)
 
     def weights(self) -> Mapping[str, float | Tensor]:
         """The weights as given."""
-        return dict(self._weights)
+        return self._weights
 
 
 class BesidePCGrad(Fixed):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -28,6 +29,7 @@ from yaml import MarkedYAMLError
 
 from skinmtl.config.overrides import readable
 from skinmtl.config.reference import default_keys, groups
+from skinmtl.config.tasks import CONF, settle
 from skinmtl.distributed.signals import Stop, stoppable
 from skinmtl.errors import ConfigError, Interrupted, SkinmtlError, answer_to, no_package
 from skinmtl.runs.aliases import renamed
@@ -45,7 +47,6 @@ OPTIONS = {
 }
 
 LISTED = ("experiment", "study")  # groups whose options are the user's first choice
-CONF = Path(__file__).resolve().parents[2] / "conf"
 ELSEWHERE = "write elsewhere with hydra.run.dir=, data.cache_dir=, data.split_dir= or data.cache=off"
 
 
@@ -81,6 +82,7 @@ def fit(*words: str) -> Run:
                 raise ConfigError("skinmtl.fit", "these words are several runs", fix)
             HydraConfig.instance().set_config(cfg)
             _refuse_chdir(cfg.hydra.job.chdir)
+            _settle(cfg, cfg.hydra)
             given = {str(key): value for key, value in cfg.items() if key != "hydra"}
             folder = Path(cfg.hydra.run.dir)
         except SkinmtlError:
@@ -206,6 +208,7 @@ def _refuse_chdir(chdir: bool | None) -> None:
 def _job(cfg: DictConfig, argv: Sequence[str]) -> float:
     running = HydraConfig.get()
     cfg = renamed(cfg, warn=True)
+    _settle(cfg, running)
     if running.mode == RunMode.MULTIRUN:
         from skinmtl.studies.sweep import job
 
@@ -218,6 +221,13 @@ def _job(cfg: DictConfig, argv: Sequence[str]) -> float:
     given = {str(key): value for key, value in cfg.items()}
     command = command_without_paths("python train.py", argv[1:])
     return float(run(given, Path(running.runtime.output_dir), command).info()["score"])
+
+
+def _settle(cfg: DictConfig, hydra: HydraConf | DictConfig) -> None:
+    """Settle the tasks of a config that Hydra has composed: what the command chose counts more than any file."""
+    chosen = any(word.partition("=")[0] == "tasks" for word in hydra.overrides.task)
+    sources = [source.path for source in hydra.runtime.config_sources if source.schema == "file"]
+    settle(cfg, chosen, [Path(path) for path in sources])
 
 
 def _run_id() -> str:

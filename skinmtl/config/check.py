@@ -7,6 +7,7 @@ constructor is a key from then on, with no line to change here.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ from skinmtl.config.diagnosis_groups import check_groups
 from skinmtl.config.hardware import resolve_accelerator, resolve_precision
 from skinmtl.config.run_config import RunConfig
 from skinmtl.config.schema import Argument, arguments, find, is_given, outline, own_packages
-from skinmtl.config.signatures import UNREAD
+from skinmtl.config.signatures import ANY, UNREAD
+from skinmtl.config.tasks import named, refusal, settle
 from skinmtl.errors import ConfigError, Faults, SkinmtlError, no_package
 
-TASKS = ("seg", "cls")
 # What a run asks of each part, by methods that only such a thing has: a loss is no network.
 ROLES = {
+    "task": ("learn", "labelled", "metric", "count", "head", "scoring"),
     "data": ("train_dataloader", "val_dataloader", "class_counts", "certificate"),
     "sampler": ("order", "weights"),
     "model": ("forward",),
@@ -38,11 +40,25 @@ ROLES = {
     "callbacks": ("on_train_epoch_end", "state_dict"),
     "logger": ("log_run", "start", "finish"),
 }
-BY_NAME = ("loss", "callbacks")  # several parts, each under a name of its own, where null is none
+BY_NAME = ("task", "loss", "callbacks")  # several parts, each under a name of its own, where null is none
 ONE = ("data", "augment", "sampler", "model", "weighting", "gradients", "optim", "schedule", "trainer")
 PACKAGED = ("experiment", "study", "arm", "global")  # groups of conf/ whose files say things about the whole config
-# What a run logs of each task, for whatever watches a score.
-SCORES = {"seg": ("loss", "mean_image_dice"), "cls": ("loss", "balanced_accuracy", "accuracy")}
+# Names that a task cannot have: keys of every batch, and what torch's dict of modules calls its own.
+TAKEN = (
+    "image",
+    "mask",
+    "has_mask",
+    "dx",
+    "index",
+    "share",
+    "value",
+    "tasks",
+    "type",
+    "float",
+    "double",
+    "half",
+    "train",
+)
 MOVED = ("class_weights",)  # once an argument that a config gave to a part, now a key of the whole run
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 # Name and arguments of a target, at a key; None where nothing is known of it.
@@ -55,6 +71,7 @@ def check_names(cfg: DictConfig) -> None:
     Raises:
         Faults: every fault found, each with its dotted key.
     """
+    settle(cfg)
     faults: list[SkinmtlError] = []
     tree = _resolved(cfg, "", faults)
     faults += _call_faults(tree, ("the config", arguments(RunConfig)), "", tree)
@@ -76,6 +93,7 @@ def check(cfg: DictConfig) -> None:
     Raises:
         Faults: every fault found, each with its dotted key.
     """
+    settle(cfg)
     faults: list[SkinmtlError] = []
     tree = _resolved(cfg, "", faults)
     assert isinstance(tree, dict)
@@ -181,7 +199,8 @@ def _role_faults(constructor: Callable[..., Any], where: str) -> Iterator[Config
     for method in ROLES.get(part, ()) if is_part and isinstance(constructor, type) else ():
         if not hasattr(constructor, method):
             what = f"{constructor.__name__} has no method {method}, which a run asks of it"
-            yield ConfigError(f"{where}._target_", what, f"see conf/{part} for classes that do")
+            group = {"task": "tasks"}.get(part, part)
+            yield ConfigError(f"{where}._target_", what, f"see conf/{group} for classes that do")
             return
 
 
@@ -197,13 +216,13 @@ def _call_faults(node: Any, seen: tuple[str, Mapping[str, Argument]], where: str
                 yield ConfigError(dotted, "only optim is built in two steps, everything else as it stands", "remove it")
         elif key in PACKAGED and not where:
             yield no_package(str(key))
-        elif key not in known:
+        elif (argument := known.get(str(key), known.get(ANY))) is None:
             keys = [argument.name for argument in known.values() if argument.is_key]
             yield ConfigError(dotted, f"{name} has no such argument", _guess(str(key), keys, tree, dotted))
-        elif (fault := _value_fault(dotted, known[key], value, name)) is not None:
+        elif (fault := _value_fault(dotted, argument, value, name)) is not None:
             yield fault
         else:
-            node[key] = known[key].meant(value)
+            node[key] = argument.meant(value)
     if where == "optim" and node.get("_partial_") is not True:
         yield ConfigError("optim._partial_", "the run gives the optimiser its parameters", "set it to true")
     missing = [argument.name for argument in known.values() if argument.is_needed and argument.name not in node]
@@ -242,11 +261,11 @@ def _dotted(node: Node, where: str = "") -> Iterator[str]:
 def _across(tree: Node) -> Iterator[SkinmtlError]:
     """What no single constructor can see."""
     tasks = tree.get("tasks", [])
-    if not tasks or len(set(tasks)) < len(tasks) or not set(tasks) <= set(TASKS):
-        yield ConfigError("tasks", f"{tasks} is not a choice of tasks", "use [seg,cls], [seg] or [cls]")
+    if faults := list(_name_faults(tree, tasks)):
+        yield from faults
         return
     yield from _task_faults(tree, tasks)
-    yield from _target_faults(tree["data"], tasks)
+    yield from _target_faults(tree, tasks)
     yield from _group_faults(tree["data"].get("diagnoses"))
     yield from _weighting_faults(tree, tasks)
     yield from _class_weight_faults(tree, tasks)
@@ -268,6 +287,25 @@ def _across(tree: Node) -> Iterator[SkinmtlError]:
             yield from _callback_faults(f"callbacks.{name}", node, tasks, tree)
 
 
+def _name_faults(tree: Node, tasks: Sequence[str]) -> Iterator[ConfigError]:
+    """Tasks that are none, or that are named as nothing can be; nodes that no name asks for."""
+    if not tasks or len(set(tasks)) < len(tasks):
+        yield ConfigError("tasks", f"{tasks} is not a choice of tasks", f"use one or several of {', '.join(named())}")
+    for name in tasks:
+        if name not in tree["task"]:
+            yield refusal(name)
+        elif not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in TAKEN:
+            fix = "use lower-case letters, digits and _, and another name where it is taken"
+            yield ConfigError(f"task.{name}", "no task can be called so", fix)
+    for name in tree["task"].keys() - set(tasks):
+        yield ConfigError(f"task.{name}", f"a task, but tasks are {tasks}", f"add {name} to tasks, or remove it")
+
+
+def _kinds(tree: Node, tasks: Sequence[str]) -> dict[str, Any]:
+    """The class of each task by its name."""
+    return {name: find(tree["task"][name]["_target_"]) for name in tasks}
+
+
 def _callback_faults(where: str, node: Node, tasks: Sequence[str], tree: Node) -> Iterator[ConfigError]:
     """A watched value that nothing logs, or that is watched for the wrong end."""
     monitor = node.get("monitor")
@@ -275,7 +313,11 @@ def _callback_faults(where: str, node: Node, tasks: Sequence[str], tree: Node) -
         return
     # A training epoch's scores are known after its validation, when a callback looks unless told otherwise.
     stage = "train" if node.get("check_on_train_epoch_end") else "val"
-    scalars = [f"{stage}/{name}" for name in ("score", "loss", *(f"{t}/{name}" for t in tasks for name in SCORES[t]))]
+    better = {f"{stage}/{name}": end for name, end in (("score", "max"), ("loss", "min"))}
+    for task, kind in _kinds(tree, tasks).items():
+        logged = {"loss": "min", **getattr(kind, "logged", {})}
+        better |= {f"{stage}/{task}/{name}": end for name, end in logged.items()}
+    scalars = list(better)
     if monitor not in scalars:
         # What a callback of the user's own logs is known once it has: `skinmtl.training.failures` says what there is.
         others = any(_is_of_the_user(other) for other in tree["callbacks"].values() if other is not None)
@@ -288,9 +330,9 @@ def _callback_faults(where: str, node: Node, tasks: Sequence[str], tree: Node) -
         return
     known = arguments(find(node["_target_"]))
     if "mode" in known:
-        mode, better = value_of(node, "mode"), "min" if monitor.endswith("loss") else "max"
-        if mode in ("min", "max") and mode != better:
-            yield ConfigError(f"{where}.mode", f"{mode!r}, but of {monitor} the {better} is best", f"use {better}")
+        mode, end = value_of(node, "mode"), better[monitor]
+        if mode in ("min", "max") and mode != end:
+            yield ConfigError(f"{where}.mode", f"{mode!r}, but of {monitor} the {end} is best", f"use {end}")
 
 
 def _is_of_the_user(node: Node) -> bool:
@@ -300,8 +342,9 @@ def _is_of_the_user(node: Node) -> bool:
 def _task_faults(tree: Node, tasks: Sequence[str]) -> Iterator[ConfigError]:
     """Losses of tasks that the run does not train, and tasks without a loss."""
     for task, node in tree["loss"].items():
-        if task not in TASKS:
-            yield ConfigError(f"loss.{task}", "there is no such task", "use loss.seg or loss.cls")
+        if task not in (*tasks, *named()):
+            fix = f"use {' or '.join(f'loss.{name}' for name in tasks)}"
+            yield ConfigError(f"loss.{task}", "there is no such task", fix)
         elif node is not None and task not in tasks:
             yield ConfigError(
                 f"loss.{task}", f"a loss, but tasks are {tasks}", f"add {task} to tasks, or loss/{task}=none"
@@ -311,19 +354,24 @@ def _task_faults(tree: Node, tasks: Sequence[str]) -> Iterator[ConfigError]:
             yield ConfigError(f"loss.{task}", "the task has no loss", f"choose one with loss/{task}=")
 
 
-def _target_faults(data: Node, tasks: Sequence[str]) -> Iterator[ConfigError]:
+def _target_faults(tree: Node, tasks: Sequence[str]) -> Iterator[ConfigError]:
     """What is done to the training targets of a task that the run does not train, or until little is left of them."""
-    shuffled, mixing = data.get("shuffled"), data.get("mixing")
+    shuffled, mixing = (tree["data"].get(key) for key in ("shuffled", "mixing"))
     if shuffled is not None and shuffled not in tasks:
         what = f"{shuffled}, but tasks are {tasks}"
         yield ConfigError("data.shuffled", what, f"add {shuffled} to tasks, or use null")
     if mixing is None:
         return
-    if "cls" not in tasks:
-        yield ConfigError("data.mixing", f"tasks are {tasks}, without diagnoses to mix", "use mixing=none, or add cls")
-    elif "seg" in tasks and mixing["_target_"].endswith(".Mixup") and mixing.get("p") == 1:
-        what = "1 leaves next to no photograph with a mask to train on"
-        yield ConfigError("data.mixing.p", what, "give less, such as 0.5, or leave seg out of tasks")
+    kinds = _kinds(tree, tasks)
+    unmixed = [name for name, kind in kinds.items() if not kind.mixes]
+    if len(unmixed) == len(tasks):
+        fix = "use mixing=none, or add one of images' classes"
+        yield ConfigError("data.mixing", f"tasks are {tasks}, without targets to mix", fix)
+    elif unmixed and mixing["_target_"].endswith(".Mixup") and mixing.get("p") == 1:
+        what = "1 leaves next to no image with a mask to train on"
+        yield ConfigError(
+            "data.mixing.p", what, f"give less, such as 0.5, or leave {' and '.join(unmixed)} out of tasks"
+        )
 
 
 def _group_faults(groups: object) -> Iterator[SkinmtlError]:
@@ -346,13 +394,21 @@ def _weighting_faults(tree: Node, tasks: Sequence[str]) -> Iterator[ConfigError]
     if learned and wanted is None and len(tasks) > 1 and not tree["weighting"]["_target_"].endswith(".Fixed"):
         what = "the method of gradients learns the weights of the losses, and so would this"
         yield ConfigError("weighting", what, "use weighting=fixed, or another method of gradients")
-    known = arguments(weighting)
-    for task in set(TASKS) - set(tasks):
+    yield from _weight_faults(tree["weighting"], arguments(weighting), tasks)
+
+
+def _weight_faults(node: Node, known: Mapping[str, Argument], tasks: Sequence[str]) -> Iterator[ConfigError]:
+    """Weights by task, where a weighting takes them: of tasks that are not trained, or all nothing."""
+    if ANY not in known:
+        return
+    for name, value in node.items():
         # A weight left as it comes is no wish; another one is.
-        if task in known and tree["weighting"].get(task) not in (None, known[task].default):
-            what = f"a weight, but tasks are {tasks}"
-            yield ConfigError(f"weighting.{task}", what, f"add {task} to tasks, or leave it at {known[task].default}")
-    if all(tree["weighting"].get(task) == 0 for task in tasks):
+        if name == "_target_" or name in known or name in tasks or (name in named() and value == 1):
+            continue
+        near = difflib.get_close_matches(name, tasks, 1)
+        fix = f"did you mean {f'weighting.{near[0]}'!r}?" if near else f"add {name} to tasks, or leave it at 1.0"
+        yield ConfigError(f"weighting.{name}", f"a weight, but tasks are {tasks}", fix)
+    if all(node.get(task) == 0 for task in tasks):
         yield ConfigError("weighting", "every task weighs nothing", "give one of them a weight above 0")
 
 
@@ -361,13 +417,16 @@ def _class_weight_faults(tree: Node, tasks: Sequence[str]) -> Iterator[ConfigErr
     asked = tree.get("class_weights", "auto")
     if asked in ("auto", "none"):
         return
-    if "cls" not in tasks:
-        yield ConfigError("class_weights", f"{asked}, but tasks are {tasks}", "add cls to tasks, or use auto")
-    elif not is_given(loss := find(tree["loss"]["cls"]["_target_"]), "class_weights"):
-        what = f"{asked}, but {loss.__name__}, the loss of cls, takes no class weights"
-        yield ConfigError(
-            "class_weights", what, "use auto or none, or loss/cls=cross_entropy, label_smoothing or focal"
-        )
+    classed = [name for name, kind in _kinds(tree, tasks).items() if kind.weighs_classes]
+    losses = {name: find(tree["loss"][name]["_target_"]) for name in classed if tree["loss"].get(name) is not None}
+    if not classed:
+        what = f"{asked}, but tasks are {tasks}, without classes of images"
+        yield ConfigError("class_weights", what, "add a classification to tasks, or use auto")
+    elif losses and not any(is_given(loss, "class_weights") for loss in losses.values()):
+        each = " and ".join(f"{loss.__name__}, the loss of {name}," for name, loss in losses.items())
+        what = f"{asked}, but {each} takes no class weights"
+        fix = f"use auto or none, or loss/{classed[0]}=cross_entropy, label_smoothing or focal"
+        yield ConfigError("class_weights", what, fix)
 
 
 def _trainer_faults(node: Node, keep: str) -> Iterator[ConfigError]:

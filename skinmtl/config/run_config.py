@@ -24,7 +24,8 @@ class RunConfig:
     Attributes:
         name: the experiment's name.
         seed: the only source of chance: weights, order, augmentation and dropout follow from it.
-        tasks: `seg`, `cls` or both.
+        tasks: names of what is learned.
+        task: the node of each by its name; of a name without one, that of conf/tasks.
         data: the data module; `augment` and `sampler` are handed to it.
         model: the network.
         loss: the loss of each task, by its name; null where the task is not trained.
@@ -51,6 +52,7 @@ class RunConfig:
     name: str
     seed: Annotated[int, Interval(ge=0, lt=2**32)]
     tasks: list[str]
+    task: Node
     data: Node
     augment: Node
     sampler: Node

@@ -188,13 +188,20 @@ def arguments(constructor: Callable[..., Any]) -> dict[str, Argument]:
         parameters = inspect.signature(maker).parameters.values()
         scope = getattr(inspect.unwrap(maker), "__globals__", {})
         for p in parameters:
-            if p.name == "self" or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            if p.name == "self" or p.kind is p.VAR_POSITIONAL:
+                continue
+            if p.kind is p.VAR_KEYWORD:
+                if p.annotation not in (p.empty, Any, "Any"):
+                    hint = partial(_evaluated, p.annotation, scope)
+                    found[signatures.ANY] = Argument(
+                        signatures.ANY, True, False, signatures.UNREAD, None, None, None, hint
+                    )
                 continue
             keyword_only, is_needed = p.kind is p.KEYWORD_ONLY, p.default is p.empty
             hint = partial(_evaluated, p.annotation, scope)
             argument = _argument(constructor.__module__, owner, p.name, keyword_only, is_needed, p.default, hint)
             found.setdefault(p.name, argument)
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        if signatures.ANY in found or not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
     return found
 

@@ -21,6 +21,7 @@ Maker = ast.FunctionDef | ast.ClassDef
 
 
 UNREAD = object()  # a default that only an import would tell
+ANY = "**"  # the name of the parameter that takes keys of every name, where `**` has a hint that says what they may be
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def parameters(module: Module, maker: Maker) -> list[Parameter] | None:
             continue
         for parameter in list(_of(home, init))[1:]:
             found.setdefault(parameter.name, parameter)
-        if init.args.kwarg is None:
+        if init.args.kwarg is None or ANY in found:
             break
     return list(found.values())
 
@@ -89,6 +90,12 @@ def _of(module: Module, function: ast.FunctionDef) -> Iterator[Parameter]:
         hint = ast.unparse(argument.annotation) if argument.annotation is not None else None
         keyword_only = i >= len(by_place)
         yield Parameter(argument.arg, keyword_only, default is not None, _literal(default), hint, module)
+    if (
+        (rest := given.kwarg) is not None
+        and rest.annotation is not None
+        and (hint := ast.unparse(rest.annotation)) != "Any"
+    ):
+        yield Parameter(ANY, False, True, UNREAD, hint, module)
 
 
 def _literal(node: ast.expr | None) -> Any:

@@ -54,13 +54,14 @@ class DataModule(pl.LightningDataModule):
     then the classes: lists of them by the group's name, or the word rest for all others; null tells all apart. Splits
     are drawn by the diagnoses themselves, so that runs with other groups share them, and their hash. `mixing` mixes
     training photographs with others of data.root, drawn as `sampler` draws; null mixes none. `shuffled` is for negative
-    controls: the masks (seg) or the diagnoses (cls) of the training photographs that have any are dealt out among them
-    anew, by `seed`; those of validation and test stay.
+    controls, a task's name: the targets of the training photographs that have any are dealt out among them anew, by
+    `seed`; those of validation and test stay.
 
     Args:
         mask_classes: what a pixel can be, as the group mask_classes chooses; null is skin or lesion.
         diagnoses: groups of diagnoses by the group's name, as the group diagnoses chooses; null tells all apart.
         mixing: what mixes two training images into one, as the group mixing chooses; null mixes none.
+        columns: the column of each task by its name, for `shuffled`; not needed where nothing is trained.
     """
 
     def __init__(
@@ -87,11 +88,12 @@ class DataModule(pl.LightningDataModule):
         mask_classes: MaskClasses | None = None,
         diagnoses: Groups | None = None,
         mixing: Mixing | None = None,
-        shuffled: Literal["seg", "cls"] | None = None,
+        shuffled: str | None = None,
         *,
         augment: Transform,
         sampler: Shuffle,
         seed: int,
+        columns: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.root, self.layout, self.synthetic = Path(root).expanduser(), layout, synthetic
@@ -113,6 +115,8 @@ class DataModule(pl.LightningDataModule):
         self.dx_groups, self.mixing, self.shuffled = diagnoses, mixing, shuffled
         if diagnoses is not None:
             check_groups(diagnoses)
+        self._columns = dict(columns or {})
+        self._targets: dict[str, NDArray[Any]] = {}
         self._given = Path(split).expanduser() if split else None
         self._photographs: Photographs | None = None
 
@@ -187,7 +191,8 @@ class DataModule(pl.LightningDataModule):
         counts = ", ".join(f"{stage} {len(self.rows(stage)):,}" for stage in splits.SPLITS)
         logger.info("fold %d of %s (sha256 %s): %s", self.fold, self.split_file, self.split_hash[:12], counts)
 
-        self._mask_of, self._dx_of = self._dealt("seg", "mask"), self._dealt("cls", "dx")
+        self._dealt_column = self._shuffled_column()
+        self._dealt = self._deal()
         known = self.table, self.size
         pixels = cache.get(*known, self.cache_dir, self.mask_rule) if self.cache == "auto" else None
         self._is_cached = pixels is not None
@@ -211,19 +216,47 @@ class DataModule(pl.LightningDataModule):
         table: pd.DataFrame = self.table[self.source.clip(max=1) == source].reset_index(drop=True)
         return table.assign(dx=table["dx_original"]) if "dx_original" in table else table
 
-    def _dealt(self, task: str, column: str) -> NDArray[np.int64]:
-        """For each row, the one whose target it comes with, (N,): itself, but for training rows of a shuffled task."""
+    def _shuffled_column(self) -> str | None:
+        """The column of `shuffled`; None where nothing is."""
+        if self.shuffled is None:
+            return None
+        column = self._columns.get(self.shuffled)
+        if column is None or column not in self.table:
+            what = f"there is no task {self.shuffled} whose targets could be dealt out"
+            raise ConfigError("data.shuffled", what, f"use one of {', '.join(self._columns)}, or null")
+        return column
+
+    def _deal(self) -> NDArray[np.int64] | None:
+        """For each row, the one whose shuffled target it comes with, (N,); None where nothing is shuffled."""
+        column = self._dealt_column
+        if column is None:
+            return None
         dealt = np.arange(len(self.table))
-        if task == self.shuffled:
-            rows = np.flatnonzero((self._stages == "train") & self.table[column].notna().to_numpy())
-            dealt[rows] = np.random.default_rng(self.seed).permutation(rows)
-            what = {"mask": "mask", "dx": "diagnosis"}[column]
-            logger.info("SHUFFLED: each training photograph has the %s of another: a negative control", what)
+        rows = np.flatnonzero((self._stages == "train") & self.table[column].notna().to_numpy())
+        dealt[rows] = np.random.default_rng(self.seed).permutation(rows)
+        what = {"dx": "diagnosis"}.get(column, column)
+        logger.info("SHUFFLED: each training photograph has the %s of another: a negative control", what)
         return dealt
+
+    def _dealt_of(self, column: str) -> NDArray[np.int64] | None:
+        """As `_deal`, for the targets of one column: None where they stay where they are."""
+        return self._dealt if self._dealt_column == column else None
+
+    def carry(self, targets: Mapping[str, Mapping[str, NDArray[Any]]]) -> None:
+        """Have samples carry further targets; `setup` comes first.
+
+        Args:
+            targets: by the column that they were made of, then by batch key, (N, ...) for the N rows of the table.
+        """
+        for column, arrays in targets.items():
+            dealt = self._dealt_of(column)
+            self._targets |= {key: array if dealt is None else array[dealt] for key, array in arrays.items()}
 
     def _dx(self) -> NDArray[np.int64]:
         """The diagnosis that each row comes with, counted from 0, (N,); none is -1."""
-        return np.asarray(self.table["dx"].cat.codes, dtype=np.int64)[self._dx_of]
+        codes = np.asarray(self.table["dx"].cat.codes, dtype=np.int64)
+        dealt = self._dealt_of("dx")
+        return codes if dealt is None else codes[dealt]
 
     def rows(self, stage: Split, source: int | None = None) -> NDArray[np.int64]:
         """Rows of the case table in this stage of the fold, ascending; `source` 0 is data.root, None all."""
@@ -237,29 +270,36 @@ class DataModule(pl.LightningDataModule):
         pairs = list(dict.fromkeys([*self.pairs, *self._across]))
         return certificate(self.split, first, self.split_hash, pairs, origin, further, self.auxiliary_facts)
 
-    def class_counts(self) -> list[float]:
-        """Training photographs of each diagnosis, (K,); those of a further source as often as its places show them."""
-        return [float(count) for count in self._per_epoch(lambda dx, lesion: np.ones(len(dx)))]
+    def class_counts(self, key: str = "dx", classes: int | None = None) -> list[float]:
+        """Training photographs of each class, (K,); those of a further source as often as its places show them.
+
+        Args:
+            key: the batch key that holds the classes, counted from 0, -1 where missing.
+            classes: how many there are; None for those of the diagnosis.
+        """
+        return [float(count) for count in self._per_epoch(lambda dx, lesion: np.ones(len(dx)), key, classes)]
 
     def drawn(self) -> int:
         """Places of an epoch for the photographs at data.root: as many as train, cut to whole batches."""
         first = self._places()[0]
         return len(self.rows("train", source=0)) // first * first
 
-    def class_shares(self) -> list[float]:
-        """Expected share of each diagnosis among the labelled photographs of an epoch, (K,)."""
-        drawn = self._per_epoch(lambda dx, lesion: self.sampler.weights(dx, lesion) * len(dx))
+    def class_shares(self, key: str = "dx", classes: int | None = None) -> list[float]:
+        """Expected share of each class among the labelled images of an epoch, (K,); takes what `class_counts` does."""
+        drawn = self._per_epoch(lambda dx, lesion: self.sampler.weights(dx, lesion) * len(dx), key, classes)
         return [float(share) for share in drawn / max(drawn.sum(), np.finfo(float).tiny)]
 
-    def _per_epoch(self, draws: Weigh) -> NDArray[np.float64]:
-        """How often each diagnosis comes while data.root is passed once, (K,); `draws` says it of each photograph."""
+    def _per_epoch(self, draws: Weigh, key: str, classes: int | None) -> NDArray[np.float64]:
+        """How often each class comes while data.root is passed once, (K,); `draws` says it of each photograph."""
         parts, count = self._parts(), self._places()
-        total = np.zeros(len(self.dx_classes))
+        target = self._dx() if key == "dx" else self._targets[key]
+        total = np.zeros(len(self.dx_classes) if classes is None else classes)
         for rows, fills in zip(parts, count, strict=True):
             dx, lesion = self._labels(rows)
             passes = (len(parts[0]) / count[0]) / (len(rows) / fills)
-            known = dx >= 0
-            total += passes * np.bincount(dx[known], draws(dx, lesion)[known], minlength=len(total))
+            own = target[rows]
+            known = own >= 0
+            total += passes * np.bincount(own[known], draws(dx, lesion)[known], minlength=len(total))
         return total
 
     def _parts(self) -> list[NDArray[np.int64]]:
@@ -308,7 +348,8 @@ class DataModule(pl.LightningDataModule):
 
     def _samples(self, transform: Transform, mix: Mix | None = None) -> Samples:
         assert self._photographs is not None, "setup() comes first"
-        return Samples(self._photographs, self._dx(), transform, self.seed, mix, self._mask_of)
+        dealt = self._dealt_of("mask")
+        return Samples(self._photographs, self._dx(), transform, self.seed, mix, dealt, self._targets)
 
     def _loader(self, samples: Samples, sampler: EpochSampler | SequentialSampler) -> Loader:
         return Loader(

@@ -7,9 +7,10 @@ import gc
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -41,7 +42,7 @@ class Samples(Dataset[Sample | SkinmtlError]):
 
     A photograph that cannot be read comes as the error itself, for `Loader` to raise: an exception raised in a worker
     would arrive as a RuntimeError without its name. With `mix`, another is mixed into some. `masks` says for each row
-    whose mask it comes with; without it, its own.
+    whose mask it comes with; without it, its own. `targets` are further ones by batch key, (N, ...) by row.
     """
 
     def __init__(
@@ -52,9 +53,10 @@ class Samples(Dataset[Sample | SkinmtlError]):
         seed: int,
         mix: Mix | None = None,
         masks: NDArray[np.int64] | None = None,
+        targets: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:
         self._photographs, self._dx, self._transform, self._seed = photographs, dx, transform, seed
-        self._mix, self._masks = mix, masks
+        self._mix, self._masks, self._targets = mix, masks, dict(targets or {})
 
     def __getitem__(self, place: SampleKey) -> Sample | SkinmtlError:
         epoch, position, row = place
@@ -75,7 +77,8 @@ class Samples(Dataset[Sample | SkinmtlError]):
             mask = self._photographs.read(other)[1]
         image, mask = self._transform(image, mask, key)
         has_mask, dx = self._photographs.has_mask(row), int(self._dx[row])
-        return Sample(image=image, mask=mask, has_mask=has_mask, dx=dx, index=row)
+        targets = {key: array[row] for key, array in self._targets.items()}
+        return Sample(image=image, mask=mask, has_mask=has_mask, dx=dx, index=row, targets=targets)
 
     def _mixed(self, own: Sample, mix: Mix, epoch: int, position: int) -> Sample:
         size = (own["mask"].shape[0], own["mask"].shape[1])
@@ -85,7 +88,10 @@ class Samples(Dataset[Sample | SkinmtlError]):
         if rng.random() < mix.by.p and own["dx"] >= 0 and partner != own["index"]:
             other = self._one(partner, (self._seed, epoch, position, 1))
             pair = mix.by.pair(own, other, share, rng)
-        return {**pair, "dx_other": pair.get("dx_other", pair["dx"]), "share": share}
+            if "dx_other" in pair:  # it was mixed
+                pair = {**pair, "targets_other": other.get("targets", {})}
+        others = pair.get("targets_other", pair.get("targets", {}))
+        return {**pair, "dx_other": pair.get("dx_other", pair["dx"]), "targets_other": others, "share": share}
 
 
 class Loader(DataLoader[Sample | SkinmtlError]):
@@ -128,10 +134,18 @@ def collate(samples: Sequence[Sample | SkinmtlError]) -> Batch | SkinmtlError:
         dx=torch.tensor([sample["dx"] for sample in good]),
         index=torch.tensor([sample["index"] for sample in good]),
     )
+    further = good[0].get("targets", {})
+    batch |= {key: _stacked([sample["targets"][key] for sample in good]) for key in further}
     if "share" in good[0]:
         batch["dx_other"] = torch.tensor([sample["dx_other"] for sample in good])
+        batch |= {f"{key}_other": _stacked([s["targets_other"][key] for s in good]) for key in further}
         batch["share"] = torch.tensor(good[0]["share"])
     return batch
+
+
+def _stacked(values: Sequence[Any]) -> torch.Tensor:
+    """Numbers or arrays, one of each sample, as one tensor of their type."""
+    return torch.from_numpy(np.stack(values))
 
 
 def _one_thread(_: int) -> None:

@@ -69,7 +69,7 @@ def run_data(run: Run, data_root: Path | None = None) -> DataModule:
     check_saved(cfg, "data", "augment", "sampler")
     # No cache and no further sources: they are for training. What duplicates merged stands in the split's own groups.
     changes: dict[str, Any] = {"split": str(run.split_file), "workers": 0, "cache": "off"}
-    changes |= {"duplicates": "none", "auxiliary": None}
+    changes |= {"duplicates": "none", "auxiliary": None, "shuffled": None}
     if data_root is not None:
         changes |= {"root": str(data_root), "synthetic": None}
     parts = {"augment": build(cfg.augment), "sampler": build(cfg.sampler), "seed": cfg.seed}

@@ -15,11 +15,14 @@ from torch import Tensor, nn
 
 from skinmtl.config.build import build, without_weights
 from skinmtl.config.check import check_saved
+from skinmtl.config.tasks import settle
 from skinmtl.data.images.reading import fit_image, read_image
 from skinmtl.errors import InputError
 from skinmtl.runs import checkpoints
 from skinmtl.runs.run import Run
-from skinmtl.tasks.base import Diagnosis, Segmentation
+from skinmtl.tasks.base import Task
+from skinmtl.tasks.classification.prediction import ClassPrediction
+from skinmtl.tasks.segmentation.prediction import MaskPrediction
 
 Photograph = Path | str | NDArray[Any] | Tensor
 SHAPES = "give (H, W, 3) uint8 RGB, 0 to 255, or floats from 0 to 1; grey (H, W) or (H, W, 1) and RGBA, too; or a file"
@@ -28,25 +31,45 @@ TOGETHER = 32  # photographs that pass through the network at once
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says of one photograph, at the photograph's own height H and width W.
+    """What a network says of one image.
 
     Attributes:
-        mask: (H, W) uint8 index into the mask classes; None when the run has no `seg` task.
-        mask_probability: (H, W) float32, probability of not being background, resized from the network's size; or None.
-        input_mask: the mask at network size, before any resizing; or None.
-        probabilities: probability by diagnosis, float64, summing to one; None when the run has no `cls` task.
+        tasks: the answer of each task by its name, as `Task.read` gives it: of a segmentation a `MaskPrediction`, of a
+            classification a `ClassPrediction`, of a regression a `ValuePrediction`.
     """
 
-    mask: NDArray[np.uint8] | None
-    mask_probability: NDArray[np.float32] | None
-    input_mask: NDArray[np.uint8] | None
-    probabilities: dict[str, float] | None
+    tasks: Mapping[str, Any]
+
+    def __getitem__(self, name: str) -> Any:  # noqa: ANN401 -- as each task reads it
+        return self.tasks[name]
+
+    @property
+    def mask(self) -> NDArray[np.uint8] | None:
+        """(H, W) uint8 index into the mask classes, at the image's own size; None without a segmentation."""
+        return getattr(self._first(MaskPrediction), "mask", None)
+
+    @property
+    def mask_probability(self) -> NDArray[np.float32] | None:
+        """(H, W) float32, probability of not being background, resized from the network's size; or None."""
+        return getattr(self._first(MaskPrediction), "probability", None)
+
+    @property
+    def input_mask(self) -> NDArray[np.uint8] | None:
+        """The mask at network size, before any resizing; or None."""
+        return getattr(self._first(MaskPrediction), "input_mask", None)
+
+    @property
+    def probabilities(self) -> Mapping[str, float] | None:
+        """Probability by class of the first classification, float64, summing to one; None without one."""
+        return getattr(self._first(ClassPrediction), "probabilities", None)
 
     @property
     def dx(self) -> str | None:
-        """The diagnosis of the largest probability."""
-        p = self.probabilities
-        return None if p is None else max(p, key=p.__getitem__)
+        """The class of the largest probability."""
+        return getattr(self._first(ClassPrediction), "label", None)
+
+    def _first(self, kind: type) -> Any:  # noqa: ANN401
+        return next((answer for answer in self.tasks.values() if isinstance(answer, kind)), None)
 
 
 class Predictor:
@@ -61,16 +84,13 @@ class Predictor:
     def __init__(
         self,
         network: nn.Module,
-        tasks: Sequence[str],
-        mask_classes: Sequence[str],
-        dx_classes: Sequence[str],
+        tasks: Sequence[Task],
         size: tuple[int, int],
         device: str,
         flips: bool = False,
     ) -> None:
         self.network = network.eval().to(device).to(memory_format=torch.channels_last)
-        self.tasks, self.size, self.device = tuple(tasks), size, device
-        self.mask_classes, self.dx_classes = tuple(mask_classes), tuple(dx_classes)
+        self.tasks, self.size, self.device = {task.name: task for task in tasks}, size, device
         self.views: tuple[tuple[int, ...], ...] = ((), (3,), (2,), (2, 3)) if flips else ((),)  # axes of (B, 3, H, W)
 
     @overload
@@ -111,35 +131,23 @@ class Predictor:
         photographs = iter(images)
         while batch := [(fit_image(p, self.size), p.shape[:2]) for p in map(as_bytes, islice(photographs, batch_size))]:
             tensor = torch.from_numpy(np.stack([fitted for fitted, _ in batch])).permute(0, 3, 1, 2).to(self.device)
-            seg, cls = self._read(tensor)
+            values = self._values(tensor)
             for i, (_, size) in enumerate(batch):
-                yield self._one(None if seg is None else seg[i : i + 1], None if cls is None else cls[i], size)
+                yield self._one({name: value[i] for name, value in values.items()}, size)
 
     @torch.inference_mode()
-    def _read(self, images: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Probabilities of masks (B, 1 or M, H, W), at network size, and of diagnoses (B, K), as far as trained."""
+    def _values(self, images: Tensor) -> dict[str, Tensor]:
+        """Probabilities and the like by task, (B, C, H, W) at network size of a dense one, else (B, C)."""
         views = [(axes, self.network(images.flip(axes))) for axes in self.views]
-        seg = cls = None
-        if "seg" in self.tasks:
-            seg = torch.stack([Segmentation.probabilities(logits["seg"]).flip(axes) for axes, logits in views]).mean(0)
-        if "cls" in self.tasks:
-            cls = torch.stack([Diagnosis.probabilities(logits["cls"]) for _, logits in views]).mean(0)
-        return seg, cls
+        found = {}
+        for name, task in self.tasks.items():
+            seen = [task.probabilities(logits[name]).flip(axes if task.dense else ()) for axes, logits in views]
+            found[name] = torch.stack(seen).mean(0)
+        return found
 
     @torch.inference_mode()
-    def _one(self, seg: Tensor | None, cls: Tensor | None, size: tuple[int, int]) -> Prediction:
-        names = None if cls is None else dict(zip(self.dx_classes, cls.tolist(), strict=True))
-        if seg is None:
-            return Prediction(None, None, None, names)
-        # Probabilities are resized, then thresholded: resizing a mask would move its edge in steps of input pixels.
-        large = nn.functional.interpolate(seg, size, mode="bilinear", align_corners=False)
-        lesion = large[0, 0] if large.shape[1] == 1 else 1 - large[0, 0]
-        return Prediction(
-            mask=Segmentation.read(large)[0].cpu().numpy(),
-            mask_probability=lesion.float().cpu().numpy(),
-            input_mask=Segmentation.read(seg)[0].cpu().numpy(),
-            probabilities=names,
-        )
+    def _one(self, values: Mapping[str, Tensor], shape: tuple[int, int]) -> Prediction:
+        return Prediction({name: task.read(values[name], shape) for name, task in self.tasks.items()})
 
 
 def as_bytes(image: Photograph) -> NDArray[np.uint8]:
@@ -200,18 +208,18 @@ def load_run(path: Path | str, which: str = "best", device: str = "auto") -> Pre
     """
     run = Run.open(path)
     cfg = run.config()
-    check_saved(cfg, "model")
+    settle(cfg)
+    check_saved(cfg, "model", "task")
     checkpoint = checkpoints.load(run.checkpoint(which))
     facts = checkpoint.get("skinmtl")
     if not isinstance(facts, dict):
         raise InputError(str(run.checkpoint(which)), "not a checkpoint of skinmtl", "give a run that train.py made")
-    network = build(
-        without_weights(cfg.model),
-        tasks=facts["tasks"],
-        mask_classes=len(facts["mask_classes"]),
-        dx_classes=len(facts["dx_classes"]),
-        size=tuple(facts["size"]),
-    )
+    tasks = [build(cfg.task[name], name=name) for name in facts["tasks"]]
+    for task in tasks:
+        task.restore(facts)
+    sizes = {"mask_classes": len(facts["mask_classes"]), "dx_classes": len(facts["dx_classes"])}
+    parts = {"outputs": tasks, "tasks": facts["tasks"], "size": tuple(facts["size"])} | sizes
+    network = build(without_weights(cfg.model), **parts)
     try:
         network.load_state_dict(network_state(checkpoint["state_dict"]))
     except RuntimeError:
@@ -227,8 +235,7 @@ def load_run(path: Path | str, which: str = "best", device: str = "auto") -> Pre
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {device}", str(error).splitlines()[0], "use auto or cpu") from None
     flips = bool(cfg.get("test_time_flips", False))
-    classes = facts["mask_classes"], facts["dx_classes"]
-    return Predictor(network, facts["tasks"], *classes, tuple(facts["size"]), device, flips)
+    return Predictor(network, tasks, tuple(facts["size"]), device, flips)
 
 
 def network_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

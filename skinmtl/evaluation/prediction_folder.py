@@ -75,7 +75,13 @@ def write_predictions(
                 assert isinstance(answer, InputError)
                 errors[path] = {"file": printable_name(path.name), "error": answer.what, "fix": answer.fix}
             else:
-                row = _write_one(answer, image, path.stem, partial, predictor.mask_classes)
+                row = _write_one(
+                    answer,
+                    image,
+                    path.stem,
+                    partial,
+                    predictor.tasks["seg"].facts["classes"] if "seg" in predictor.tasks else (),
+                )
                 done[path] = {"file": printable_name(path.name)} | row
         left = [path for path in photographs if path not in done and path not in errors]
         if len(left) == len(photographs):
@@ -127,8 +133,12 @@ def _each(
 
 def _columns(predictor: Predictor) -> list[str]:
     """The columns of predictions.csv, rows or none."""
-    diagnoses = ["dx", *(f"prob_{dx}" for dx in predictor.dx_classes)] if "cls" in predictor.tasks else []
-    shares = [f"{name}_share" for name in predictor.mask_classes[1:]] if "seg" in predictor.tasks else []
+    diagnoses = (
+        ["dx", *(f"prob_{dx}" for dx in predictor.tasks["cls"].facts["classes"])] if "cls" in predictor.tasks else []
+    )
+    shares = (
+        [f"{name}_share" for name in predictor.tasks["seg"].facts["classes"][1:]] if "seg" in predictor.tasks else []
+    )
     return ["file", *diagnoses, *shares]
 
 

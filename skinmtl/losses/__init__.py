@@ -2,12 +2,14 @@
 
 from skinmtl.losses.classification import LDAM, ClassBalanced, CrossEntropy, FocalCrossEntropy, LogitAdjusted
 from skinmtl.losses.common import mean_over_labelled
+from skinmtl.losses.regression import AbsoluteError, Huber, SquaredError
 from skinmtl.losses.segmentation import BCE, Boundary, Dice, DiceBCE, Focal, FocalTversky, Lovasz, Tversky
 
 # Configs, those of finished runs too, call a loss by its name here.
 __all__ = [
     "BCE",
     "LDAM",
+    "AbsoluteError",
     "Boundary",
     "ClassBalanced",
     "CrossEntropy",
@@ -16,8 +18,10 @@ __all__ = [
     "Focal",
     "FocalCrossEntropy",
     "FocalTversky",
+    "Huber",
     "LogitAdjusted",
     "Lovasz",
+    "SquaredError",
     "Tversky",
     "mean_over_labelled",
 ]

@@ -1,9 +1,10 @@
-"""Photograph to logits by task name: one encoder, a mask decoder, a class head."""
+"""Image to logits by task name: one encoder, and for each task the head that it asks for."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
 
 import timm
@@ -13,6 +14,7 @@ from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
 
 from skinmtl.errors import ConfigError, InputError, first_line
+from skinmtl.models.body import Body, Output
 from skinmtl.models.decoders import DECODERS
 from skinmtl.models.encoders import Encoder, Statistics, check_encoder, depths, statistics
 from skinmtl.models.heads import Head, Pooled, Width
@@ -26,13 +28,14 @@ Rate = Annotated[float, Interval(gt=0, le=1)]
 
 
 class MultiTaskNet(nn.Module):
-    """heads(encoder(normalise(image))): a mask from the decoder, a diagnosis from the deepest features.
+    """heads(encoder(normalise(image))): a map from a decoder, a row of numbers from the deepest features.
 
-    A task that is not trained has no parts: without `seg` there is no decoder, without `cls` no class head.
+    Each task makes its own head, from what `Body` offers; a task that is not trained has none.
 
     `encoder` is any encoder of segmentation-models-pytorch by name, of timm as `tu-<name>`, or an `Encoder` of one's
     own. `weights` is null for random ones, `imagenet`, or a file of its weights under torchvision's or timm's names.
-    `head` is the class head; where it is null, `pooling`, `dropout` and `hidden` are those of a `Pooled` one.
+    `head` is the head of a task whose logits are a row of numbers; where it is null, `pooling`, `dropout` and `hidden`
+    are those of a `Pooled` one.
 
     The encoder's parameters learn at `encoder_rate` times the learning rate, and those that stand d feature maps before
     the deepest one at `rate_decay` ** d times that (Howard and Ruder 2018, arXiv:1801.06146).
@@ -58,45 +61,45 @@ class MultiTaskNet(nn.Module):
         encoder_rate: Rate = 1.0,
         rate_decay: Rate = 1.0,
         *,
-        tasks: Sequence[str],
-        mask_classes: int,
-        dx_classes: int,
+        outputs: Sequence[Output],
         size: tuple[int, int],
     ) -> None:
         super().__init__()
-        if "seg" in tasks:
+        # Those of maps first: the others may look at what they say of the lesion.
+        ordered = sorted(outputs, key=lambda output: not output.dense)
+        dense = [output for output in ordered if output.dense]
+        if dense:
             check_size(size, arch)
-        self.encoder, name, (mean, std) = _encoder(encoder, arch if "seg" in tasks else None)
-        if "seg" in tasks:
-            # One foreground class needs one logit; more need one each, background first.
-            classes = 1 if mask_classes == 2 else mask_classes
-            channels = self.encoder.out_channels
-            parts = _build(lambda: DECODERS[arch].build(self.encoder, channels, classes), arch, encoder)
-            self.decoder, self.mask_head = parts
-        if "cls" in tasks:
-            self.class_head = _head(head or Pooled(pooling, dropout, hidden), tasks)
-            self.class_head.connect(self.encoder.out_channels[-1], dx_classes)
-        self.tasks, self._size = tuple(tasks), size
+        self.encoder, name, (mean, std) = _encoder(encoder, arch if dense else None)
+        pooled = _checked(head or Pooled(pooling, dropout, hidden), ordered)
+        body = Body(self.encoder, self.encoder.out_channels, arch, pooled)
+        # Not a ModuleDict: a checkpoint knows each head by the names of its parts.
+        self._heads: dict[str, nn.Module] = {}
+        for output in ordered:
+            made = _build(partial(output.head, body), arch if output.dense else None, encoder)
+            self._heads[output.name] = made
+            for part, module in output.parts(made).items():
+                self.add_module(part, module)
+        self._dense, self._size = [output.name for output in dense], size
         self._encoder_rate, self._rate_decay = encoder_rate, rate_decay
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
-        _try(self, size, arch, name)
+        _try(self, self._dense, size, arch, name)
         self.weights_file = None if weights is None else load_encoder(self.encoder, name, weights)
 
     def forward(self, image: Tensor) -> Logits:
-        """Float32 logits by task: `seg` (B, 1 or M, H, W), `cls` (B, K), from (B, 3, H, W) uint8 photographs.
+        """Float32 logits by task name, (B, C, H, W) of a dense task or (B, C), from (B, 3, H, W) uint8 images.
 
         Raises:
-            InputError: for anything but bytes, such as floats from 0 to 1, which would look like a black photograph.
+            InputError: for anything but bytes, such as floats from 0 to 1, which would look like a black image.
         """
         if image.dtype != torch.uint8:
             raise _no_bytes(image)
         features = self.encoder((image - self.mean) / self.std)  # coarsest last
         logits: Logits = {}
-        if "seg" in self.tasks:
-            logits["seg"] = self.mask_head(self.decoder(features)).float()
-        if "cls" in self.tasks:
-            logits["cls"] = self.class_head(features[-1], logits.get("seg")).float()
+        for name, head in self._heads.items():
+            mask = logits[self._dense[0]] if logits and self._dense else None
+            logits[name] = head(features if name in self._dense else features[-1], mask).float()
         return logits
 
     def rates(self) -> dict[nn.Parameter, float]:
@@ -124,9 +127,7 @@ def check_size(size: tuple[int, int], arch: str) -> None:
         raise ConfigError("data.size", what, f"use {' or '.join(dict.fromkeys(map(str, fits)))}")
 
 
-def check_logits(
-    network: object, tasks: Sequence[str], mask_classes: int, dx_classes: int, size: tuple[int, int]
-) -> None:
+def check_logits(network: object, outputs: Sequence[Output], size: tuple[int, int]) -> None:
     """Refuse a network of one's own that does not give a run's logits; ours have tried themselves when they were made.
 
     Raises:
@@ -137,7 +138,7 @@ def check_logits(
     name, key = type(network).__name__, "model._target_"
     if not isinstance(network, nn.Module):
         raise ConfigError(key, f"{name} is no network", "derive it from torch.nn.Module")
-    wanted = {"seg": (2, 1 if mask_classes == 2 else mask_classes, *size), "cls": (2, dx_classes)}
+    wanted = {one.name: (2, one.outputs, *size) if one.dense else (2, one.outputs) for one in outputs}
     was_training = network.training
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -148,8 +149,8 @@ def check_logits(
     network.train(was_training)
     if not isinstance(logits, Mapping):
         what = f"forward of {name} gives a {type(logits).__name__}, no dict of logits by task"
-        raise ConfigError(key, what, f"return {{{', '.join(f'{task!r}: ...' for task in tasks)}}}")
-    for task in tasks:
+        raise ConfigError(key, what, f"return {{{', '.join(f'{task!r}: ...' for task in wanted)}}}")
+    for task in wanted:
         given = logits.get(task)
         if not isinstance(given, Tensor):
             raise ConfigError(key, f"{name} gives no logits[{task!r}]", f"give them, or leave {task} out of tasks")
@@ -177,14 +178,15 @@ def _encoder(encoder: str | Encoder, arch: str | None) -> tuple[Any, str, Statis
     return encoder, name, encoder.statistics
 
 
-def _head(head: Head, tasks: Sequence[str]) -> Head:
+def _checked(head: Head, outputs: Sequence[Output]) -> Head:
+    """The head of the config, where it is one and has what it looks at."""
     if not isinstance(head, Head):
         raise ConfigError(
             "model.head", f"{type(head).__name__} is no class head", "derive it from skinmtl.models.heads.Head"
         )
-    if head.needs_mask and "seg" not in tasks:
+    if head.needs_mask and not any(output.dense for output in outputs):
         what = f"{type(head).__name__} looks at the mask, and this run draws none"
-        raise ConfigError("model.head", what, "add seg to tasks, or model/head=pooled")
+        raise ConfigError("model.head", what, "add a segmentation to tasks, or model/head=pooled")
     return head
 
 
@@ -210,7 +212,7 @@ def _instead(arch: str | None, encoder: str | Encoder) -> str:
     return "take an encoder whose feature maps are each half the one before, such as resnet34 or tu-convnext_nano"
 
 
-def _try(network: MultiTaskNet, size: tuple[int, int], arch: str, encoder: str) -> None:
+def _try(network: MultiTaskNet, dense: Sequence[str], size: tuple[int, int], arch: str, encoder: str) -> None:
     """Push shapes alone through a network; some encoders take one size only, and only they know which."""
     meta = {name: t.to("meta") for name, t in (*network.named_parameters(), *network.named_buffers())}
     image = torch.zeros(1, 3, *size, dtype=torch.uint8, device="meta")
@@ -221,10 +223,11 @@ def _try(network: MultiTaskNet, size: tuple[int, int], arch: str, encoder: str) 
         what = f"{list(size)} does not suit encoder {encoder} ({first_line(error)})"
         raise ConfigError("data.size", what, _fitting(size, encoder)) from None
     network.train()
-    if "seg" in logits and logits["seg"].shape[2:] != tuple(size):
-        what = f"{arch} makes a mask of {list(logits['seg'].shape[2:])} out of {encoder}'s features, not {list(size)}"
-        others = [other for other in ANY_SIZE if other != arch]
-        raise ConfigError("model.arch", what, f"use {' or '.join(others)}, or another encoder")
+    for name in dense:
+        if (made := list(logits[name].shape[2:])) != list(size):
+            what = f"{arch} makes a mask of {made} out of {encoder}'s features, not {list(size)}"
+            others = [other for other in ANY_SIZE if other != arch]
+            raise ConfigError("model.arch", what, f"use {' or '.join(others)}, or another encoder")
 
 
 def _fitting(size: tuple[int, int], encoder: str) -> str:

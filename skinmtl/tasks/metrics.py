@@ -88,3 +88,32 @@ class Confusion(Metric):
         balanced = (recall * present).sum() / present.sum().clamp(min=1)
         accuracy = hits.sum() / support.sum().clamp(min=1)
         return {"balanced_accuracy": balanced.float(), "accuracy": accuracy.float()}
+
+
+class AbsoluteError(Metric):
+    """Sum of absolute errors, read as their mean, and as `closeness` = 1 / (1 + mean / spread).
+
+    Args:
+        spread: the mean absolute error of a constant guess, in the unit of the values; above 0.
+    """
+
+    total: Tensor
+    images: Tensor
+    full_state_update = False
+
+    def __init__(self, spread: float) -> None:
+        super().__init__()
+        self.spread = spread
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, predicted: Tensor, target: Tensor) -> None:
+        """Count (B,) predicted and true values."""
+        self.total += (predicted.double() - target.double()).abs().sum()
+        self.images += len(predicted)
+
+    def compute(self) -> dict[str, Tensor]:
+        """`closeness` in (0, 1] and `mean_absolute_error`; both zero before any sample."""
+        mean = self.total / self.images.clamp(min=1)
+        closeness = torch.where(self.images > 0, 1 / (1 + mean / self.spread), 0.0)
+        return {"closeness": closeness.float(), "mean_absolute_error": mean.float()}

@@ -19,6 +19,7 @@ from skinmtl.config.run_config import RunConfig
 from skinmtl.errors import ConfigError, Faults, SkinmtlError
 from skinmtl.models.multitask_net import check_logits
 from skinmtl.runs.aliases import renamed
+from skinmtl.training.tasks import build_tasks
 
 
 def checked(given: Mapping[str, Any]) -> RunConfig:
@@ -46,8 +47,9 @@ def _faults(config: RunConfig) -> Iterator[SkinmtlError]:
     """Build what costs nothing; yield the faults that only the constructors themselves know."""
     for key in ("augment", "sampler", "weighting", "gradients"):
         yield from _attempt(getattr(config, key), key, lambda node: build(node, tasks=config.tasks))
-    for task in config.tasks:
-        yield from _attempt(config.loss[task], f"loss.{task}", lambda node: build(node, class_counts=[1, 1]))
+    for name in config.tasks:
+        yield from _attempt(config.task[name], f"task.{name}", partial(build, name=name))
+        yield from _attempt(config.loss[name], f"loss.{name}", partial(build, class_counts=[1, 1]))
     yield from _dry_callbacks({f"callbacks.{name}": node for name, node in config.callbacks.items() if node})
     one = [torch.nn.Parameter(torch.zeros(1))]
     yield from _attempt(config.optim, "optim", lambda node: build(node)(one))
@@ -65,9 +67,13 @@ def _faults(config: RunConfig) -> Iterator[SkinmtlError]:
     height, width = (size, size) if isinstance(size, int) else size
 
     def connect(node: Node) -> None:
+        tasks = build_tasks(config.task)
+        for task in tasks:
+            task.assume()
         # As many classes as any data has. Not on the meta device, where smp's mit_* encoders cannot be built.
-        sized: dict[str, Any] = {"mask_classes": 2, "dx_classes": 2, "size": (height, width)}
-        check_logits(build(without_weights(node), tasks=config.tasks, **sized), config.tasks, **sized)
+        sizes = {"mask_classes": 2, "dx_classes": 2, "size": (height, width)}
+        network = build(without_weights(node), outputs=tasks, tasks=config.tasks, **sizes)
+        check_logits(network, tasks, (height, width))
 
     yield from _attempt(config.model, "model", connect)
     trainer = dict(config.trainer)

@@ -6,7 +6,7 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,22 +25,17 @@ from skinmtl.reports.run import write_run_report
 from skinmtl.runs.checkpoints import load as load_checkpoint
 from skinmtl.runs.labels import stamps
 from skinmtl.runs.run import Run
+from skinmtl.tasks.base import Task
 from skinmtl.terminal import only
 from skinmtl.tracking.wandb import WandB
-from skinmtl.training.build import (
-    build_data,
-    build_module,
-    build_trainer,
-    check_targets,
-    class_weights,
-    say_shares,
-)
+from skinmtl.training.build import build_data, build_module, build_trainer
 from skinmtl.training.callbacks.best_checkpoint import Best
 from skinmtl.training.callbacks.clock import Clock, Steps
 from skinmtl.training.failures import exit_code, failure, is_of_workers
 from skinmtl.training.lightning_module import MultiTaskModule
 from skinmtl.training.record import data_facts, seconds_with_former
 from skinmtl.training.resume import Start, check_data, keep_seen, start_from
+from skinmtl.training.tasks import build_tasks, class_weights, prepare, say
 
 log = logging.getLogger(__name__)
 
@@ -57,13 +52,14 @@ def train(config: RunConfig, here: Run, start: Start, stop: Stop) -> None:
     with _logger(config, here) as board:
         pl.seed_everything(config.seed, verbose=False)
         data = build_data(config)
-        check_targets(config.tasks, data)
+        tasks = build_tasks(config.task)
+        prepare(tasks, data)
         check_data(here, data, start)
         with collectives.first_first():
-            module = build_module(config, data)
+            module = build_module(config, data, tasks)
         clock, keep = Clock(), Best(here.path / "checkpoints", config.keep)
         trainer = build_trainer(config, here, [clock, keep, Steps(module.steps_per_epoch)], board, stop)
-        _keep_beginning(config, here, start, data, module, trainer)
+        _keep_beginning(config, here, start, data, module, trainer, tasks)
         if board is not None:
             board.start(config.recorded(), stamps(here.info()))
         began = time.perf_counter()
@@ -98,19 +94,25 @@ def _logger(config: RunConfig, here: Run) -> Iterator[WandB | None]:
 
 
 def _keep_beginning(
-    config: RunConfig, here: Run, start: Start, data: DataModule, module: MultiTaskModule, trainer: pl.Trainer
+    config: RunConfig,
+    here: Run,
+    start: Start,
+    data: DataModule,
+    module: MultiTaskModule,
+    trainer: pl.Trainer,
+    tasks: Sequence[Task],
 ) -> None:
     """Take weights of another run where that is asked for, and write down what the run begins with."""
     parameters = sum(p.numel() for p in module.network.parameters())
     facts: dict[str, Any] = {"parameters": parameters, "precision": trainer.precision}
-    facts["class_weights"] = class_weights(config, data)
+    facts["class_weights"] = class_weights(tasks)
     if start.init_from is not None:
         facts["init_from"] = start_from(Run.open(start.init_from), module, data, here)
     else:
         keep_seen(here, data)
     facts |= data_facts(data) | {"encoder_weights": getattr(module.network, "weights_file", None)}
     if collectives.rank() == 0:
-        say_shares(config, data, module)
+        say(tasks, data, config.class_weights)
         here.update(facts)
         write_bytes(here.split_file, data.split_file.read_bytes())
         write_json(here.path / "split.json", data.certificate())

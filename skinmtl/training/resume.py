@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from skinmtl.config.hardware import resolve_precision
 from skinmtl.config.schema import arguments
 from skinmtl.config.schema import find as constructor
+from skinmtl.config.tasks import named, settle
 from skinmtl.data import lesion_groups
 from skinmtl.data.datamodule import DataModule
 from skinmtl.distributed import collectives
@@ -216,11 +217,14 @@ def _differences(run: Run, config: Mapping[str, Any]) -> dict[str, str]:
     A folder is the same however it is written. A key that the saved config does not know, since it is younger than the
     run, is no difference where it has its default.
     """
-    saved = OmegaConf.to_container(run.config(), resolve=True)
+    kept = run.config()
+    settle(kept)
+    saved = OmegaConf.to_container(kept, resolve=True)
     assert isinstance(saved, dict)
     before, now = (flat(dict(node)) for node in (saved, config))
     keys = sorted(key for key in (before.keys() | now.keys()) - FREE if not key.startswith("logger"))
-    young = _defaults(config)
+    # A weight that stands nowhere is 1.
+    young = {f"weighting.{name}": 1.0 for name in named()} | _defaults(config)
     found = {}
     for key in keys:
         then, this = (repr(_place(key, values.get(key, young.get(key, "not there")))) for values in (before, now))
