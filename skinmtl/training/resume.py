@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from skinmtl.config.hardware import resolve_precision
 from skinmtl.config.schema import arguments
@@ -217,11 +217,7 @@ def _differences(run: Run, config: Mapping[str, Any]) -> dict[str, str]:
     A folder is the same however it is written. A key that the saved config does not know, since it is younger than the
     run, is no difference where it has its default.
     """
-    kept = run.config()
-    settle(kept)
-    saved = OmegaConf.to_container(kept, resolve=True)
-    assert isinstance(saved, dict)
-    before, now = (flat(dict(node)) for node in (saved, config))
+    before, now = (flat(_settled(node)) for node in (run.config(), OmegaConf.create(dict(config))))
     keys = sorted(key for key in (before.keys() | now.keys()) - FREE if not key.startswith("logger"))
     # A weight that stands nowhere is 1.
     young = {f"weighting.{name}": 1.0 for name in named()} | _defaults(config)
@@ -231,6 +227,14 @@ def _differences(run: Run, config: Mapping[str, Any]) -> dict[str, str]:
         if then != this:
             found[key] = f"{key} {before.get(key, 'not there')!r}, now {now.get(key, 'not there')!r}"
     return found
+
+
+def _settled(config: DictConfig) -> dict[str, Any]:
+    """A config as plain values, with a node of each task, which those of older versions lack."""
+    settle(config)
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
 
 
 def _defaults(config: Mapping[str, Any], above: str = "") -> dict[str, object]:
