@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
+from matplotlib.figure import Figure
 
 from skinmtl.evaluation import scores
+from skinmtl.tasks import tables
+from skinmtl.tasks.curves import training_curves
 
 DX = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 SHARES = (0.04, 0.06, 0.12, 0.03, 0.12, 0.6, 0.03)
@@ -61,6 +64,11 @@ def predictions(seed: int = 0, images: int = 400, skill: float = 1.0, fold: int 
     )
 
 
+def curves_of(log: pd.DataFrame) -> Figure:
+    """The training curves of a run with both tasks."""
+    return training_curves(log, list(tables.today().values()))
+
+
 def metrics(epochs: int = 12) -> pd.DataFrame:
     """What a run logs: a training and a validation row for each epoch, with each other's cells empty."""
     rows: list[dict[str, float]] = []
@@ -81,7 +89,7 @@ def write_run(folder: Path, seed: int = 0, fold: int = 0, skill: float = 1.0, **
     table = predictions(seed, skill=skill, fold=fold)
     table.to_csv(folder / "predictions.csv", index=False)
     metrics().to_csv(folder / "metrics.csv", index=False)
-    result = scores.evaluate(table.assign(leaky=bool(changes.get("leaky"))), DX, ("skin", "lesion"), draws=200)
+    result = scores.evaluate(table.assign(leaky=bool(changes.get("leaky"))), draws=200)
     result |= {"split": {"hash": "5" * 64, "fold": fold}}
     (folder / "scores.json").write_text(json.dumps(result))
     counts = {

@@ -18,6 +18,8 @@ from skinmtl.errors import Faults, InputError
 from skinmtl.evaluation import scores
 from skinmtl.runs import predictions
 from skinmtl.runs.run import Run
+from skinmtl.tasks import tables
+from skinmtl.tasks.classification.scoring import classes_in
 
 NAMES = [
     ("0", "1"),
@@ -60,7 +62,7 @@ def test_names_come_back_as_they_were_written(names: tuple[str, str], tmp_path: 
         for column in written:
             assert read[column].tolist() == written[column].tolist(), column
     found = scores.evaluate_file(tmp_path / "predictions.csv")
-    assert found == scores.evaluate(written, names, ())
+    assert found == scores.evaluate(written)
     assert found["parts"][names[0]]["scores"]["cls"]["accuracy"]["value"] is not None
 
 
@@ -72,7 +74,7 @@ def test_a_blank_cell_is_missing_and_nothing_else_is(tmp_path: Path) -> None:
     read = predictions.read(tmp_path / "t.csv")
     assert read["sex"].isna().tolist() == [True, *[False] * 29]
     with pytest.raises(Faults, match="dx is NA, which has no column of probabilities"):
-        predictions.check(read)
+        tables.check(read)
 
 
 @pytest.mark.parametrize("word", ["NA", "nan", "None", "NULL", "unknown", "#N/A", "-"])
@@ -80,29 +82,29 @@ def test_a_blank_cell_is_missing_and_nothing_else_is(tmp_path: Path) -> None:
 def test_a_word_for_missing_is_no_lesion_of_several_photographs(tmp_path: Path, column: str, word: str) -> None:
     written = table(images=30)
     written["group"] = written["lesion_id"]
-    predictions.check(written)
+    tables.check(written)
     written[column] = [word, word, *written[column][2:]]
     written.to_csv(tmp_path / "t.csv", index=False)
     with pytest.raises(Faults, match=rf"{written['image_id'][0]}: {column} is a word for missing \(2 rows\), also"):
-        predictions.check(predictions.read(tmp_path / "t.csv"))
+        tables.check(predictions.read(tmp_path / "t.csv"))
 
 
 def test_a_photograph_may_be_called_as_a_word_for_missing(tmp_path: Path) -> None:
     written = table(images=30)
     for column in ("image_id", "lesion_id"):
         written[column] = ["none", *written[column][1:]]
-    predictions.check(written)
+    tables.check(written)
 
 
 def test_distances_that_cannot_be_are_refused() -> None:
     written = table(images=30).assign(height=30, width=40)
     written = written.drop(columns=["tp_lesion", "fp_lesion", "fn_lesion", "tn_lesion", "dice", "iou"])
     written = written.assign(hd95=50.0)  # as far as corner from corner: of one empty mask
-    predictions.check(written)
+    tables.check(written)
     wrong = written.copy()
     wrong.loc[0, "hd95"] = 50.1
     with pytest.raises(Faults, match=rf"{written['image_id'][0]}: hd95 is above the photograph's diagonal.* \(1 row\)"):
-        predictions.check(wrong)
+        tables.check(wrong)
 
 
 def test_rows_of_blanks_behind_a_table_are_none(tmp_path: Path) -> None:
@@ -110,7 +112,7 @@ def test_rows_of_blanks_behind_a_table_are_none(tmp_path: Path) -> None:
     text = written.to_csv(index=False)
     (tmp_path / "t.csv").write_text(text + "," * (len(written.columns) - 1) + "\r\n\r\n")
     read = predictions.read(tmp_path / "t.csv")
-    predictions.check(read)
+    tables.check(read)
     assert len(read) == 30
     (tmp_path / "t.csv").write_text(text + ",\n" + "a,b\n")  # the control: half a row is a fault
     with pytest.raises(InputError, match="row 33 has 2 cells"):
@@ -139,7 +141,7 @@ def test_masks_alone_are_scored_without_their_pixels(tmp_path: Path) -> None:
     written = table(images=60)
     written[columns].to_csv(tmp_path / "t.csv", index=False)
     found = scores.evaluate_file(tmp_path / "t.csv")["parts"]["test"]
-    whole = scores.evaluate(written, (), ("skin", "lesion"))["parts"]["test"]
+    whole = scores.evaluate(written)["parts"]["test"]
     assert list(found["scores"]) == ["seg"]
     for name, score in found["scores"]["seg"].items():
         assert score == whole["scores"]["seg"][name], name
@@ -206,19 +208,19 @@ def changed(column: str, value: object) -> Callable[[pd.DataFrame], pd.DataFrame
 def test_what_cannot_be_is_refused_with_its_rows(
     change: Callable[[pd.DataFrame], pd.DataFrame], words: str, tmp_path: Path
 ) -> None:
-    predictions.check(table(images=60))
+    tables.check(table(images=60))
     change(table(images=60)).to_csv(tmp_path / "t.csv", index=False)
     with pytest.raises(Faults, match=words):
         scores.evaluate_file(tmp_path / "t.csv")
 
 
 def test_scores_rounded_to_two_places_are_not_contradicted_by_their_pixels() -> None:
-    predictions.check(table().round({"dice": 2, "iou": 2}))
+    tables.check(table().round({"dice": 2, "iou": 2}))
 
 
 def test_what_was_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     of = table(images=60)
-    assert scores.evaluate(of, scores.dx_classes(of), ("skin", "lesion"), draws=5)["notes"] == []
+    assert scores.evaluate(of, draws=5)["notes"] == []
     of.loc[of["split"].eq("test"), "lesion_id"] = None
     of.loc[[50, 51], "dx"] = None
     of.loc[52, ["dice", "iou"]] = None
@@ -276,7 +278,7 @@ def test_a_hundred_thousand_photographs_are_scored_within_a_minute_and_two_gigab
 
 
 def said_of(of: pd.DataFrame) -> str:
-    return "\n".join(scores.evaluate(of, scores.dx_classes(of), scores.mask_classes(of), draws=5)["notes"])
+    return "\n".join(scores.evaluate(of, draws=5)["notes"])
 
 
 @pytest.mark.parametrize("column", ["lesion_id", "group"])
@@ -312,7 +314,7 @@ def test_lesions_of_several_splits_are_said() -> None:
 
 def test_guesses_that_are_not_scored_are_said() -> None:
     of = table(images=60)
-    probabilities = of[[f"prob_{name}" for name in scores.dx_classes(of)]]
+    probabilities = of[[f"prob_{name}" for name in classes_in(of)]]
     of["predicted_dx"] = probabilities.idxmax(axis=1).str.removeprefix("prob_")
     assert said_of(of) == ""
     last = probabilities.iloc[50:].idxmin(axis=1).str.removeprefix("prob_")

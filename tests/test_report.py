@@ -12,15 +12,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from fakes import DX, metrics, predictions, write_run, write_sweep
+from fakes import DX, curves_of, metrics, predictions, write_run, write_sweep
 from sklearn.metrics import balanced_accuracy_score, classification_report
 
 from skinmtl.errors import InputError
 from skinmtl.evaluation import scores
-from skinmtl.figures import plots
+from skinmtl.figures import style
 from skinmtl.reports.run import study_report, write_run_report
 from skinmtl.studies.jobs import read_jobs
 from skinmtl.studies.results import leak_gap
+from skinmtl.tasks.segmentation import figures as of_masks
 
 VOID = {"meta", "img", "br"}
 
@@ -59,8 +60,8 @@ class Reader(HTMLParser):
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_run(tmp_path_factory.mktemp("outputs") / "2026-01-02_03-04-05_abcd")
     (folder / "figures").mkdir()
-    plots.save(plots.curves(metrics()), folder / "figures" / "curves.svg")
-    plots.save(plots.dice_histogram(predictions()["dice"].to_numpy()), folder / "figures" / "dice_histogram.png")
+    style.save(curves_of(metrics()), folder / "figures" / "curves.svg")
+    style.save(of_masks.dice_histogram(predictions()["dice"].to_numpy()), folder / "figures" / "dice_histogram.png")
     return folder
 
 
@@ -221,7 +222,7 @@ def test_page_of_a_run_with_one_task_has_only_its_scores(tmp_path: Path) -> None
     run = write_run(tmp_path / "run", tasks=["cls"])
     table = predictions().drop(columns=["dice", "iou", "hd95", "assd", "dice_input"])
     table.to_csv(run / "predictions.csv", index=False)
-    (run / "scores.json").write_text(json.dumps(scores.evaluate(table, DX, ("skin", "lesion"), draws=50)))
+    (run / "scores.json").write_text(json.dumps(scores.evaluate(table, draws=50)))
     text = read(run).text
     assert "Dice, mean over images" not in text
     assert "Balanced accuracy" in text
@@ -339,7 +340,7 @@ def test_folds_of_a_seed_are_pooled_and_scored_as_one_table(sweep: Path, tmp_pat
     pooled = []
     for seed in (0, 1):
         table = pd.concat([predictions(seed, skill=1.0, fold=fold) for fold in (0, 1)])
-        test = scores.evaluate(table[table["split"] == "test"], DX, ("skin", "lesion"), draws=20)["parts"]["test"]
+        test = scores.evaluate(table[table["split"] == "test"], draws=20)["parts"]["test"]
         pooled.append(test["scores"]["cls"]["balanced_accuracy"]["value"])
     row = next(line for line in text.splitlines() if line.startswith("| weighting.seg=1 | 2 |"))
     assert "seed, 2 folds pooled" in row
@@ -359,7 +360,7 @@ def test_interval_of_one_run_is_that_of_its_own_scores(tmp_path: Path) -> None:
     sweep = write_sweep(tmp_path / "sweep", weights=("1",), seeds=1)
     text = (study_report(sweep, tmp_path / "out") / "README.md").read_text()
     table = predictions().sort_values("image_id")
-    dice = scores.evaluate(table, DX, ("skin", "lesion"))["parts"]["test"]["scores"]["seg"]["mean_image_dice"]
+    dice = scores.evaluate(table)["parts"]["test"]["scores"]["seg"]["mean_image_dice"]
     assert f"| {dice['value']:.3f} ({dice['low']:.3f} to {dice['high']:.3f}) |" in text
 
 

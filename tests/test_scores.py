@@ -16,7 +16,12 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from skinmtl.errors import Faults, InputError
 from skinmtl.evaluation import scores
+from skinmtl.tasks import resampling, tables
+from skinmtl.tasks.classification.scoring import ClassificationScoring
 from skinmtl.tasks.metrics import Confusion, ImageDice
+from skinmtl.tasks.resampling import Resampling, Score
+from skinmtl.tasks.segmentation import agreement
+from skinmtl.tasks.segmentation.scoring import mask_classes
 
 CLASSES = ("akiec", "bcc", "mel", "nv")
 
@@ -32,7 +37,7 @@ def table(count: int = 120, seed: int = 0, lesions: int = 80, ties: bool = False
     rows = {"image_id": [f"i{i}" for i in range(count)], "lesion_id": [f"l{i}" for i in lesion], "split": "test"}
     rows |= {"dx": [CLASSES[i] for i in true]} | {f"prob_{name}": p[:, i] for i, name in enumerate(CLASSES)}
     rows |= {f"{name}_lesion": counts[:, i] for i, name in enumerate(("tp", "fp", "fn", "tn"))}
-    overlap = [scores.dice(row) for row in _counts(counts)], [scores.iou(row) for row in _counts(counts)]
+    overlap = [agreement.dice(row) for row in _counts(counts)], [agreement.iou(row) for row in _counts(counts)]
     return pd.DataFrame(rows | {"dice": overlap[0], "iou": overlap[1], "hd95": draw.uniform(0, 9, count)})
 
 
@@ -41,8 +46,14 @@ def _counts(counts: np.ndarray) -> list[dict[str, int]]:
 
 
 def values(of: pd.DataFrame, task: str) -> dict[str, float]:
-    found = scores.evaluate(of, CLASSES, ("skin", "lesion"), draws=20)["parts"]["test"]["scores"][task]
+    found = scores.evaluate(of, draws=20)["parts"]["test"]["scores"][task]
     return {name: score["value"] for name, score in found.items()}
+
+
+def scores_of(sample: Resampling) -> dict[str, dict[str, Score]]:
+    """Scores by task and name."""
+    tasks = [scoring for scoring in tables.recognised(sample.table) if scoring.is_in(sample.table)]
+    return {scoring.name: scoring.scores(sample) for scoring in tasks}
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -83,7 +94,7 @@ def test_mask_scores_equal_numpys() -> None:
 def test_an_absent_class_is_left_out_and_said() -> None:
     of = table()
     of = of[of["dx"] != "bcc"].reset_index(drop=True)
-    part = scores.evaluate(of, CLASSES, ("skin", "lesion"), draws=20)["parts"]["test"]
+    part = scores.evaluate(of, draws=20)["parts"]["test"]
     y, guess = of["dx"], of[[f"prob_{name}" for name in CLASSES]].to_numpy().argmax(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn warns of guesses that are never true
@@ -96,19 +107,19 @@ def test_an_absent_class_is_left_out_and_said() -> None:
 
 def test_one_class_alone_and_unknown_targets_have_null_and_no_nan() -> None:
     of = table(30).assign(dx="nv")
-    found = scores.evaluate(of, CLASSES, ("skin", "lesion"), draws=20)
+    found = scores.evaluate(of, draws=20)
     assert found["parts"]["test"]["scores"]["cls"]["macro_auroc"]["value"] is None
     json.dumps(found, allow_nan=False)
     unknown = table(30).assign(dx=None)
-    found = scores.evaluate(unknown, CLASSES, ("skin", "lesion"), draws=20)
+    found = scores.evaluate(unknown, draws=20)
     assert found["parts"]["test"]["scores"]["cls"]["accuracy"]["value"] is None
     json.dumps(found, allow_nan=False)
 
 
 def test_the_interval_is_that_of_a_plain_loop_over_lesions() -> None:
     of = table()
-    sample = scores.Sample.of(of, CLASSES, 2000, 0)
-    found = sample.value(sample.scores(("skin", "lesion"))["cls"]["balanced_accuracy"])
+    sample = Resampling.of(of, 2000, 0)
+    found = sample.value(scores_of(sample)["cls"]["balanced_accuracy"])
     draw = np.random.default_rng(1)
     groups = [rows.index.to_numpy() for _, rows in of.groupby("lesion_id")]
     y = of["dx"].map(CLASSES.index).to_numpy()
@@ -129,8 +140,8 @@ def test_resampling_photographs_instead_of_lesions_would_be_too_narrow() -> None
     of = of.assign(iou=each, tp_lesion=1, fp_lesion=1, fn_lesion=1, tn_lesion=1)
     widths = []
     for lesion in (of["lesion_id"], of["image_id"]):
-        sample = scores.Sample.of(of.assign(lesion_id=lesion), (), 2000, 0)
-        interval = sample.value(sample.scores(("skin", "lesion"))["seg"]["mean_image_dice"])
+        sample = Resampling.of(of.assign(lesion_id=lesion), 2000, 0)
+        interval = sample.value(scores_of(sample)["seg"]["mean_image_dice"])
         widths.append(interval["high"] - interval["low"])
     assert widths[0] > 2 * widths[1]
 
@@ -157,7 +168,7 @@ def test_boundary_distances_equal_scipys(seed: int) -> None:
     edges = [mask & ~ndimage.binary_erosion(mask) for mask in (a, b)]
     apart = [ndimage.distance_transform_edt(~edge) for edge in edges]
     both = np.concatenate([apart[1][edges[0]], apart[0][edges[1]]])
-    found = scores.boundary(a.astype(np.uint8), b.astype(np.uint8))
+    found = agreement.boundary(a.astype(np.uint8), b.astype(np.uint8))
     directed = [np.percentile(apart[1 - i][edges[i]], 95) for i in (0, 1)]
     assert found.hd95 == pytest.approx(max(directed), abs=1e-12)
     assert found.hd95_pooled == pytest.approx(np.percentile(both, 95), abs=1e-12)
@@ -168,9 +179,9 @@ def test_boundary_distances_equal_scipys(seed: int) -> None:
 def test_empty_masks_have_stated_values() -> None:
     empty, full = np.zeros((30, 40), np.uint8), np.ones((30, 40), np.uint8)
     for pair, overlap, far in (((empty, empty), 1.0, 0.0), ((empty, full), 0.0, 50.0), ((full, full), 1.0, 0.0)):
-        counts = scores.mask_counts(*pair)
-        assert scores.dice(counts) == scores.iou(counts) == overlap
-        assert scores.boundary(*pair) == (far, far, far)
+        counts = agreement.mask_counts(*pair)
+        assert agreement.dice(counts) == agreement.iou(counts) == overlap
+        assert agreement.boundary(*pair) == (far, far, far)
 
 
 def test_a_table_that_means_nothing_is_refused() -> None:
@@ -182,8 +193,8 @@ def test_a_table_that_means_nothing_is_refused() -> None:
         (of.drop(columns="lesion_id"), "lesion_id"),
     ):
         with pytest.raises(Faults, match=words):
-            scores.check(bad)
-    scores.check(of)
+            tables.check(bad)
+    tables.check(of)
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 17])
@@ -195,7 +206,7 @@ def test_scores_while_training_do_not_depend_on_the_batch_size(size: int) -> Non
     for start in range(0, 17, size):
         masks.update(predicted[start : start + size], target[start : start + size])
         classes.update(guess[start : start + size], true[start : start + size])
-    each = [scores.dice(scores.mask_counts(a.numpy(), b.numpy())) for a, b in zip(predicted, target, strict=True)]
+    each = [agreement.dice(agreement.mask_counts(a.numpy(), b.numpy())) for a, b in zip(predicted, target, strict=True)]
     assert float(masks.compute()["mean_image_dice"]) == pytest.approx(np.mean(each), abs=1e-6)
     found = classes.compute()
     assert float(found["balanced_accuracy"]) == pytest.approx(sk.balanced_accuracy_score(true, guess), abs=1e-6)
@@ -205,26 +216,26 @@ def test_scores_while_training_do_not_depend_on_the_batch_size(size: int) -> Non
 def test_rows_whose_diagnosis_or_probabilities_mean_nothing_are_named() -> None:
     of = table(10)
     with pytest.raises(Faults, match="dx is scc, which has no column of probabilities"):
-        scores.evaluate(of.assign(dx=["scc", *of["dx"][1:]]), CLASSES, ("skin", "lesion"), draws=5)
+        scores.evaluate(of.assign(dx=["scc", *of["dx"][1:]]), draws=5)
     negative = of.assign(prob_nv=-0.1, prob_mel=1.1, prob_bcc=0.0, prob_akiec=0.0)
     with pytest.raises(Faults, match=r"i0: a probability is below 0 or above 1 \(10 rows\)"):
-        scores.check(negative)
+        tables.check(negative)
     with pytest.raises(Faults, match="no rows"):
-        scores.check(of.head(0))
+        tables.check(of.head(0))
 
 
 def test_the_diagnoses_counted_as_malignant_are_those_given() -> None:
     of = table()
     p, y = of[["prob_akiec", "prob_nv"]].sum(axis=1), of["dx"].isin(["akiec", "nv"])
-    given = scores.evaluate(of, CLASSES, ("skin", "lesion"), draws=5, malignant=("akiec", "nv"))
+    given = scores.evaluate(of, [ClassificationScoring(classes=CLASSES, malignant=("akiec", "nv"))], draws=5)
     found = given["parts"]["test"]["scores"]["cls"]["malignant_auroc"]["value"]
     assert found == pytest.approx(sk.roc_auc_score(y, p))
-    other = scores.evaluate(of, CLASSES, ("skin", "lesion"), draws=5, malignant=("scc",))
+    other = scores.evaluate(of, [ClassificationScoring(classes=CLASSES, malignant=("scc",))], draws=5)
     assert "malignant_auroc" not in other["parts"]["test"]["scores"]["cls"]
 
 
 def test_one_lesion_has_a_value_and_no_interval() -> None:
-    found = scores.evaluate(table(5).assign(lesion_id="one"), CLASSES, ("skin", "lesion"), draws=20)
+    found = scores.evaluate(table(5).assign(lesion_id="one"), draws=20)
     score = found["parts"]["test"]["scores"]["seg"]["mean_image_dice"]
     assert score["value"] is not None
     assert (score["low"], score["high"]) == (None, None)
@@ -272,8 +283,8 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says_and_one_over_pho
         rows = pd.DataFrame({"image_id": np.arange(len(lesion)), "lesion_id": lesion, "dice": each, "iou": each})
         rows = rows.assign(tp_lesion=1, fp_lesion=1, fn_lesion=1, tn_lesion=1)
         for unit, resampled in (("lesion", rows), ("photograph", rows.assign(lesion_id=rows["image_id"]))):
-            sample = scores.Sample.of(resampled, (), 300, 0)
-            found = sample.value(sample.scores(("skin", "lesion"))["seg"]["mean_image_dice"])
+            sample = Resampling.of(resampled, 300, 0)
+            found = sample.value(scores_of(sample)["seg"]["mean_image_dice"])
             held[unit] += found["low"] <= 0.8 <= found["high"]
     assert held["lesion"] > 0.9 * trials
     assert held["photograph"] < 0.8 * trials
@@ -281,16 +292,16 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says_and_one_over_pho
 
 def test_draws_in_portions_are_the_draws_at_once() -> None:
     of = table()
-    sample = scores.Sample.of(of, CLASSES, 450, 0)
+    sample = Resampling.of(of, 450, 0)
     units = pd.factorize(of["lesion_id"])[0]
     count = units.max() + 1
     drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=450)
-    for task in sample.scores(("skin", "lesion")).values():
+    for task in scores_of(sample).values():
         found = sample.drawn(task)
         for draw in (0, 199, 200, 449):
             rows = np.repeat(np.arange(len(of)), drawn[draw][units])
-            again = scores.Sample.of(of.iloc[rows].reset_index(drop=True), CLASSES, 0, 0)
-            value = again.once(again.scores(("skin", "lesion"))["cls" if "accuracy" in task else "seg"])
+            again = Resampling.of(of.iloc[rows].reset_index(drop=True), 0, 0)
+            value = again.once(scores_of(again)["cls" if "accuracy" in task else "seg"])
             for name in set(task) - {"ece_rank_bins"}:  # whose bins are drawn on the sample
                 assert found[name][draw] == pytest.approx(value[name], rel=1e-9), name
 
@@ -314,7 +325,7 @@ def pairs(count: int = 24, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]
 
 
 def trimap_table(masks: list[tuple[np.ndarray, np.ndarray]]) -> pd.DataFrame:
-    rows = [scores.overlap(predicted, true, TRIMAP) for predicted, true in masks]
+    rows = [agreement.overlap(predicted, true, TRIMAP) for predicted, true in masks]
     ids = {"image_id": [f"i{i}" for i in range(len(rows))], "lesion_id": [f"l{i // 2}" for i in range(len(rows))]}
     return pd.DataFrame(rows).assign(**ids, split="test")
 
@@ -322,7 +333,7 @@ def trimap_table(masks: list[tuple[np.ndarray, np.ndarray]]) -> pd.DataFrame:
 def test_scores_of_every_mask_class_equal_scikit_learns() -> None:
     masks = pairs()
     of = trimap_table(masks)
-    part = scores.evaluate(of, (), TRIMAP, draws=20)["parts"]["test"]
+    part = scores.evaluate(of, draws=20)["parts"]["test"]
     guess, true = (np.concatenate([pair[i].reshape(-1) for pair in masks]) for i in (0, 1))
     assert part["pixels"] == sk.confusion_matrix(true, guess).tolist()
     pooled = {
@@ -355,7 +366,7 @@ def test_scores_of_each_photograph_equal_scikit_learns_and_absent_classes_have_s
     np.testing.assert_allclose(of["dice"], dice.mean(1))
     np.testing.assert_allclose(of["iou"], iou.mean(1))
 
-    part = scores.evaluate(of, (), TRIMAP, draws=20)["parts"]["test"]
+    part = scores.evaluate(of, draws=20)["parts"]["test"]
     assert part["scores"]["seg"]["mean_image_dice"]["value"] == pytest.approx(dice.mean())
     border = part["mask_classes"]["border"]
     assert border["n_images"] == len(masks) - 2
@@ -369,14 +380,14 @@ def test_scores_of_each_photograph_equal_scikit_learns_and_absent_classes_have_s
 
 def test_two_classes_have_the_columns_that_they_always_had() -> None:
     predicted, true = (np.random.default_rng(i).integers(0, 2, (13, 17)).astype(np.uint8) for i in (0, 1))
-    columns = scores.overlap(predicted, true, ("skin", "lesion"))
-    counts = scores.mask_counts(predicted, true)
+    columns = agreement.overlap(predicted, true, ("skin", "lesion"))
+    counts = agreement.mask_counts(predicted, true)
     assert columns == {f"{name}_lesion": count for name, count in counts.items()} | {
-        "dice": scores.dice(counts),
-        "iou": scores.iou(counts),
+        "dice": agreement.dice(counts),
+        "iou": agreement.iou(counts),
     }
     of = table()
-    part = scores.evaluate(of, CLASSES, ("skin", "lesion"), draws=20)["parts"]["test"]
+    part = scores.evaluate(of, draws=20)["parts"]["test"]
     for name in ("mean_image_dice", "pooled_dice"):
         assert part["mask_classes"]["lesion"][name]["value"] == pytest.approx(part["scores"]["seg"][name]["value"])
     tn, fp, fn, tp = (int(of[f"{name}_lesion"].sum()) for name in ("tn", "fp", "fn", "tp"))
@@ -384,14 +395,14 @@ def test_two_classes_have_the_columns_that_they_always_had() -> None:
 
 
 def test_a_table_says_itself_which_mask_classes_it_has() -> None:
-    assert scores.mask_classes(trimap_table(pairs())) == TRIMAP
-    assert scores.mask_classes(table()) == ("skin", "lesion")
-    assert scores.mask_classes(table()[["image_id", "dx"]]) == ()
+    assert mask_classes(trimap_table(pairs())) == TRIMAP
+    assert mask_classes(table()) == ("skin", "lesion")
+    assert mask_classes(table()[["image_id", "dx"]]) == ()
 
 
 def test_tables_of_other_mask_classes_are_not_compared() -> None:
     of = trimap_table(pairs())
-    binary = pd.DataFrame([scores.overlap(a > 0, b > 0, ("skin", "lesion")) for a, b in pairs()])
+    binary = pd.DataFrame([agreement.overlap(a > 0, b > 0, ("skin", "lesion")) for a, b in pairs()])
     other = binary.assign(image_id=of["image_id"], lesion_id=of["lesion_id"], split="test")
     assert scores.paired(of, of)["pooled_mean_iou"]["difference"] == 0
     with pytest.raises(InputError, match="mask classes skin, border, lesion and skin, lesion"):
@@ -400,10 +411,10 @@ def test_tables_of_other_mask_classes_are_not_compared() -> None:
 
 def test_photographs_without_masks_count_in_no_mask_score() -> None:
     of = trimap_table(pairs())
-    seen = scores.evaluate(of, (), TRIMAP, draws=5)["parts"]["test"]
+    seen = scores.evaluate(of, draws=5)["parts"]["test"]
     blank = of.head(5).assign(image_id=[f"b{i}" for i in range(5)])
     blank[[name for name in of if name not in ("image_id", "lesion_id", "split")]] = np.nan
-    also = scores.evaluate(pd.concat([of, blank], ignore_index=True), (), TRIMAP, draws=5)["parts"]["test"]
+    also = scores.evaluate(pd.concat([of, blank], ignore_index=True), draws=5)["parts"]["test"]
     for task, other in ((seen["scores"]["seg"], also["scores"]["seg"]), *_each_class(seen, also)):
         assert {name: score["value"] for name, score in task.items() if name != "n_images"} == pytest.approx(
             {name: score["value"] for name, score in other.items() if name != "n_images"}
@@ -421,7 +432,7 @@ def test_the_classification_report_is_scikit_learns(seed: int) -> None:
     of = table(seed=seed)
     y, guess = of["dx"], np.array(CLASSES)[of[[f"prob_{name}" for name in CLASSES]].to_numpy().argmax(1)]
     reference = sk.classification_report(y, guess, output_dict=True)
-    part = scores.evaluate(of, CLASSES, ("skin", "lesion"), draws=20)["parts"]["test"]
+    part = scores.evaluate(of, draws=20)["parts"]["test"]
     for name in CLASSES:
         found = part["classes"][name]
         for ours, theirs in (("ppv", "precision"), ("sensitivity", "recall"), ("f1", "f1-score")):
@@ -438,7 +449,7 @@ def test_a_class_that_is_never_guessed_has_no_precision_and_counts_zero_in_the_m
     p[:, 1] = 0
     of = of.assign(**{f"prob_{name}": p[:, i] / p.sum(1) for i, name in enumerate(CLASSES)})
     guess = np.array(CLASSES)[p.argmax(1)]
-    part = scores.evaluate(of, CLASSES, ("skin", "lesion"), draws=20)["parts"]["test"]
+    part = scores.evaluate(of, draws=20)["parts"]["test"]
     assert part["classes"]["bcc"]["ppv"]["value"] is None
     assert part["classes"]["bcc"]["f1"]["value"] == 0
     reference = sk.precision_score(of["dx"], guess, average="macro", zero_division=0)
@@ -455,11 +466,11 @@ def test_hd95_is_the_larger_of_the_two_directions() -> None:
     target[30, 40:90] = 1  # a hair: 50 of the target's edge pixels are 1 to 50 away, none of the prediction's
     edge = 4 * 19  # the square's own; where the hair begins the target has no edge
     away = np.concatenate([np.zeros(edge - 1), np.arange(1, 51)])
-    found = scores.boundary(predicted, target)
+    found = agreement.boundary(predicted, target)
     assert found.hd95 == pytest.approx(np.percentile(away, 95)) and found.hd95 > 40
     assert found.hd95_pooled == pytest.approx(np.percentile([*away, *np.zeros(edge - 1), 1], 95))
     assert found.hd95_pooled < found.hd95 - 3
-    assert scores.boundary(target, predicted) == found
+    assert agreement.boundary(target, predicted) == found
 
 
 def calibrated(ties: bool, seed: int = 0) -> pd.DataFrame:
@@ -496,7 +507,7 @@ def test_confidences_on_the_edge_of_a_bin_fall_where_they_do_in_torchmetrics() -
     reference = multiclass_calibration_error(
         torch.tensor(of[["prob_a", "prob_b"]].to_numpy()), torch.tensor(1 - right.astype(int)), 2, n_bins=15, norm="l1"
     )
-    part = scores.evaluate(of, ("a", "b"), (), draws=2)["parts"]["test"]
+    part = scores.evaluate(of, draws=2)["parts"]["test"]
     assert part["scores"]["cls"]["ece"]["value"] == pytest.approx(float(reference), abs=1e-6)
 
 
@@ -508,8 +519,8 @@ def test_a_calibration_error_has_no_interval_and_says_why() -> None:
         p = rng.uniform(0.5, 1, 200)
         of = pd.DataFrame({"image_id": np.arange(200).astype(str), "lesion_id": None, "split": "test"})
         of = of.assign(dx=np.where(rng.random(200) < p, "a", "b"), prob_a=p, prob_b=1 - p)
-        sample = scores.Sample.of(of, ("a", "b"), 200, 0)
-        ece = sample.scores(())["cls"]["ece"]
+        sample = Resampling.of(of, 200, 0)
+        ece = scores_of(sample)["cls"]["ece"]
         found = sample.value(ece)
         assert (found["low"], found["high"]) == (None, None) and "resampling raises" in found["reason"]
         drawn = sample.drawn({"ece": ece})["ece"]
@@ -521,14 +532,14 @@ def test_a_calibration_error_has_no_interval_and_says_why() -> None:
 
 def test_a_single_diagnosis_tells_nothing_apart() -> None:
     of = table(60).assign(dx="nv")
-    found = scores.evaluate(of, CLASSES, ("skin", "lesion"), draws=5)
+    found = scores.evaluate(of, draws=5)
     cls = found["parts"]["test"]["scores"]["cls"]
     for name in ("balanced_accuracy", "macro_f1", "macro_precision", "macro_average_precision", "mcc"):
         assert cls[name]["value"] is None and "single diagnosis" in cls[name]["reason"], name
     assert cls["accuracy"]["value"] is not None, "of four that could have been said"
     assert any("nv is the only diagnosis" in note for note in found["notes"])
     alone = of[["image_id", "lesion_id", "split", "dx"]].assign(prob_nv=1.0)
-    cls = scores.evaluate(alone, ("nv",), (), draws=5)["parts"]["test"]["scores"]["cls"]
+    cls = scores.evaluate(alone, draws=5)["parts"]["test"]["scores"]["cls"]
     assert {score["value"] for score in cls.values()} == {None}, "even the accuracy is 1 whatever was learned"
 
 
@@ -539,9 +550,9 @@ def test_groups_of_the_split_are_resampled_whole() -> None:
     of = table()
     joined = of.assign(group=of["lesion_id"].replace({f"l{i}": f"l{i}+l{i + 1}" for i in range(0, 80, 2)}))
     joined["group"] = joined["group"].replace({f"l{i + 1}": f"l{i}+l{i + 1}" for i in range(0, 80, 2)})
-    groups = scores.evaluate(joined, CLASSES, ("skin", "lesion"), draws=300)
-    renamed = scores.evaluate(of.assign(lesion_id=joined["group"]), CLASSES, ("skin", "lesion"), draws=300)
-    lesions = scores.evaluate(of, CLASSES, ("skin", "lesion"), draws=300)
+    groups = scores.evaluate(joined, draws=300)
+    renamed = scores.evaluate(of.assign(lesion_id=joined["group"]), draws=300)
+    lesions = scores.evaluate(of, draws=300)
     assert "column group" in groups["interval"] and "column lesion_id" in lesions["interval"]
     parts = [each["parts"]["test"] for each in (groups, renamed, lesions)]
     assert parts[0]["scores"] == parts[1]["scores"] != parts[2]["scores"]
@@ -550,7 +561,7 @@ def test_groups_of_the_split_are_resampled_whole() -> None:
 
 
 def test_photographs_are_resampled_where_no_row_names_a_lesion_and_that_is_said() -> None:
-    found = scores.evaluate(table().assign(lesion_id=None), CLASSES, ("skin", "lesion"), draws=5)
+    found = scores.evaluate(table().assign(lesion_id=None), draws=5)
     assert "photographs, for no row names a lesion" in found["interval"]
     assert "no row names a lesion" in found["notes"][0]
 
@@ -592,5 +603,5 @@ def test_tables_of_other_tasks_are_not_compared() -> None:
 
 
 def test_a_hundred_thousand_photographs_fit_the_memory_of_a_laptop() -> None:
-    assert max(place.stop - place.start for place in scores._portions(2000, 100_000)) * 100_000 * 8 < 50e6
-    assert sum(place.stop - place.start for place in scores._portions(2000, 100_000)) == 2000
+    assert max(place.stop - place.start for place in resampling._portions(2000, 100_000)) * 100_000 * 8 < 50e6
+    assert sum(place.stop - place.start for place in resampling._portions(2000, 100_000)) == 2000

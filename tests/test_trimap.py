@@ -16,8 +16,10 @@ import skinmtl
 from skinmtl.cli import commands
 from skinmtl.data.images.reading import read_mask
 from skinmtl.data.mask_classes import Trimap
-from skinmtl.evaluation import baselines, scores
+from skinmtl.evaluation import baselines
 from skinmtl.runs.run import Run
+from skinmtl.tasks.classification.scoring import classes_in
+from skinmtl.tasks.segmentation.scoring import mask_classes
 from skinmtl.training.dry_run import checked
 
 TRIMAP = ("skin", "border", "lesion")
@@ -31,8 +33,8 @@ def run(synthetic_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_every_score_is_there_by_class_in_tables_scores_and_page(run: Run) -> None:
     table, stored = run.predictions(), json.loads((run.path / "scores.json").read_text())
-    assert scores.mask_classes(table) == TRIMAP
-    assert scores.dx_classes(table) == ("benign", "malignant")
+    assert mask_classes(table) == TRIMAP
+    assert classes_in(table) == ("benign", "malignant")
     assert {"dx_original", "dice_border", "dice_lesion", "iou_border", "iou_lesion", "tp_border"} <= set(table)
     test = stored["parts"]["test"]
     assert list(test["mask_classes"]) == list(TRIMAP)

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
-from fakes import metrics
+from fakes import curves_of, metrics
 from omegaconf import OmegaConf
 from scipy.optimize import minimize
 from scipy.stats import gmean
@@ -23,7 +23,6 @@ from twoheads import Batches, cut, fit, module, parameters, photographs
 from skinmtl.balancing.gradients import GradNorm
 from skinmtl.balancing.weighting import DWA, Fixed, Geometric, Random, Uncertainty, Weighting
 from skinmtl.config.build import build
-from skinmtl.figures import plots
 from skinmtl.training.quiet import calm
 from skinmtl.types import Batch
 
@@ -207,9 +206,9 @@ def test_weights_are_drawn_where_they_vary() -> None:
     log = metrics(4)
     first = log.groupby("epoch").cumcount() == 0
     constant = log.assign(**{"weight/seg": np.where(first, 1.0, np.nan), "weight/cls": np.where(first, 2.0, np.nan)})
-    assert len(plots.curves(constant).axes) == len(plots.curves(log).axes) == 2
+    assert len(curves_of(constant).axes) == len(curves_of(log).axes) == 2
     moving = constant.assign(**{"weight/seg": np.where(first, 1 + log["epoch"] / 10, np.nan)})
-    axes = plots.curves(moving).axes
+    axes = curves_of(moving).axes
     lines = {str(line.get_label()): line for line in axes[2].lines}
     np.testing.assert_allclose(lines["mask"].get_ydata(), [1.0, 1.1, 1.2, 1.3])
     np.testing.assert_allclose(lines["diagnosis"].get_ydata(), [2.0] * 4)

@@ -249,14 +249,16 @@ def compare(arguments: argparse.Namespace) -> int:
     """Differences, first minus second, on the photographs that both tables know; what was left out is said."""
     import pandas as pd
 
-    from skinmtl.evaluation.scores import paired, read_predictions, uncompared
+    from skinmtl.evaluation.scores import paired, uncompared
     from skinmtl.files import write_text
     from skinmtl.runs.labels import stamps
     from skinmtl.runs.predictions import is_leaky, marks
+    from skinmtl.tasks.tables import read, scorings_beside
 
     first, second = (_table_file(path) for path in (arguments.first, arguments.second))
-    tables = {file: read_predictions(file) for file in (first, second)}
-    differences = paired(tables[first], tables[second])
+    tables = {file: read(file) for file in (first, second)}
+    scorings = [scorings_beside(file, tables[file]) for file in (first, second)]
+    differences = paired(tables[first], tables[second], scorings=scorings)
     leaky = [str(file) for file, predictions in tables.items() if is_leaky(predictions)]
     warning = f"LEAKY: one lesion may have trained and been tested in {' and '.join(leaky)}" if leaky else None
     said = [marks(predictions) for predictions in tables.values()]
@@ -268,7 +270,7 @@ def compare(arguments: argparse.Namespace) -> int:
         interval = "none" if math.isnan(row["low"]) else f"{row['low']:+.4f} to {row['high']:+.4f}"
         table.add_row(name, *(f"{value:+.4f}" for value in cells), interval)
     _print(table)
-    for note in uncompared(tables[first], tables[second]):
+    for note in uncompared(tables[first], tables[second], scorings=scorings):
         print(note)
     if arguments.out is not None:
         rows = pd.DataFrame.from_dict(differences, orient="index").round(6).assign(stamp=stamp)

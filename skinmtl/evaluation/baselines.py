@@ -31,6 +31,8 @@ from skinmtl.errors import InputError
 from skinmtl.evaluation import scores
 from skinmtl.files import digest
 from skinmtl.runs.run import Run
+from skinmtl.tasks import tables
+from skinmtl.tasks.segmentation.agreement import overlap
 from skinmtl.terminal import tracked
 
 SHOWN = ("balanced_accuracy", "accuracy", "macro_auroc", "mean_image_dice", "mean_image_iou")
@@ -100,14 +102,13 @@ def compare(
         setting, predictions = otsu(table, mask_classes)
         methods[f"Otsu's threshold: {setting}"] = predictions
 
-    classes = tuple(table["dx"].cat.categories)
     rows: list[dict[str, Any]] = []
     for method, predictions in methods.items():
         test = predictions[predictions["split"] == "test"]
         ahead = {}
-        if network is not None and predictions is not network and scores.tasks(network) & scores.tasks(predictions):
+        if network is not None and predictions is not network and _tasks(network) & _tasks(predictions):
             ahead = scores.paired(network, predictions)
-        for task, values in scores.evaluate(test, classes, mask_classes.names)["parts"]["test"]["scores"].items():
+        for task, values in scores.evaluate(test)["parts"]["test"]["scores"].items():
             for score in (name for name in SHOWN if name in values):
                 row = {"method": method, "task": task, "score": score} | values[score]
                 if score in ahead:
@@ -116,6 +117,11 @@ def compare(
                 rows.append(row)
     columns = ["method", "task", "score", "value", "low", "high", "ahead", "ahead_low", "ahead_high"]
     return pd.DataFrame(rows).reindex(columns=columns)
+
+
+def _tasks(predictions: pd.DataFrame) -> set[str]:
+    """The tasks that a table has columns of."""
+    return {scoring.name for scoring in tables.recognised(predictions) if scoring.is_in(predictions)}
 
 
 # --- colours ----------------------------------------------------------------------------------------------------------
@@ -194,7 +200,7 @@ def otsu(table: pd.DataFrame, mask_classes: MaskClasses = BINARY) -> tuple[str, 
         target = mask_classes.of(outline)
         for setting in settings:
             predicted = mask_classes.of(dark_side(image, *setting))
-            counts[setting].append(scores.overlap(predicted, target, mask_classes.names))
+            counts[setting].append(overlap(predicted, target, mask_classes.names))
 
     tables = {setting: pd.DataFrame(rows, index=rest.index) for setting, rows in counts.items()}
     val = rest["split"].eq("val")

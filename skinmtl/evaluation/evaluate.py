@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,22 +17,24 @@ from skinmtl.config.build import build
 from skinmtl.config.check import check_saved
 from skinmtl.data import lesion_groups
 from skinmtl.data.datamodule import DataModule
-from skinmtl.data.images.reading import fit_mask, read_image, read_mask, read_pair
+from skinmtl.data.images.reading import read_image
 from skinmtl.errors import InputError
 from skinmtl.evaluation import scores
 from skinmtl.evaluation.predict import Prediction, Predictor, load_run
-from skinmtl.figures import plots
 from skinmtl.figures.fonts import labels
+from skinmtl.figures.style import save
 from skinmtl.files import write_text
 from skinmtl.runs import predictions
 from skinmtl.runs.checkpoints import load as load_checkpoint
 from skinmtl.runs.labels import stamps
 from skinmtl.runs.run import Run
+from skinmtl.tasks.curves import training_curves
+from skinmtl.tasks.scoring import Scoring, Shown, ordered
 from skinmtl.terminal import tracked
 
 log = logging.getLogger(__name__)
 
-SHOWN = 6  # photographs of each gallery
+Image = NDArray[np.uint8]
 METADATA = ("image_id", "lesion_id", "source", "age", "sex", "localization", "dx_type")
 
 
@@ -53,7 +56,8 @@ def evaluate(run: Run, data_root: Path | None = None, device: str = "auto") -> d
     table = predictions_table(predictor, data)
     split = {"hash": data.split_hash, "fold": data.fold}
     table = table.assign(**{name: bool(run.info().get(name)) for name in ("synthetic", "shuffled")})
-    result = scores.evaluate(table, data.dx_classes, data.mask_classes) | {"split": split}
+    scorings = [task.scoring() for task in predictor.tasks.values()]
+    result = scores.evaluate(table, scorings) | {"split": split}
     for note in result["notes"]:
         log.warning("%s", note)
     # Scored before the first write, so that a failure leaves the former table and scores as they were.
@@ -92,17 +96,27 @@ def run_data(run: Run, data_root: Path | None = None) -> DataModule:
 
 
 def predictions_table(predictor: Predictor, data: DataModule) -> pd.DataFrame:
-    """One row per image of validation, then test: ids, target, probabilities, pixel counts, overlap, boundary distance.
+    """One row per image of validation, then test: ids and metadata, then the columns of each task.
 
-    Counts, Dice, IoU and distances are at the photograph's own size; `dice_input` is at the network's.
+    Columns are those of `Scoring.row`; what is measured of a mask is measured at the image's own size.
     """
     parts = []
     has_mask = data.table["mask"].notna()
     for part in ("val", "test"):
         rows = data.rows(part)
-        photographs = (read_image(Path(data.table.image[row]), bool(has_mask[row])) for row in rows)
-        predicted = tracked(predictor.predict_each(photographs), f"predicting {part}", len(rows))
-        measured = [_row(data, int(row), prediction) for row, prediction in zip(rows, predicted, strict=True)]
+        shapes: list[tuple[int, int]] = []  # of the images that were read so far
+
+        def images(rows: NDArray[np.int64] = rows, shapes: list[tuple[int, int]] = shapes) -> Iterator[Image]:
+            for row in rows:
+                image = read_image(Path(data.table.image[row]), bool(has_mask[row]))
+                shapes.append((image.shape[0], image.shape[1]))
+                yield image
+
+        predicted = tracked(predictor.predict_each(images()), f"predicting {part}", len(rows))
+        measured = [
+            _row(data, int(row), predictor, prediction, shapes[place])
+            for place, (row, prediction) in enumerate(zip(rows, predicted, strict=True))
+        ]
         parts.append(pd.DataFrame(measured).assign(split=part, fold=data.fold, leaky=data.leaky))
     table = pd.concat(parts, ignore_index=True).assign(table_version=predictions.VERSION)
     table.insert(2, "group", table["image_id"].map(_groups(data)))
@@ -116,66 +130,48 @@ def _groups(data: DataModule) -> pd.Series:
     return lesion_groups.groups(data.table, pairs).set_axis(data.table["image_id"])
 
 
-def _row(data: DataModule, row: int, prediction: Prediction) -> dict[str, Any]:
+def _row(
+    data: DataModule, row: int, predictor: Predictor, prediction: Prediction, shape: tuple[int, int]
+) -> dict[str, Any]:
     record = data.table.iloc[row]
     values: dict[str, Any] = {name: record[name] for name in (*METADATA, "dx_original", "dx") if name in record}
-    if prediction.probabilities is not None:
-        values |= {"predicted_dx": prediction.dx}
-        values |= {f"prob_{name}": p for name, p in prediction.probabilities.items()}
-    if prediction.mask is not None:
-        values |= {"height": prediction.mask.shape[0], "width": prediction.mask.shape[1]}
-        if isinstance(record["mask"], str):
-            target = data.mask_rule.of(read_mask(Path(record["mask"]), prediction.mask.shape))
-            values |= _overlap(data, prediction, target)
+    for scoring in ordered(task.scoring() for task in predictor.tasks.values()):
+        truth = predictor.tasks[scoring.name].truth(dict(record), shape, data)
+        values |= scoring.row(prediction[scoring.name], truth)
     return values
 
 
-def _overlap(data: DataModule, prediction: Prediction, target: NDArray[np.uint8]) -> dict[str, float]:
-    assert prediction.mask is not None and prediction.input_mask is not None
-    own = scores.overlap(prediction.mask, target, data.mask_classes)
-    small = scores.overlap(prediction.input_mask, fit_mask(target, data.size), data.mask_classes)
-    return own | scores.boundary(prediction.mask, target)._asdict() | {"dice_input": small["dice"]}
-
-
 def draw(run: Run, table: pd.DataFrame, predictor: Predictor, data: DataModule) -> None:
-    """The figures of a run, from its table of test rows and its metrics; overlays are predicted again for a few."""
+    """Draw the figures of a run, from its table of test rows and its metrics; images are predicted again for a few."""
     test = table[table["split"] == "test"].reset_index(drop=True)
     info = run.info()
-    made = {"curves": plots.curves(pd.read_csv(run.path / "metrics.csv"), info.get("keep", "best"))}
-    if "predicted_dx" in test:
-        known = test[test["dx"].notna()]
-        target = known["dx"].map(data.dx_classes.index).to_numpy(dtype=np.int64)
-        p = known[[f"prob_{name}" for name in data.dx_classes]].to_numpy(dtype=np.float64)
-        k = len(data.dx_classes)
-        counts = np.bincount(target * k + p.argmax(1), minlength=k * k).reshape(k, k)
-        made["confusion"] = plots.confusion(counts, data.dx_classes)
-        made["roc"] = plots.roc(target, p, data.dx_classes)
-        made["reliability"] = plots.reliability(target, p)
-    if "dice" in test:
-        scored = test[test["dice"].notna()].sort_values("dice", ignore_index=True)
-        made["dice_histogram"] = plots.dice_histogram(scored["dice"].to_numpy())
-        middle = max(0, len(scored) // 2 - SHOWN // 2)
-        chosen = {"worst": scored[:SHOWN], "typical": scored[middle : middle + SHOWN], "best": scored[-SHOWN:][::-1]}
-        for which, rows in chosen.items():
-            made[f"gallery_{which}"] = plots.gallery(list(_pictures(rows, predictor, data)))
+    scorings = [task.scoring() for task in predictor.tasks.values()]
+    made = {"curves": training_curves(pd.read_csv(run.path / "metrics.csv"), scorings, info.get("keep", "best"))}
+    for scoring in scorings:
+        made |= scoring.figures(test, partial(_shown, scoring, scorings, predictor, data))
     run.figures.mkdir(exist_ok=True)
+    photographs = {scoring.column(name) for scoring in scorings for name in scoring.galleries}
     for name, figure in made.items():
-        file = f"{name}.jpg" if name.startswith("gallery") else f"{name}.png"
-        plots.save(figure, run.figures / file, stamps(info | {"leaky": data.leaky, "synthetic": False}))
+        file = f"{name}.jpg" if name in photographs else f"{name}.png"
+        save(figure, run.figures / file, stamps(info | {"leaky": data.leaky, "synthetic": False}))
 
 
-def _pictures(rows: pd.DataFrame, predictor: Predictor, data: DataModule) -> Iterator[plots.Example]:
-    """Photograph, true mask, predicted mask and title of a few rows, predicted again."""
-    files = data.table.set_index("image_id")[["image", "mask"]].to_dict("index")
-    shown = dict(zip(data.dx_classes, labels(data.dx_classes), strict=True))
-    for row in rows.itertuples():
-        place = files[row.image_id]
-        image, outline = read_pair(place["image"], place["mask"])
-        assert outline is not None, "it has a Dice"
-        target = data.mask_rule.of(outline)
-        prediction = predictor.predict(image)
-        assert prediction.mask is not None
-        words = [f"Dice {row.dice:.2f}"] + ([shown[row.dx]] if isinstance(row.dx, str) else [])
-        if prediction.dx is not None:
-            words.append(f"as {shown[prediction.dx]}")
-        yield plots.Example(image, target, prediction.mask, "  ".join(words))
+def _shown(
+    scoring: Scoring, scorings: Sequence[Scoring], predictor: Predictor, data: DataModule, rows: pd.DataFrame
+) -> Iterator[Shown]:
+    """Image, target, prediction and title of a few rows of the predictions table, predicted again."""
+    cases = data.table.set_index("image_id")
+    for _, row in rows.iterrows():
+        case = cases.loc[row["image_id"]]
+        image = read_image(Path(case["image"]), has_mask=isinstance(case["mask"], str))
+        truth = predictor.tasks[scoring.name].truth(dict(case), (image.shape[0], image.shape[1]), data)
+        title = "  ".join(_words(row, scorings, data))
+        yield Shown(image, truth, predictor.predict(image)[scoring.name], title)
+
+
+def _words(row: pd.Series, scorings: Sequence[Scoring], data: DataModule) -> list[str]:
+    """What every task says of an image, and its diagnosis where none of them does."""
+    said = [word for scoring in scorings for word in scoring.words(dict(row))]
+    if "dx" in {scoring.truth for scoring in scorings} or not isinstance(row["dx"], str):
+        return said
+    return [*said, dict(zip(data.dx_classes, labels(data.dx_classes), strict=True))[row["dx"]]]

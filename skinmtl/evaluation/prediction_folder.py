@@ -11,20 +11,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image
 
 from skinmtl.data.images.listing import printable_name, unsupported_format
 from skinmtl.data.images.reading import read_image
 from skinmtl.errors import InputError, Interrupted
 from skinmtl.evaluation.predict import TOGETHER, Prediction, Predictor, load_run
-from skinmtl.figures.plots import mask_palette, overlay
 from skinmtl.files import write_text
 from skinmtl.runs.record import is_ham10000
 from skinmtl.runs.run import Run
+from skinmtl.tasks.scoring import ordered
 from skinmtl.terminal import tracked
 
 PIXELS = 2**26  # of photographs held in memory at once, or one that is larger
-WRITTEN = ("masks", "overlays", "errors.csv", "skipped.csv", "README.txt", "predictions.csv")  # the last comes last
+PICTURES = ("masks", "overlays")  # folders; a further task of images has others
+TABLES = ("errors.csv", "skipped.csv", "README.txt", "predictions.csv")  # the last comes last
 PARTIAL = ".partial"  # within the folder that is written to: what is not finished
 
 
@@ -60,12 +60,16 @@ def write_predictions(
             knows.
         Interrupted: it was stopped.
     """
-    _check_free(out, replace)
     predictor = load_run(run, device=device)
+    scorings = ordered(task.scoring() for task in predictor.tasks.values())
+    folders = [name for scoring in scorings for name in scoring.folders]
+    written = tuple(dict.fromkeys([*PICTURES, *folders, *TABLES]))
+    _check_free(out, replace, written)
+    columns = ["file", *(name for scoring in scorings for name in scoring.predicted())]
     done: dict[Path, dict[str, object]] = {}
     errors: dict[Path, dict[str, str]] = {}
     with _beside(out) as partial:
-        for name in ("masks", "overlays") if "seg" in predictor.tasks else ():
+        for name in folders:
             (partial / name).mkdir()
         each = _each(predictor, photographs, stopped)
         for path, image, answer in tracked(each, "predicting", len(photographs)):
@@ -75,14 +79,9 @@ def write_predictions(
                 assert isinstance(answer, InputError)
                 errors[path] = {"file": printable_name(path.name), "error": answer.what, "fix": answer.fix}
             else:
-                row = _write_one(
-                    answer,
-                    image,
-                    path.stem,
-                    partial,
-                    predictor.tasks["seg"].facts["classes"] if "seg" in predictor.tasks else (),
-                )
-                done[path] = {"file": printable_name(path.name)} | row
+                done[path] = {"file": printable_name(path.name)}
+                for scoring in scorings:
+                    done[path] |= scoring.write(answer[scoring.name], image, path.stem, partial)
         left = [path for path in photographs if path not in done and path not in errors]
         if len(left) == len(photographs):
             raise Interrupted(str(out), "stopped before the first photograph; nothing is written", "start again")
@@ -90,13 +89,13 @@ def write_predictions(
         tables = {
             "errors.csv": pd.DataFrame(errors.values(), columns=["file", "error", "fix"]),
             "skipped.csv": pd.DataFrame(skipped, columns=["file", "why"]),
-            "predictions.csv": pd.DataFrame(done.values(), columns=_columns(predictor)),
+            "predictions.csv": pd.DataFrame(done.values(), columns=columns),
         }
         for name, table in tables.items():
             write_text(partial / name, table.to_csv(index=False))
         licence = " HAM10000 is CC BY-NC 4.0, and so are weights trained on it." if is_ham10000(Run(run).info()) else ""
         write_text(partial / "README.txt", f"Research use only: not a medical device.{licence}\n")
-        _put(partial, out)
+        _put(partial, out, written)
     if left:
         what = f"stopped: {len(done)} of {len(photographs)} photographs are predicted, skipped.csv names the others"
         raise Interrupted(str(out), what, "predict those with another --out, or all of them again with --replace")
@@ -131,25 +130,14 @@ def _each(
     yield from predicted()
 
 
-def _columns(predictor: Predictor) -> list[str]:
-    """The columns of predictions.csv, rows or none."""
-    diagnoses = (
-        ["dx", *(f"prob_{dx}" for dx in predictor.tasks["cls"].facts["classes"])] if "cls" in predictor.tasks else []
-    )
-    shares = (
-        [f"{name}_share" for name in predictor.tasks["seg"].facts["classes"][1:]] if "seg" in predictor.tasks else []
-    )
-    return ["file", *diagnoses, *shares]
-
-
-def _check_free(out: Path, replace: bool) -> None:
+def _check_free(out: Path, replace: bool, written: Sequence[str]) -> None:
     """Refuse a folder with predictions in it, but to replace them where its tables account for every file."""
     if out.exists() and not out.is_dir():
         raise InputError(str(out), "is no folder", "give another --out")
     if (out / "run.json").exists():
         what = "is a run's folder, whose predictions.csv is what its scores come from"
         raise InputError(str(out), what, "give another --out, such as its subfolder predict")
-    there = [name for name in WRITTEN if _holds(out / name)]
+    there = [name for name in written if _holds(out / name)]
     if not there:
         return
     if not replace:
@@ -162,7 +150,7 @@ def _check_free(out: Path, replace: bool) -> None:
             if "file" not in (rows.fieldnames or ()):
                 raise InputError(str(out / "predictions.csv"), "is not one of skinmtl predict", "give another --out")
             known = {f"{Path(row.get('file') or '').stem}.png" for row in rows}
-    pictures = (file for name in ("masks", "overlays") if (out / name).is_dir() for file in (out / name).iterdir())
+    pictures = (file for name in written if (out / name).is_dir() for file in (out / name).iterdir())
     strange = sorted(
         f"{file.parent.name}/{printable_name(file.name)}" for file in pictures if printable_name(file.name) not in known
     )
@@ -199,29 +187,13 @@ def _beside(out: Path) -> Iterator[Path]:
                 out.rmdir()
 
 
-def _put(partial: Path, out: Path) -> None:
+def _put(partial: Path, out: Path, written: Sequence[str]) -> None:
     """Move what is finished to where it belongs, what was there before away: the table goes first and comes last."""
     former = partial / "former"
     former.mkdir()
-    for name in reversed(WRITTEN):
+    for name in reversed(written):
         if (out / name).exists():
             (out / name).rename(former / name)
-    for name in WRITTEN:
+    for name in written:
         if (partial / name).exists():
             (partial / name).rename(out / name)
-
-
-def _write_one(
-    prediction: Prediction, image: NDArray[np.uint8], stem: str, out: Path, mask_classes: Sequence[str]
-) -> dict[str, object]:
-    row: dict[str, object] = {}
-    if prediction.probabilities is not None:
-        row |= {"dx": prediction.dx} | {f"prob_{dx}": p for dx, p in prediction.probabilities.items()}
-    if prediction.mask is not None:
-        row |= {f"{name}_share": float((prediction.mask == i).mean()) for i, name in enumerate(mask_classes) if i}
-        mask = Image.fromarray(prediction.mask * 255 if len(mask_classes) == 2 else prediction.mask)
-        if len(mask_classes) > 2:
-            mask.putpalette(mask_palette(len(mask_classes)))
-        mask.save(out / "masks" / f"{stem}.png")
-        Image.fromarray(overlay(image, prediction.mask)).save(out / "overlays" / f"{stem}.png")
-    return row

@@ -12,7 +12,8 @@ import pandas as pd
 from skinmtl.audit import near_duplicates
 from skinmtl.audit.leaks import Findings, lines
 from skinmtl.data.images.reading import fit_image, read_image
-from skinmtl.figures import plots
+from skinmtl.figures.near_duplicates import features_in_place
+from skinmtl.figures.style import save
 from skinmtl.files import write_bytes, write_json, write_text
 from skinmtl.reports import html
 
@@ -38,8 +39,8 @@ def _drawn(findings: Findings, paths: Mapping[str, str], folder: Path) -> Iterab
     looked = findings.compared[findings.compared["kind"].isin(["", "retake"])]
     within = looked["same_lesion"].to_numpy()
     counts = looked["features"].to_numpy()
-    drawn = plots.features_in_place(counts[within], counts[~within], near_duplicates.RETAKE)
-    file = plots.save(drawn, folder / "features_in_place.svg")
+    drawn = features_in_place(counts[within], counts[~within], near_duplicates.RETAKE)
+    file = save(drawn, folder / "features_in_place.svg")
     caption = "Pairs that were compared closely, by how many local features lie in one place on both photographs."
     yield html.section("How sure", html.picture(file, caption))
     order = findings.pairs.sort_values(["same_lesion", "kind", "features"], ascending=[True, True, False])

@@ -11,21 +11,22 @@ import numpy as np
 import pandas as pd
 
 from skinmtl.errors import InputError
-from skinmtl.evaluation.scores import DRAWS, Sample
-from skinmtl.figures.fonts import LONGEST
 from skinmtl.files import write_text
 from skinmtl.reports import html
-from skinmtl.runs.labels import HEADLINES, NOT_RECORDED, said, score_words, words
-from skinmtl.runs.predictions import dx_classes, mask_classes
+from skinmtl.runs.labels import NOT_RECORDED, said, score_words
 from skinmtl.runs.record import dig, flat, is_ham10000, read_scores
 from skinmtl.runs.redaction import PATH, shareable, without_paths_in
 from skinmtl.runs.run import Run
 from skinmtl.studies.results import study_report
+from skinmtl.tasks import tables
+from skinmtl.tasks.resampling import Resampling
+from skinmtl.tasks.scoring import Chart, Description, Scoring, ordered
 
 __all__ = ["study_report", "write_run_report"]
 
 TOO_FEW = 20  # lesions; below, a subgroup's score is mostly chance
-SUSPICIOUS = {"balanced_accuracy": 0.85, "mean_image_dice": 0.96}  # of HAM10000, its seven diagnoses apart
+# Of HAM10000: what is hardly reached, and whether it is so of its seven diagnoses alone.
+SUSPICIOUS = {"balanced_accuracy": (0.85, True), "mean_image_dice": (0.96, False)}
 HAM_CLASSES = {"akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"}
 SUBGROUPS = {
     "sex": "sex",
@@ -34,22 +35,11 @@ SUBGROUPS = {
     "localization": "place on the body",
     "dx_type": "how the diagnosis was confirmed",
 }
-CAPTIONS = {
-    "confusion": "Confusion matrix. {n} Rows are the true class with its number of images, columns the "
-    "predicted class; darker is a larger share of the row.",
-    "roc": "ROC curves, each class against all others. {n} The legend gives the area and the images of the class.",
-    "dice_histogram": "Dice per image at the photograph's own size. {n} The mean hides the tail on the left: "
-    "outlines that failed.",
-    "reliability": "Reliability. {n} Images in ten steps of the predicted class's probability: how often it is right. "
-    "On the dotted line a probability means what it says.",
-    "curves": "Losses and validation scores while training. The weights of the epoch at the dotted line are those "
-    "that are scored here.",
-}
-GALLERIES = {
-    "gallery_worst": "Lowest Dice. {n} Failures, and sometimes doubtful true masks.",
-    "gallery_typical": "Dice nearest the median. {n} What an ordinary outline looks like.",
-    "gallery_best": "Highest Dice. {n} Chosen by the score, so they show nothing but the best case.",
-}
+CURVES = Chart(
+    "Losses and validation scores while training. The weights of the epoch at the dotted line are those that are "
+    "scored here.",
+    4,
+)
 CHOSEN = {
     "best": "Test photographs took no part in training, nor in the choice of the epoch. Validation photographs chose "
     "the epoch, so their scores lean to the bright side.",
@@ -58,15 +48,7 @@ CHOSEN = {
 }
 HOW_TO_READ = (
     "An interval says how far a score would move had other lesions been sampled. A lesion's photographs are alike, so "
-    "whole lesions are resampled, never single photographs.",
-    "Balanced accuracy is the mean sensitivity over the classes: each counts the same, however rare. Always guessing "
-    "one class gives 1 divided by the number of classes; accuracy would give that class's share.",
-    "Dice and IoU are taken for each photograph at its own size, then averaged. An empty outline where there is a "
-    "lesion counts 0, and its boundary distance is the photograph's diagonal.",
-    "HD95: 95% of the pixels of either edge lie within this distance of the other edge, the larger of the two "
-    "directions. ASSD: the mean distance of both edges' pixels.",
-    "Expected calibration error: over 15 bins of equal width of the largest probability. Brier score: squared errors "
-    "summed over the classes, from 0 to 2.",
+    "whole lesions are resampled, never single photographs."
 )
 NOT_PROVIDED = (
     "External validation: no photograph of another clinic, camera or country was tested.",
@@ -99,44 +81,51 @@ def write_run_report(folder: Path, ending: Mapping[str, Any] | None = None) -> P
     run = Run.open(folder)
     info = run.info() | {"status": run.status or None} | dict(ending or {})
     scores = read_scores(run.path)
-    table = run.predictions() if run.predictions_file.is_file() else pd.DataFrame()
+    table, scorings = tables.of_run(run) if run.predictions_file.is_file() else (pd.DataFrame(), [])
+    tasks = tables.described(scores)
+    known = [scoring for scoring in tables.scorings_in(scores).values() if scoring is not None]
     title = f"{info.get('name', NOT_RECORDED)} · {info.get('run_id', run.path.name)}"
     config, otherwise = _known_config(run)
     split_by = dig(config, "data", "split_by")
     parts = [
-        *_head(info, scores, split_by),
-        *_scores(info, scores),
-        _classes(info, scores),
-        _mask_classes(scores),
-        _pictures("Figures", CAPTIONS, "charts", run, scores),
-        _pictures("Examples", GALLERIES, "galleries", run, scores),
-        _subgroups(table),
+        *_head(info, scores, tasks, split_by),
+        *_scores(info, scores, tasks),
+        *_sections(info, scores, known),
+        _pictures("Figures", _captions(known), "charts", run, scores),
+        _pictures("Examples", _galleries(known), "galleries", run, scores),
+        _subgroups(table, scorings),
         _split(info),
         _training(info),
         _config(config, otherwise),
-        html.section("How to read this page", html.bullets((CHOSEN[info.get("keep", "best")], *HOW_TO_READ))),
+        html.section("How to read this page", html.bullets(_how_to_read(info, known))),
         html.section("Not provided", html.bullets(_not_provided(info))),
     ]
     write_text(out := run.path / "report.html", html.page(title, parts))
     return out
 
 
-def _head(info: Mapping[str, Any], scores: Mapping[str, Any], split_by: object) -> Iterator[str]:
+def _head(
+    info: Mapping[str, Any], scores: Mapping[str, Any], tasks: Mapping[str, Description], split_by: object
+) -> Iterator[str]:
     yield html.heading(said(info.get("name")))
     started = said(info.get("started")).replace("T", " ").replace("+00:00", " UTC")
     words = (f"run {said(info.get('run_id'))}", f"started {started}", said(info.get("status")))
     yield html.paragraph(" · ".join(words), soft=True)
     licence = f" {HAM_LICENCE}" if is_ham10000(info) else ""
     yield html.paragraph(f"Research use only: not a medical device.{licence}")
-    yield from _stamps(info, scores, split_by)
+    yield from _stamps(info, scores, tasks, split_by)
     test = dig(scores, "parts", "test")
     if test is None:
         reason = f" The run ended with: {info['error']}" if info.get("error") else ""
         yield html.stamp("NO TEST SCORES", f"scores.json holds none.{reason}")
         return
-    values = {name: value for task in dig(test, "scores", default={}).values() for name, value in task.items()}
-    headlines = ((label, *score_words(values[name])) for name, label in HEADLINES.items() if name in values)
-    yield html.cards((label, value, interval) for label, value, interval in headlines)
+    headlines = [
+        (place, task.words(score), *score_words(dig(test, "scores", name, score)))
+        for name, task in tasks.items()
+        for score, place in task.headlines.items()
+        if score in dig(test, "scores", name, default={})
+    ]
+    yield html.cards(card[1:] for card in sorted(headlines, key=lambda card: card[0]))
     yield html.paragraph(f"{_size(test)} Interval: {said(scores.get('interval'))}.", soft=True)
 
 
@@ -159,7 +148,9 @@ def _why_leaky(info: Mapping[str, Any], split_by: object) -> str:
     return "The data name no lesions"
 
 
-def _stamps(info: Mapping[str, Any], scores: Mapping[str, Any], split_by: object) -> Iterator[str]:
+def _stamps(
+    info: Mapping[str, Any], scores: Mapping[str, Any], tasks: Mapping[str, Description], split_by: object
+) -> Iterator[str]:
     if info.get("synthetic"):
         yield html.stamp(
             "SYNTHETIC", "The photographs are made up. These scores say nothing about patients.", made=True
@@ -170,100 +161,67 @@ def _stamps(info: Mapping[str, Any], scores: Mapping[str, Any], split_by: object
     if info.get("shuffled"):
         text = "A negative control: each training photograph came with the mask or the diagnosis of another."
         yield html.stamp("SHUFFLED", text, made=True)
-    for name, limit in SUSPICIOUS.items():
-        task = "cls" if name == "balanced_accuracy" else "seg"
-        value = dig(scores, "parts", "test", "scores", task, name, "value")
-        known = is_ham10000(info) and (task == "seg" or set(info.get("dx_classes") or ()) == HAM_CLASSES)
-        if value is not None and value > limit and known:
-            text = f"Check for leakage. {HEADLINES[name]} is {value:.3f}; above {limit} is hardly plausible here."
-            yield html.stamp("SUSPICIOUS", text)
+    for name, task in tasks.items():
+        for score in (score for score in SUSPICIOUS if score in task.labels and not task.prefix):
+            limit, of_classes = SUSPICIOUS[score]
+            value = dig(scores, "parts", "test", "scores", name, score, "value")
+            known = is_ham10000(info) and (not of_classes or set(info.get("dx_classes") or ()) == HAM_CLASSES)
+            if value is not None and value > limit and known:
+                text = f"Check for leakage. {task.words(score)} is {value:.3f}; above {limit} is hardly plausible here."
+                yield html.stamp("SUSPICIOUS", text)
 
 
-def _scores(info: Mapping[str, Any], scores: Mapping[str, Any]) -> Iterator[str]:
+def _scores(info: Mapping[str, Any], scores: Mapping[str, Any], tasks: Mapping[str, Description]) -> Iterator[str]:
     parts = {part: content for part in ("test", "val") if (content := dig(scores, "parts", part))}
-    for task, title in {"seg": "Outlines: all scores", "cls": "Diagnoses: all scores"}.items():
-        tasks = {part: dig(content, "scores", task, default={}) for part, content in parts.items()}
-        names = list(dict.fromkeys(name for values in tasks.values() for name in values))
+    for name, task in tasks.items():
+        values = {part: dig(content, "scores", name, default={}) for part, content in parts.items()}
+        names = list(dict.fromkeys(score for each in values.values() for score in each))
         if not names:
             continue
-        rows = [(words(name), [score_words(tasks[part].get(name)) for part in tasks]) for name in names]
-        below = _reasons(list(tasks.values()))
+        labels = {score: task.labels.get(score, score.replace("_", " ")) for score in names}
+        rows = [(labels[score], [score_words(each.get(score)) for each in values.values()]) for score in names]
+        below = _reasons(list(values.values()), labels)
         head = ["score", *(_part_name(part, content) for part, content in parts.items())]
-        masks = html.paragraph(HAM_MASKS, soft=True) if task == "seg" and is_ham10000(info) else ""
-        yield html.section(title, html.table(head, rows), below, masks)
+        is_ham_masks = "mean_image_dice" in names and is_ham10000(info)
+        masks = html.paragraph(HAM_MASKS, soft=True) if is_ham_masks else ""
+        yield html.section(f"{task.title}: all scores", html.table(head, rows), below, masks)
 
 
-def _reasons(tasks: Sequence[Mapping[str, Any]]) -> str:
+def _reasons(tasks: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> str:
     """Why scores are undefined, and why others have no interval."""
     reasons = [(name, v) for values in tasks for name, v in values.items() if v.get("reason")]
     undefined = dict.fromkeys(v["reason"] for _, v in reasons if v.get("value") is None)
-    bare = dict.fromkeys(f"{words(name)}: {v['reason']}" for name, v in reasons if v.get("value") is not None)
+    bare = dict.fromkeys(f"{labels[name]}: {v['reason']}" for name, v in reasons if v.get("value") is not None)
     said = [*(["Undefined: " + "; ".join(undefined)] if undefined else []), *bare]
     return html.paragraph(". ".join(said) + ".", soft=True) if said else ""
 
 
-def _classes(info: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
-    classes = dig(scores, "parts", "test", "classes", default={})
-    if not classes:
-        return ""
-    rows: list[tuple[str, list[html.Cell]]] = [
-        (
-            name,
-            [
-                said(dig(info, "split", "train", "classes", name)),
-                (said(content.get("n_images")), f"{said(content.get('n_lesions'))} lesions"),
-                *(score_words(content.get(score)) for score in ("ppv", "sensitivity", "f1", "specificity", "auroc")),
-            ],
-        )
-        for name, content in classes.items()
-    ]
-    known = dig(scores, "parts", "test", "scores", "cls", default={})
-    means = ("macro_precision", "balanced_accuracy", "macro_f1", "", "macro_auroc")
-    support = str(sum(content.get("n_images", 0) for content in classes.values()))
-    rows.append(("mean over classes", ["", support, *(score_words(known.get(name)) if name else "" for name in means)]))
-    head = ["class", "training images", "test images", "precision (PPV)", "recall (sensitivity)", "F1"]
-    note = (
-        "Test part, each class against all others. Precision depends on how common the class is in this test part. "
-        "Means are over the classes that occur."
-    )
-    if not all(name.isascii() and len(name) <= LONGEST for name in classes):
-        note += " A name that figures cannot draw or tell apart is its place in this list there: class 1, class 2, ..."
-    table = html.table([*head, "specificity", "AUROC"], rows)
-    return html.section("By class: classification report", table, html.paragraph(note, soft=True))
+def _sections(info: Mapping[str, Any], scores: Mapping[str, Any], scorings: Sequence[Scoring]) -> Iterator[str]:
+    """What the tasks say of the test split beside their scores, such as a table of their classes."""
+    test = dig(scores, "parts", "test", default={})
+    trained = dig(info, "split", "train", "classes", default={})
+    for scoring in ordered(scorings):
+        values = dig(test, "scores", scoring.name, default={})
+        for section in scoring.sections(tables.details_of(scoring, test), values, trained):
+            drawn = [html.table(table.head, table.rows, table.caption) for table in section.tables]
+            note = [html.paragraph(section.note, soft=True)] if section.note else []
+            yield html.section(section.title, *drawn, *note)
 
 
-def _mask_classes(scores: Mapping[str, Any]) -> str:
-    classes = dig(scores, "parts", "test", "mask_classes", default={})
-    if not classes:
-        return ""
-    columns = {
-        "mean_image_dice": "Dice",
-        "mean_image_iou": "IoU",
-        "mean_image_precision": "precision",
-        "mean_image_recall": "recall",
-        "pooled_dice": "F1, pooled",
-        "pooled_precision": "precision, pooled",
-        "pooled_recall": "recall, pooled",
-    }
-    rows: list[tuple[str, list[html.Cell]]] = [
-        (name, [said(content.get("n_images")), *(score_words(content.get(score)) for score in columns)])
-        for name, content in classes.items()
-    ]
-    counts = dig(scores, "parts", "test", "pixels", default=[])
-    shares: list[tuple[str, list[html.Cell]]] = [
-        (f"{name}, true", [f"{sum(row):,}", *((f"{n / max(1, sum(row)):.3f}", f"{n:,}") for n in row)])
-        for name, row in zip(classes, counts, strict=False)
-    ]
-    note = (
-        "Test part, pixels at the photographs' own sizes. Means are over images; where neither outline has a class, "
-        "Dice and IoU count one, precision and recall nothing. Pooled: pixels of all images counted together."
-    )
-    return html.section(
-        "By mask class",
-        html.table(["class", "test images", *columns.values()], rows),
-        html.table(["pixels", "all", *classes], shares, "Share of each true class's pixels by predicted class"),
-        html.paragraph(note, soft=True),
-    )
+def _captions(scorings: Sequence[Scoring]) -> dict[str, str]:
+    """Captions of charts by their names, in the order of the page."""
+    charts = {scoring.column(name): chart for scoring in scorings for name, chart in scoring.charts.items()}
+    charts["curves"] = CURVES
+    return {name: chart.caption for name, chart in sorted(charts.items(), key=lambda one: one[1].place)}
+
+
+def _galleries(scorings: Sequence[Scoring]) -> dict[str, str]:
+    return {scoring.column(name): caption for scoring in scorings for name, caption in scoring.galleries.items()}
+
+
+def _how_to_read(info: Mapping[str, Any], scorings: Sequence[Scoring]) -> list[str]:
+    of_tasks = dict.fromkeys(sentence for scoring in scorings for sentence in scoring.how_to_read)
+    return [CHOSEN[info.get("keep", "best")], HOW_TO_READ, *of_tasks]
 
 
 def _pictures(title: str, captions: Mapping[str, str], kind: str, run: Run, scores: Mapping[str, Any]) -> str:
@@ -276,11 +234,17 @@ def _pictures(title: str, captions: Mapping[str, str], kind: str, run: Run, scor
     return html.section(title, html.pictures(kind, pictures) if pictures else html.paragraph(NOT_RECORDED, soft=True))
 
 
-def _subgroups(table: pd.DataFrame) -> str:
+def _subgroups(table: pd.DataFrame, scorings: Sequence[Scoring]) -> str:
     if "split" not in table or not (table["split"] == "test").any():
         return html.section("Subgroups", html.paragraph(NOT_RECORDED, soft=True))
     test = table[table["split"] == "test"]
-    tables = []
+    wanted = {
+        f"{scoring.title}: {head}" if scoring.prefix else head: (scoring, score)
+        for scoring in scorings
+        if scoring.is_in(test)
+        for score, head in scoring.subgroups.items()
+    }
+    drawn = []
     for column, label in SUBGROUPS.items():
         if column in test:
             groups = (
@@ -288,24 +252,24 @@ def _subgroups(table: pd.DataFrame) -> str:
                 if column == "age"
                 else test[column].astype("object").fillna("unknown").astype(str)
             )
-            rows = [_subgroup(str(name), rows) for name, rows in test.groupby(groups, observed=True)]
-            tables.append(html.table([label, "images", "Dice", "accuracy", "balanced accuracy"], rows))
+            rows = [_subgroup(str(name), rows, wanted) for name, rows in test.groupby(groups, observed=True)]
+            drawn.append(html.table([label, "images", *wanted], rows))
     note = (
         f"Test part. Fewer than {TOO_FEW} lesions: too few to say anything. Balanced accuracy is over the classes that "
         "occur in a group, so groups of other classes differ by that alone."
     )
-    return html.section("Subgroups", html.paragraph(note, soft=True), *tables)
+    return html.section("Subgroups", html.paragraph(note, soft=True), *drawn)
 
 
-def _subgroup(name: str, rows: pd.DataFrame) -> tuple[str, list[html.Cell]]:
+def _subgroup(name: str, rows: pd.DataFrame, wanted: Mapping[str, tuple[Scoring, str]]) -> tuple[str, list[html.Cell]]:
     lesions = int(rows["lesion_id"].fillna(rows["image_id"]).nunique())
     size = (str(len(rows)), f"{lesions} lesions")
     if lesions < TOO_FEW:
-        return name, [size, "too few", "too few", "too few"]
-    sample = Sample.of(rows.reset_index(drop=True), dx_classes(rows), DRAWS, seed=0)
-    known = {name: score for task in sample.scores(mask_classes(rows)).values() for name, score in task.items()}
-    wanted = ("mean_image_dice", "accuracy", "balanced_accuracy")
-    return name, [size, *(score_words(sample.value(known[name]) if name in known else None) for name in wanted)]
+        return name, [size, *["too few"] * len(wanted)]
+    sample = Resampling.of(rows.reset_index(drop=True))
+    known = {scoring: scoring.scores(sample) for scoring, _ in wanted.values()}
+    values = [known[scoring].get(score) for scoring, score in wanted.values()]
+    return name, [size, *(score_words(None if value is None else sample.value(value)) for value in values)]
 
 
 def _age_bands(age: pd.Series) -> pd.Series:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 Floats = NDArray[np.float64]
 
+Fault = tuple[str, NDArray[np.bool_], str]  # what is wrong, in which rows, and how it is mended
+
+IDENTITY = ("image_id", "lesion_id", "split")  # what every table says of an image
 VERSION = 2  # of the columns' meaning, in `table_version`; 1 had no such column, and pooled distances in `hd95`
 MARKS = ("leaky", "synthetic", "shuffled")
 SHARES = ("dice", "iou", "dice_input")
@@ -31,6 +34,7 @@ LENGTHS = ("hd95", "hd95_pooled", "assd")
 COUNTS = ("tp", "fp", "fn", "tn")
 NUMBERS = (*SHARES, *LENGTHS, "height", "width")
 MAY_BE_NUMBERS = ("fold", "age", "table_version")  # numbers where every cell is one; no score depends on them
+VALUE = "_value"  # how a column of a further task ends that holds numbers, unless `_prob_` is in its name
 NO_NUMBER = {*MISSING, "-nan"}  # what others write for no measure
 TRUTHS = {"true": True, "1": True, "1.0": True, "yes": True, "false": False, "0": False, "0.0": False, "no": False}
 ROUNDING = 0.0051  # a score of two decimals is not contradicted by the pixels that it came from
@@ -55,9 +59,9 @@ def read(path: Path) -> pd.DataFrame:
     for name, column in zip(header, cells, strict=True):
         if name in MARKS:
             columns[name], wrong = _marks(column)
-        elif is_number(name) or name in MAY_BE_NUMBERS:
+        elif is_number(name) or may_be_number(name):
             columns[name], wrong = _numbers(column)
-            if name in MAY_BE_NUMBERS and wrong:
+            if wrong and not is_number(name):
                 columns[name], wrong = _text(column), []
         else:
             columns[name], wrong = _text(column), []
@@ -75,6 +79,12 @@ def is_number(name: str) -> bool:
     """Whether a column holds a measure."""
     starts = ("prob_", "pixels_", "dice_", "iou_", *(f"{count}_" for count in COUNTS))
     return name in NUMBERS or name.startswith(starts)
+
+
+def may_be_number(name: str) -> bool:
+    """Whether a column holds numbers where every cell is one: of a task with a prefix, or one that no score needs."""
+    rest = [name[place + 1 :] for place, letter in enumerate(name) if letter == "_"]
+    return name in MAY_BE_NUMBERS or name.endswith(VALUE) or any(is_number(own) for own in rest)
 
 
 def _cells(path: Path) -> tuple[list[str], dict[int, list[str]]]:
@@ -144,27 +154,6 @@ def _of_today(table: pd.DataFrame, path: Path) -> pd.DataFrame:
 # --- what a table says of itself --------------------------------------------------------------------------------------
 
 
-def dx_classes(table: pd.DataFrame) -> tuple[str, ...]:
-    """The diagnoses that a table has probabilities of."""
-    return tuple(name.removeprefix("prob_") for name in map(str, table) if name.startswith("prob_"))
-
-
-def mask_classes(table: pd.DataFrame) -> tuple[str, ...]:
-    """The mask classes that a table counts pixels of, background first; none where it has no such columns."""
-    names = list(map(str, table))
-    pairs = [name.removeprefix("pixels_") for name in names if name.startswith("pixels_")]
-    if pairs:
-        halves = [(pair[: (len(pair) - 4) // 2], pair) for pair in pairs]
-        return tuple(name for name, pair in halves if pair == f"{name}_as_{name}")
-    foreground = tuple(name.removeprefix("tp_") for name in names if name.startswith("tp_"))
-    return ("skin", *foreground) if foreground else ()
-
-
-def pixel_columns(classes: Sequence[str]) -> list[str]:
-    """Columns of a pixel confusion matrix, row by row."""
-    return [f"pixels_{true}_as_{predicted}" for true in classes for predicted in classes]
-
-
 def is_leaky(table: pd.DataFrame) -> bool:
     """Whether a table says of itself that photographs of one lesion may have trained and been tested."""
     return marks(table)["leaky"]
@@ -191,40 +180,34 @@ def units(table: pd.DataFrame) -> tuple[pd.Series, str]:
 # --- whether it can be so ---------------------------------------------------------------------------------------------
 
 
-def check(table: pd.DataFrame, where: str = "predictions") -> None:
-    """Refuse a table whose scores would mean nothing.
+def check(
+    table: pd.DataFrame, needed: Sequence[str] = (), faults: Iterable[Fault] = (), where: str = "predictions"
+) -> None:
+    """Refuse a table whose scores would mean nothing: every image stands there once, in a named split.
 
-    Every photograph stands there once, in a named split; measures are such as can be, and agree with the pixels beside
-    them; probabilities sum to one and are those of the diagnoses.
+    Args:
+        table: the predictions.
+        needed: columns that its tasks want beside `image_id`, `lesion_id` and `split`, by name or in words.
+        faults: what its tasks find wrong; asked for once the columns are there.
+        where: the table's name in a message.
 
     Raises:
         Faults: every fault found, with rows.
     """
-    classes, masks = dx_classes(table), mask_classes(table)
-    needed = ["image_id", "lesion_id", "split", *(["dx"] if classes else [])]
-    if "dice" in table:
-        needed += ["iou", *(f"{count}_{name}" for name in masks[1:] for count in COUNTS)]
-        needed += pixel_columns(masks) if len(masks) > 2 else []
-    missing = [name for name in needed if name not in table]
-    if "dice" not in [*table, *missing] and not classes:
-        missing.append("dice and iou, or prob_<class>")
+    missing = [name for name in (*IDENTITY, *needed) if name not in table]
     if missing:
         alone = len(table.columns) == 1
         fix = "separate columns by commas" if alone else "add them"
         raise Faults([InputError(where, f"columns missing: {', '.join(missing)}", fix)])
-    faults = [] if len(table) else [InputError(where, "no rows", "give one row per photograph")]
-    found = [*_wrong_names(table), *_wrong_measures(table, masks), *_wrong_diagnoses(table, classes)]
-    for what, rows, fix in found:
+    found = [] if len(table) else [InputError(where, "no rows", "give one row per photograph")]
+    for what, rows, fix in (*_wrong_names(table), *faults):
         if rows.any():
             first, *others = _names(table, rows)
             count = f"{int(rows.sum())} rows" if others else "1 row"
             also = f", also {', '.join(others)}" if others else ""
-            faults.append(InputError(where, f"{first}: {what} ({count}){also}", fix))
-    if faults:
-        raise Faults(faults)
-
-
-Fault = tuple[str, NDArray[np.bool_], str]  # what is wrong, in which rows, and how it is mended
+            found.append(InputError(where, f"{first}: {what} ({count}){also}", fix))
+    if found:
+        raise Faults(found)
 
 
 def _names(table: pd.DataFrame, rows: NDArray[np.bool_]) -> list[str]:
@@ -261,153 +244,27 @@ def _missing(table: pd.DataFrame, name: str) -> NDArray[np.bool_]:
     return blank
 
 
-def _wrong_measures(table: pd.DataFrame, masks: Sequence[str]) -> Iterator[Fault]:
-    """Values that no masks have. A blank cell is none and no fault."""
-    each = [f"{score}_{name}" for name in masks[1:] for score in ("dice", "iou")]
-    counts = [f"{count}_{name}" for name in masks[1:] for count in COUNTS]
-    counts += pixel_columns(masks) if len(masks) > 2 else []
-    tests: Mapping[str, tuple[Sequence[str], Callable[[Floats], NDArray[np.bool_]]]] = {
-        "is below 0 or above 1": ((*SHARES, *each), lambda v: (v < 0) | (v > 1)),
-        "is below 0 or infinite": (LENGTHS, lambda v: (v < 0) | np.isinf(v)),
-        "is no number of pixels": (
-            (*counts, "height", "width"),
-            lambda v: (v < 0) | np.isinf(v) | (~np.isnan(v) & (v != np.rint(v))),
-        ),
-    }
-    possible = True
-    for what, (names, is_wrong) in tests.items():
-        for name in (name for name in names if name in table):
-            rows = is_wrong(_measure(table, name))
-            possible &= not rows.any()
-            yield f"{name} {what}", rows, "look at what made the table"
-    if {"height", "width"} <= set(table) and possible:
-        diagonal = np.hypot(_measure(table, "height"), _measure(table, "width"))
-        for name in (name for name in LENGTHS if name in table):
-            rows = _measure(table, name) > diagonal + ROUNDING
-            yield f"{name} is above the photograph's diagonal", rows, "give distances in pixels of the photograph"
-    if "dice" in table and possible:
-        rows = _measure(table, "iou") > _measure(table, "dice") + ROUNDING
-        yield "iou is above dice", rows, "IoU is never above Dice: look at both"
-        if masks:
-            yield from _contradicted(table, masks)
-
-
-def _contradicted(table: pd.DataFrame, masks: Sequence[str]) -> Iterator[Fault]:
-    """Scores that are not those of the pixels beside them, and pixels that do not add up."""
-    fix = "give the counts and the scores of the same masks"
-    each = [[_measure(table, f"{count}_{name}") for count in COUNTS] for name in masks[1:]]
-    both = [tp for tp, *_ in each], [tp + fp + fn for tp, fp, fn, _ in each]
-    dice = [_share(2 * tp, union + tp) for tp, union in zip(*both, strict=True)]
-    iou = [_share(tp, union) for tp, union in zip(*both, strict=True)]
-    for score, values in (("dice", dice), ("iou", iou)):
-        rows = np.abs(np.mean(values, axis=0) - _measure(table, score)) > ROUNDING
-        yield f"{score} is not that of the pixels beside it", rows, fix
-    totals = [np.sum(counts, axis=0) for counts in each]
-    if {"height", "width"} <= set(table):
-        totals.append(_measure(table, "height") * _measure(table, "width"))
-    if len(masks) > 2:
-        totals.append(np.sum([_measure(table, name) for name in pixel_columns(masks)], axis=0))
-    for total in totals[1:]:
-        rows = np.isfinite(totals[0]) & np.isfinite(total) & (total != totals[0])
-        yield "its pixels do not add up to one size of photograph", rows, fix
-
-
-def _measure(table: pd.DataFrame, name: str) -> Floats:
+def measure(table: pd.DataFrame, name: str) -> Floats:
+    """A column of numbers, (N,); not a number where a cell is blank."""
     values: Floats = table[name].to_numpy(dtype=np.float64)
     return values
 
 
-def _share(part: Floats, whole: Floats) -> Floats:
-    """One where there is nothing to share, as of two empty masks."""
-    return np.divide(part, whole, out=np.ones(len(part)), where=whole != 0)
-
-
-def _wrong_diagnoses(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Fault]:
-    if not classes:
-        return
-    p: Floats = table[[f"prob_{name}" for name in classes]].to_numpy(dtype=np.float64)
-    total: Floats = p.sum(axis=1, keepdims=True)
-    yield "a probability is not a number", _any(~np.isfinite(p)), "look at the model that made it"
-    yield "a probability is below 0 or above 1", _any((p < 0) | (p > 1)), "give probabilities, not logits"
-    yield "probabilities do not sum to one", _any(np.abs(total - 1) > 1e-3), "normalise them"
-    strange = table["dx"].notna() & ~table["dx"].isin(classes)
-    names = ", ".join(sorted(map(str, set(table["dx"][strange]))))
-    fix = f"the classes are {', '.join(classes)}"
-    yield f"dx is {names}, which has no column of probabilities", strange.to_numpy(dtype=bool), fix
-
-
-def _any(cells: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Whether any cell of a row is, (N,)."""
-    rows: NDArray[np.bool_] = np.any(cells, axis=1)
-    return rows
-
-
-def left_out(table: pd.DataFrame, part: str) -> list[str]:
-    """What the scores of one part do not count, and what they cannot tell, a sentence each."""
-    said = []
+def left_out(table: pd.DataFrame) -> Iterator[str]:
+    """Images that name no lesion, in a sentence."""
     if not table["lesion_id"].notna().any():
-        said.append("no row names a lesion: photographs are resampled, and intervals are too narrow")
+        yield "no row names a lesion: photographs are resampled, and intervals are too narrow"
     elif blank := int(table["lesion_id"].isna().sum()):
-        said.append(f"{blank} of {len(table)} photographs name no lesion, and count as one each")
-    blanks: dict[int, list[str]] = {}  # what as many photographs lack, most often all for want of a mask
-    for name in ("dice", "iou", *LENGTHS, "dice_input"):
-        if name in table and (blank := int(table[name].isna().sum())):
-            blanks.setdefault(blank, []).append(name)
-    for blank, names in blanks.items():
-        said.append(f"{blank} of {len(table)} photographs have no {', '.join(names)}, and count in no score of it")
-    if dx_classes(table) and (blank := int(table["dx"].isna().sum())):
-        said.append(f"{blank} of {len(table)} photographs have no diagnosis, and count in no score of it")
-    if mask_classes(table) and "dice" not in table:
-        said.append("pixels are counted and there is no dice: masks are not scored")
-    if dx_classes(table) and table["dx"].nunique() == 1:
-        only = table["dx"].dropna().iloc[0]
-        said.append(f"{only} is the only diagnosis: how well diagnoses are told apart is undefined")
-    return [f"{part}: {sentence}" for sentence in [*said, *doubts(table)]]
+        yield f"{blank} of {len(table)} photographs name no lesion, and count as one each"
 
 
-def doubts(table: pd.DataFrame) -> list[str]:
-    """What is read as it stands and may have been meant otherwise, a sentence each."""
-    said = []
+def doubts(table: pd.DataFrame) -> Iterator[str]:
+    """Names that are read as they stand and may have been meant otherwise, a sentence each."""
     for column in ("image_id", "lesion_id", "group"):
         names = table[column].dropna().astype(str) if column in table else pd.Series(dtype="str")
         if alike := names[spelled_in_several_ways(names)].nunique():
-            said.append(
-                f"{alike} names in {column} differ from another in letters or spaces alone, and count as others"
-            )
+            yield f"{alike} names in {column} differ from another in letters or spaces alone, and count as others"
     grouped, lesions = units(table)[0].nunique(), table["lesion_id"].nunique()
     if 2 * grouped < lesions:
-        said.append(
-            f"{lesions} lesions are in {grouped} groups, which are what is resampled: "
-            "take the column group out if it says something else than what stays together"
-        )
-    return [*said, *_doubtful_guesses(table), *_doubtful_masks(table)]
-
-
-def _doubtful_guesses(table: pd.DataFrame) -> list[str]:
-    """Guesses of another kind than the largest probability, which is what is scored."""
-    names = [f"prob_{name}" for name in dx_classes(table)]
-    if "predicted_dx" not in table or not names:
-        return []
-    p = table[names].to_numpy(dtype=np.float64)
-    guess = table["predicted_dx"].map({name.removeprefix("prob_"): i for i, name in enumerate(names)})
-    given = guess.notna().to_numpy()
-    own = p[np.arange(len(p)), guess.fillna(0).astype(int)]
-    count = int((table["predicted_dx"].notna() & ~(given & (own >= p.max(axis=1)))).sum())
-    what = f"predicted_dx is not the diagnosis of the largest probability in {count} of {len(table)} rows; the latter"
-    return [f"{what} is scored"] if count else []
-
-
-def _doubtful_masks(table: pd.DataFrame) -> list[str]:
-    """True masks without a lesion, and those that are nothing else."""
-    names = mask_classes(table)[1:]
-    if "dice" not in table or not names:
-        return []
-    tp, fp, fn, tn = (np.stack([_measure(table, f"{count}_{name}") for name in names]) for count in COUNTS)
-    known = np.isfinite(tp).all(axis=0)
-    lesion, whole = (tp + fn).sum(axis=0)[known], (tp + fp + fn + tn)[0][known]
-    said = []
-    if empty := int((lesion == 0).sum()):
-        said.append(f"{empty} of {known.sum()} masks are empty: their Dice is 1 where nothing is predicted, else 0")
-    if full := int((lesion == whole).sum()):
-        said.append(f"{full} of {known.sum()} masks are lesion throughout")
-    return said
+        what = f"{lesions} lesions are in {grouped} groups, which are what is resampled"
+        yield f"{what}: take the column group out if it says something else than what stays together"

@@ -6,21 +6,63 @@ are pooled into one, so that every photograph is tested once, and the unit is th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from skinmtl.errors import InputError
-from skinmtl.evaluation.scores import DRAWS, Floats, Sample
-from skinmtl.runs.labels import HEADLINES
-from skinmtl.runs.predictions import dx_classes, mask_classes
 from skinmtl.runs.record import dig
 from skinmtl.studies.jobs import Job
+from skinmtl.tasks import tables
+from skinmtl.tasks.resampling import Floats, Resampling
+from skinmtl.tasks.scoring import Description, Scoring
 
-SCORES = (*HEADLINES, "accuracy", "macro_f1", "mcc")  # more is better in each
 UNTOLD = "cannot tell"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A score that a study compares.
+
+    Attributes:
+        key: its name, with the task's prefix.
+        words: its name for people.
+        task: its task's name.
+        score: its name within the task.
+        title: its task's, for people.
+        headline: its place among the scores that a page opens with; None elsewhere.
+        lower_is_better: as of an error.
+    """
+
+    key: str
+    words: str
+    task: str
+    score: str
+    title: str
+    headline: int | None
+    lower_is_better: bool
+
+
+def compared(descriptions: Iterable[Description]) -> list[Compared]:
+    """The scores that a study compares, those of headlines first, in one order for all studies.
+
+    Args:
+        descriptions: of the tasks of its runs; those without a prefix are always among them.
+    """
+    tasks = {name: scoring.describe() for name, scoring in tables.today().items()}
+    tasks |= {task.name: task for task in descriptions}
+    found = [
+        Compared(
+            task.key(score), task.words(score), name, score, task.title, task.headlines.get(score),
+            score in task.lower_is_better,
+        )
+        for name, task in tasks.items()
+        for score in task.compared
+    ]  # fmt: skip
+    return sorted(found, key=lambda one: (one.headline is None, one.headline or 0))
 
 
 @dataclass(frozen=True)
@@ -32,6 +74,7 @@ class Replicate:
     images: tuple[str, ...]
     lesions: int
     units: tuple[int, ...]  # by photograph, what is resampled with it
+    tasks: tuple[Description, ...]
     classes: dict[str, tuple[str, ...]]  # by score: what its task told apart
     values: dict[str, float]
     draws: dict[str, Floats]  # (DRAWS,) under resampled lesions, the same ones for every replicate of a fold
@@ -58,7 +101,8 @@ class Setting:
     @property
     def scores(self) -> list[str]:
         """Those that every replicate has."""
-        return [score for score in SCORES if self.n and all(score in each.values for each in self.replicates)]
+        names = [one.key for one in compared_in([self])]
+        return [name for name in names if self.n and all(name in each.values for each in self.replicates)]
 
     def values(self, score: str) -> Floats:
         """(n,) one for each replicate."""
@@ -94,6 +138,7 @@ class Difference:
     low: float
     high: float
     pairs: tuple[float, ...]
+    lower_is_better: bool = False
 
     @property
     def verdict(self) -> str:
@@ -101,45 +146,60 @@ class Difference:
 
         The interval takes the trainings as given, so another training could have it elsewhere: hence the second.
         """
+        above, below = ("hurts", "helps") if self.lower_is_better else ("helps", "hurts")
         if len(self.pairs) > 1 and self.low > 0 and min(self.pairs) > 0:
-            return "helps"
-        return "hurts" if len(self.pairs) > 1 and self.high < 0 and max(self.pairs) < 0 else UNTOLD
+            return above
+        return below if len(self.pairs) > 1 and self.high < 0 and max(self.pairs) < 0 else UNTOLD
 
     def __str__(self) -> str:
         return f"{self.value:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
 
 
+def compared_in(settings: Sequence[Setting]) -> list[Compared]:
+    """The scores that a study compares, of the tasks that some settings have."""
+    return compared(task for setting in settings for each in setting.replicates for task in each.tasks)
+
+
 def all_reached(named: Sequence[tuple[str, Sequence[Job]]]) -> list[Setting]:
     """Score the finished runs of settings that are to be compared: folds are pooled in all of them or in none."""
     done = [(name, [job for job in jobs if _is_done(job)]) for name, jobs in named]
-    tables = [(name, [(job, _test(job)) for job in jobs]) for name, jobs in done]
-    pooled = all(_whole(each) for _, each in tables if each)
-    return [_reached(name, each, pooled) for name, each in tables]
+    tested = [(name, [(job, _test(job)) for job in jobs]) for name, jobs in done]
+    pooled = all(_whole(each) for _, each in tested if each)
+    return [_reached(name, each, pooled) for name, each in tested]
+
+
+class Tested(NamedTuple):
+    """The test rows of a run, in the order of their images, and the tasks that they are of."""
+
+    table: pd.DataFrame
+    scorings: Sequence[Scoring]
 
 
 def _is_done(job: Job) -> bool:
     return job.status == "finished" and job.run.predictions_file.is_file()
 
 
-def _reached(name: str, tables: Sequence[tuple[Job, pd.DataFrame]], pooled: bool) -> Setting:
-    if not tables:
+def _reached(name: str, tested: Sequence[tuple[Job, Tested]], pooled: bool) -> Setting:
+    if not tested:
         return Setting(name, "none finished", [])
     if not pooled:
-        return Setting(name, "run (seed and fold)", [_scored(job.seed, job.fold, table) for job, table in tables])
-    seeds = [pd.concat([table for job, table in tables if job.seed == seed]) for seed in _seeds(tables)]
-    both = zip(_seeds(tables), seeds, strict=True)
-    replicates = [_scored(seed, None, table.sort_values("image_id", ignore_index=True)) for seed, table in both]
-    return Setting(name, f"seed, {len(tables) // len(seeds)} folds pooled", replicates)
+        return Setting(name, "run (seed and fold)", [_scored(job.seed, job.fold, test) for job, test in tested])
+    replicates = []
+    for seed in _seeds(tested):
+        mine = [test for job, test in tested if job.seed == seed]
+        table = pd.concat([test.table for test in mine]).sort_values("image_id", ignore_index=True)
+        replicates.append(_scored(seed, None, Tested(table, mine[0].scorings)))
+    return Setting(name, f"seed, {len(tested) // len(replicates)} folds pooled", replicates)
 
 
-def _seeds(tables: Sequence[tuple[Job, pd.DataFrame]]) -> list[object]:
-    return list(dict.fromkeys(job.seed for job, _ in tables))
+def _seeds(tested: Sequence[tuple[Job, Tested]]) -> list[object]:
+    return list(dict.fromkeys(job.seed for job, _ in tested))
 
 
-def _whole(tables: Sequence[tuple[Job, pd.DataFrame]]) -> bool:
+def _whole(tested: Sequence[tuple[Job, Tested]]) -> bool:
     """Whether every seed has all of its folds, so that each photograph is tested once."""
-    for seed in _seeds(tables):
-        mine = [(job, table) for job, table in tables if job.seed == seed]
+    for seed in _seeds(tested):
+        mine = [(job, test.table) for job, test in tested if job.seed == seed]
         wanted = sorted(map(str, range(dig(mine[0][0].info, "split", "folds", default=0))))
         together = pd.concat([table["image_id"] for _, table in mine])
         if sorted(str(job.fold) for job, _ in mine) != wanted or len(mine) < 2 or together.duplicated().any():
@@ -166,21 +226,22 @@ def difference(one: Setting, other: Setting, score: str) -> Difference | None:
     if any(mine.units != theirs.units for mine, theirs in both):
         what = "the same photographs are resampled by groups in one and by lesions in the other"
         raise InputError(f"{one.name} and {other.name}", what, "run `skinmtl evaluate` on the older runs")
+    is_error = next(each.lower_is_better for each in compared_in([one]) if each.key == score)
     if both:
         pairs = tuple(a.values[score] - b.values[score] for a, b in both)
         draws = np.mean([a.draws[score] - b.draws[score] for a, b in both], axis=0)
-        return _with_interval(float(np.mean(pairs)), draws, pairs)
+        return _with_interval(float(np.mean(pairs)), draws, pairs, is_error)
     if np.isnan([*one.interval(score), *other.interval(score)]).any():
         return None
     mine, others = (np.mean([each.draws[score] for each in setting.replicates], axis=0) for setting in (one, other))
     # Both were drawn from one seed; in another order they have nothing to do with each other.
     draws = mine - np.random.default_rng(0).permutation(others)
-    return _with_interval(float(one.values(score).mean() - other.values(score).mean()), draws, ())
+    return _with_interval(float(one.values(score).mean() - other.values(score).mean()), draws, (), is_error)
 
 
-def _with_interval(value: float, draws: Floats, pairs: tuple[float, ...]) -> Difference | None:
+def _with_interval(value: float, draws: Floats, pairs: tuple[float, ...], is_error: bool) -> Difference | None:
     low, high = _percentiles(draws)
-    return Difference(value, low, high, pairs) if np.isfinite(low) else None
+    return Difference(value, low, high, pairs, is_error) if np.isfinite(low) else None
 
 
 def _percentiles(draws: Floats) -> tuple[float, float]:
@@ -191,20 +252,22 @@ def _percentiles(draws: Floats) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _test(job: Job) -> pd.DataFrame:
-    table = job.run.predictions()
-    return table[table["split"] == "test"].sort_values("image_id", ignore_index=True)
+def _test(job: Job) -> Tested:
+    table, scorings = tables.of_run(job.run)
+    test = table[table["split"] == "test"].sort_values("image_id", ignore_index=True)
+    return Tested(test, [scoring for scoring in scorings if scoring.is_in(table)])
 
 
-def _scored(seed: object, fold: object, table: pd.DataFrame) -> Replicate:
+def _scored(seed: object, fold: object, test: Tested) -> Replicate:
+    table = test.table
     # By fold, so that one fold's draws say nothing of another's.
-    sample = Sample.of(table, dx_classes(table), DRAWS, seed=int(str(fold)) if str(fold).isdigit() else 0)
-    tasks = sample.scores(mask_classes(table))
-    scores = {name: score for task in tasks.values() for name, score in task.items()}
-    told = {"seg": tuple(mask_classes(table)), "cls": tuple(dx_classes(table))}
-    classes = {name: told[task] for task, names in tasks.items() for name in names}
-    values = sample.once({name: scores[name] for name in SCORES if name in scores})
+    sample = Resampling.of(table, seed=int(str(fold)) if str(fold).isdigit() else 0)
+    by_task = {scoring: scoring.scores(sample) for scoring in test.scorings}
+    scores = {scoring.column(name): one for scoring, each in by_task.items() for name, one in each.items()}
+    classes = {scoring.column(name): scoring.told_apart for scoring, each in by_task.items() for name in each}
+    tasks = tuple(scoring.describe() for scoring in test.scorings)
+    values = sample.once({one.key: scores[one.key] for one in compared(tasks) if one.key in scores})
     values = {name: value for name, value in values.items() if np.isfinite(value)}
     draws = sample.drawn({name: scores[name] for name in values})
     images, units = tuple(table["image_id"]), tuple(sample.unit_of.tolist())
-    return Replicate(seed, fold, images, sample.lesions, units, classes, values, draws)
+    return Replicate(seed, fold, images, sample.lesions, units, tasks, classes, values, draws)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,27 @@ import pandas as pd
 import yaml
 
 from skinmtl.errors import InputError
-from skinmtl.evaluation.scores import DRAWS
-from skinmtl.figures import plots
+from skinmtl.figures import study as plots
+from skinmtl.figures.style import save
 from skinmtl.files import write_text
-from skinmtl.runs.labels import HEADLINES, stamps, words
+from skinmtl.runs.labels import stamps
 from skinmtl.runs.record import dig, read_scores
 from skinmtl.runs.redaction import shareable
-from skinmtl.studies.compare import SCORES, UNTOLD, Difference, Setting, all_reached, difference
+from skinmtl.studies.compare import (
+    UNTOLD,
+    Compared,
+    Difference,
+    Setting,
+    all_reached,
+    compared,
+    compared_in,
+    difference,
+)
 from skinmtl.studies.jobs import REPEATS, Job, by_setting, read_jobs, varied_keys
+from skinmtl.tasks import tables
+from skinmtl.tasks.resampling import DRAWS
 
+SHOWN = 1  # the last place of a headline that a study's figures show
 SPLIT_BY = "data.split_by"
 ARM = "arm"
 COSINE = "gradients/cosine"
@@ -35,7 +48,7 @@ MARKS = ("<!-- results -->", "<!-- /results -->")
 FIGURES = {
     "scores": "Test scores of each setting: dots are means over replicates, bars their 95% intervals over lesions, "
     "rings the replicates.",
-    "tradeoff": "Outlines against diagnoses on the test part: each setting's mean Dice and balanced accuracy with 95% "
+    "tradeoff": "The main score of one task against that of another on the test part: each setting's means with 95% "
     "intervals over lesions. Up and to the right is better at both.",
     "cosines": "Cosine between the tasks' gradients on the encoder while training, mean over a setting's runs: below "
     "zero what serves one task harms the other.",
@@ -58,7 +71,9 @@ def study_report(folder: Path, out: Path) -> Path:
             str(folder), "no job in this folder", "give a sweep's folder, such as outputs/<study>/<run_id>"
         )
     varied = varied_keys(jobs)
-    results = pd.DataFrame([_row(job, out.name, varied) for job in jobs])
+    scores = [read_scores(job.run.path) for job in jobs]
+    wanted = compared(task for each in scores for task in tables.described(each).values())
+    results = pd.DataFrame([_row(job, each, out.name, wanted) for job, each in zip(jobs, scores, strict=True)])
     settings = all_reached(by_setting(jobs, varied))
     (out / "figures").mkdir(parents=True, exist_ok=True)
     stamp = stamps({key: any(job.info.get(key) for job in jobs) for key in ("leaky", "shuffled")})
@@ -71,18 +86,17 @@ def study_report(folder: Path, out: Path) -> Path:
     return out
 
 
-def _row(job: Job, study: str, varied: Sequence[str]) -> dict[str, Any]:
-    test = dig(read_scores(job.run.path), "parts", "test", default={})
+def _row(job: Job, scores: Mapping[str, Any], study: str, wanted: Sequence[Compared]) -> dict[str, Any]:
+    test = dig(scores, "parts", "test", default={})
     row = {"study": study, "job": job.number, "experiment": job.info.get("name", job.overrides.get("experiment"))}
     row |= {"seed": job.seed, "fold": job.fold}
     rest = {key: value for key, value in job.overrides.items() if key not in (*REPEATS, "experiment")}
     row |= {key: shareable(key, value) for key, value in rest.items()}
     row |= {"status": job.status, "exit_code": job.ended.get("exit_code", job.info.get("exit_code"))}
-    known = {name: score for task in dig(test, "scores", default={}).values() for name, score in task.items()}
-    for name in SCORES:
-        row |= {
-            f"{name}{end}": dig(known, name, key) for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))
-        }
+    for one in wanted:
+        score = dig(test, "scores", one.task, one.score)
+        ends = (("", "value"), ("_low", "low"), ("_high", "high"))
+        row |= {f"{one.key}{end}": dig(score, key) for end, key in ends}
     row |= {"stamp": stamps(job.info), "n_images": test.get("n_images"), "n_lesions": test.get("n_lesions")}
     row |= {"seconds": dig(job.info, "seconds", "total", default=job.ended.get("seconds"))}
     return row | {"images_per_second": job.info.get("images_per_second")}
@@ -104,38 +118,35 @@ def _draw(
     settings: Sequence[Setting], cosines: pd.DataFrame, varied: Sequence[str], folder: Path, stamp: str
 ) -> list[str]:
     """Write the figures there is something for; gives their names."""
-    shown = [
-        name
-        for name in ("mean_image_dice", "balanced_accuracy", "macro_auroc")
-        if any(name in s.scores for s in settings)
-    ]
+    there = [one for one in compared_in(settings) if any(one.key in s.scores for s in settings)]
+    shown = [one for one in there if one.headline is not None and one.headline <= SHOWN]
     if not shown:
         return []
     rows = [
-        {"setting": s.name, "score": words(score), **_mean(s, score)}
-        for score in shown
+        {"setting": s.name, "score": one.words, **_mean(s, one.key)}
+        for one in shown
         for s in settings
-        if score in s.scores
+        if one.key in s.scores
     ]
     each = [
-        {"setting": s.name, "score": words(score), "value": value}
-        for score in shown
+        {"setting": s.name, "score": one.words, "value": value}
+        for one in shown
         for s in settings
-        if s.n > 1 and score in s.scores
-        for value in s.values(score)
+        if s.n > 1 and one.key in s.scores
+        for value in s.values(one.key)
     ]
     runs = pd.DataFrame(each, columns=["setting", "score", "value"])
-    plots.save(plots.scores_by_setting(pd.DataFrame(rows), runs), folder / "scores.png", stamp)
-    both = ("mean_image_dice", "balanced_accuracy")
-    points = [s for s in settings if all(score in s.scores for score in both)]
+    save(plots.scores_by_setting(pd.DataFrame(rows), runs), folder / "scores.png", stamp)
+    both = [one.key for one in shown if one.headline == 0 and not one.lower_is_better][:2]  # two tasks'
+    points = [s for s in settings if len(both) == 2 and all(score in s.scores for score in both)]
     drawn = ["scores"]
     if len(points) > 1 and any(key.startswith(("weighting", "gradients")) for key in varied):
         table = pd.DataFrame([{"setting": s.name, **_ends(s, both[0]), **_ends(s, both[1])} for s in points])
-        ordered = list(varied) == ["weighting.seg"]
-        plots.save(plots.tradeoff(table, joined=ordered), folder / "tradeoff.png", stamp)
+        ordered = len(varied) == 1 and varied[0].startswith("weighting.")
+        save(plots.tradeoff(table, both[0], both[1], joined=ordered), folder / "tradeoff.png", stamp)
         drawn.append("tradeoff")
     if len(cosines):
-        plots.save(plots.cosines(cosines), folder / "cosines.png", stamp)
+        save(plots.cosines(cosines), folder / "cosines.png", stamp)
         drawn.append("cosines")
     return drawn
 
@@ -159,9 +170,9 @@ def _answer(jobs: Sequence[Job], settings: Sequence[Setting], drawn: Sequence[st
         lines += ["**LEAKY: photographs of one lesion may stand in training and test. Compare with nothing.**", ""]
     if any(job.info.get("shuffled") for job in jobs):
         lines += ["**SHUFFLED: some runs are negative controls, whose training targets were dealt out at random.**", ""]
-    shown = [score for score in SCORES if any(score in s.scores for s in settings)]
-    rows = [[s.name, str(s.n), s.unit, *_size(s), *(_cell(s, score) for score in shown)] for s in settings]
-    lines += _table(["setting", "n", "unit of replication", "images", "lesions", *map(words, shown)], rows)
+    shown = [one for one in compared_in(settings) if any(one.key in s.scores for s in settings)]
+    rows = [[s.name, str(s.n), s.unit, *_size(s), *(_cell(s, one.key) for one in shown)] for s in settings]
+    lines += _table(["setting", "n", "unit of replication", "images", "lesions", *(one.words for one in shown)], rows)
     lines += [
         "",
         "Test part. Each cell: mean over the n replicates ± their standard deviation; in brackets the 95% interval of "
@@ -180,7 +191,7 @@ def _answer(jobs: Sequence[Job], settings: Sequence[Setting], drawn: Sequence[st
     return lines
 
 
-def _differences(settings: Sequence[Setting], shown: Sequence[str]) -> list[str]:
+def _differences(settings: Sequence[Setting], shown: Sequence[Compared]) -> list[str]:
     """Tables of each setting minus the first: paired on the same photographs, else each resampled on its own."""
     first, *others = settings
     lines: list[str] = []
@@ -198,29 +209,29 @@ def _differences(settings: Sequence[Setting], shown: Sequence[str]) -> list[str]
     ):
         rows = []
         for other in others:
-            found = [difference(other, first, score) for score in shown]
+            found = [difference(other, first, one.key) for one in shown]
             if any(each is not None and bool(each.pairs) is paired for each in found):
                 verdicts = [f", {each.verdict}" if each is not None and len(each.pairs) > 1 else "" for each in found]
                 cells = zip(found, verdicts, strict=True)
                 rows.append([other.name, *("none" if each is None else f"{each}{word}" for each, word in cells)])
         if rows:
-            lines += ["", note, "", *_table(["setting", *map(words, shown)], rows)]
+            lines += ["", note, "", *_table(["setting", *(one.words for one in shown)], rows)]
     return lines
 
 
 def sharing(jobs: Sequence[Job]) -> list[str]:
     """What the arms of a study say of learning both tasks at once, a sentence for each; none for other sweeps."""
     return [
-        f"{name}: {question}, {arms}: {words(score)} {gap}: {gap.verdict}"
+        f"{name}: {question}, {arms}: {score.words} {gap}: {gap.verdict}"
         for name, question, arms, score, gap in _shared(jobs)
-        if score in ("mean_image_dice", "balanced_accuracy")
+        if score.headline == 0
     ]
 
 
 def _sharing_table(jobs: Sequence[Job]) -> list[str]:
     """All scores of `sharing` as a table with its note; nothing for other sweeps."""
     rows = [
-        [question, arms, words(score), str(gap), f"{min(gap.pairs):+.3f} to {max(gap.pairs):+.3f}", gap.verdict]
+        [question, arms, score.words, str(gap), f"{min(gap.pairs):+.3f} to {max(gap.pairs):+.3f}", gap.verdict]
         for _, question, arms, score, gap in _shared(jobs)
     ]
     if not rows:
@@ -234,7 +245,7 @@ def _sharing_table(jobs: Sequence[Job]) -> list[str]:
     return ["", "**Does sharing help?**", "", *_table(head, rows), "", note]
 
 
-def _shared(jobs: Sequence[Job]) -> Iterator[tuple[str, str, str, str, Difference]]:
+def _shared(jobs: Sequence[Job]) -> Iterator[tuple[str, str, str, Compared, Difference]]:
     """Setting, question, arms, score and difference of every comparison of arms that finished runs allow."""
     jobs = [job for job in jobs if job.status == "finished"]
     varied = varied_keys(jobs)
@@ -245,8 +256,8 @@ def _shared(jobs: Sequence[Job]) -> Iterator[tuple[str, str, str, str, Differenc
         named = [(arm, [job for job in alike if job.overrides.get(ARM) == arm]) for arm in arms]
         settings = {setting.name: setting for setting in all_reached(named)}
         for question, one, alone in COMPARED:
-            for score in settings[alone].scores if {one, alone} <= settings.keys() else ():
-                gap = difference(settings[one], settings[alone], score)
+            for score in compared_in([settings[alone]]) if {one, alone} <= settings.keys() else ():
+                gap = difference(settings[one], settings[alone], score.key)
                 if gap is not None and gap.pairs:
                     yield name, question, f"{one} minus {alone}", score, gap
 
@@ -269,8 +280,9 @@ def leak_gap(jobs: Sequence[Job]) -> list[str]:
             lines.append(f"{name}: nothing to compare, for the split by lesion leaks, too: there are no lesion ids.")
             continue
         leaky, honest = all_reached([(name, by_photograph), (name, by_lesion)])
-        found = {score: difference(leaky, honest, score) for score in HEADLINES}
-        gaps = [f"{words(score)} {gap}" for score, gap in found.items() if gap is not None]
+        headlines = [one for one in compared_in([leaky, honest]) if one.headline is not None]
+        found = [(one.words, difference(leaky, honest, one.key)) for one in headlines]
+        gaps = [f"{words} {gap}" for words, gap in found if gap is not None]
         said = f"95% interval: {', '.join(gaps)}" if gaps else "no score that both have with an interval"
         lines.append(f"{name}: split by photograph minus split by lesion, {said}.")
         learned = [_training_accuracy(job) for job in alike]
@@ -283,10 +295,10 @@ def leak_gap(jobs: Sequence[Job]) -> list[str]:
 
 
 def _training_accuracy(job: Job) -> float:
-    """Of the last epoch, as augmented; 0 where the run does not say, for one without a diagnosis."""
+    """Of the last epoch, as augmented, of the first task that has one; 0 where the run does not say."""
     table = pd.read_csv(job.run.path / "metrics.csv")
-    values = table.get("train/cls/accuracy", pd.Series(dtype=float)).dropna()
-    return float(values.iloc[-1]) if len(values) else 0.0
+    values = [table[name].dropna() for name in table if re.fullmatch(r"train/[^/]+/accuracy", str(name))]
+    return float(values[0].iloc[-1]) if values and len(values[0]) else 0.0
 
 
 def _size(setting: Setting) -> tuple[str, str]:

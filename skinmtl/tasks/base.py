@@ -241,9 +241,9 @@ class Task(nn.Module, ABC):
             shape: height and width of the image as it is, in pixels.
         """
 
+    @abstractmethod
     def scoring(self) -> Scoring:
         """How its rows are written and scored; needs `facts`."""
-        raise NotImplementedError
 
     # ----
 

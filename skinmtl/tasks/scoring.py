@@ -118,14 +118,16 @@ class Scoring(ABC):
     column of another task that holds numbers has `_prob_` in its name or ends with `_value`: by that
     `runs.predictions.read` knows it.
 
-    A kind of one's own gives `metrics`, `read`, `is_in`, `known`, `needed` and `row`; of the rest the answers here say
+    A kind of one's own gives `metrics`, `read`, `is_in`, `truth`, `needed` and `row`; of the rest the answers here say
     nothing.
     """
 
     plain: ClassVar[str] = ""  # name of the one task whose columns have no prefix
-    noun: ClassVar[str] = "targets"  # what it predicts, several of them
+    nouns: ClassVar[tuple[str, str]] = ("target", "targets")  # what that one predicts, one of them and several
     place: ClassVar[int] = 0  # of its columns in a row; of equal places in the order of the tasks
+    is_measured: ClassVar[bool] = False  # whether `truth` is no target, but a measure that is blank without one
     metrics: Mapping[str, Metric] = {}
+    detail_keys: ClassVar[tuple[str, ...]] = ()  # what `details` gives
     short: ClassVar[str] = ""  # the score that selects a checkpoint, for the line of an epoch
     curves: Mapping[str, str] = {}  # scores while training that the training curves show, with their labels
     colour: ClassVar[str | None] = None  # of its curves
@@ -133,10 +135,10 @@ class Scoring(ABC):
     charts: Mapping[str, Chart] = {}  # what `figures` draws
     galleries: Mapping[str, str] = {}  # captions of those that show images
     how_to_read: ClassVar[tuple[str, ...]] = ()  # sentences at the end of a page
-    folders: ClassVar[tuple[str, ...]] = ()  # what `write` puts pictures in
 
-    def __init__(self, name: str, title: str) -> None:
-        self.name, self.title = name, title
+    def __init__(self, name: str, title: str | None = None) -> None:
+        self.name = name
+        self.title = title or (self.nouns[1] if name == self.plain else name.replace("_", " ")).capitalize()
 
     def arguments(self) -> dict[str, Any]:
         """Give what the constructor was given, as plain values."""
@@ -150,6 +152,31 @@ class Scoring(ABC):
     def column(self, name: str) -> str:
         """A column of the task by the name that it has without a prefix."""
         return f"{self.prefix}{name}"
+
+    @property
+    def noun(self) -> tuple[str, str]:
+        """What it predicts, one of them and several."""
+        return self.nouns if self.name == self.plain else (self.name, self.name)
+
+    def without_prefix(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The table with the task's columns by the names that they have without a prefix, and no others that begin so.
+
+        What every table has (`image_id`, say) stays.
+        """
+        if not self.prefix:
+            return table
+        own = {name: str(name).removeprefix(self.prefix) for name in table if str(name).startswith(self.prefix)}
+        rest = [name for name in table if name not in own and name not in own.values()]
+        return table[[*rest, *own]].rename(columns=own)
+
+    def entitled(self, title: str) -> str:
+        """The title of a section, or with the task's before it."""
+        return f"{self.title}: {title[0].lower()}{title[1:]}" if self.prefix else title
+
+    @classmethod
+    def found_in(cls, columns: Sequence[str]) -> list[Scoring]:
+        """Find the tasks of this kind that the columns of a table are of, by their names alone."""
+        return []
 
     def describe(self) -> Description:
         """What scores.json says of the task."""
@@ -187,9 +214,15 @@ class Scoring(ABC):
     def is_in(self, table: pd.DataFrame) -> bool:
         """Whether a table has the columns that the scores come from."""
 
+    @property
     @abstractmethod
+    def truth(self) -> str:
+        """The column that is blank where an image's target is missing."""
+
     def known(self, table: pd.DataFrame) -> NDArray[np.bool_]:
         """Which rows have the target, (N,); the others count in no score."""
+        known: NDArray[np.bool_] = table[self.truth].notna().to_numpy()
+        return known
 
     @abstractmethod
     def needed(self, table: pd.DataFrame) -> list[str]:
@@ -197,6 +230,10 @@ class Scoring(ABC):
 
     def measures(self, table: pd.DataFrame) -> list[str]:
         """Columns that a comparison of two tables leaves blank where either table has a blank."""
+        return [self.truth]
+
+    def numbers(self, table: pd.DataFrame) -> list[str]:
+        """Columns of the table that the scores read as numbers."""
         return []
 
     def faults(self, table: pd.DataFrame) -> Iterator[Fault]:
@@ -281,6 +318,11 @@ class Scoring(ABC):
         return []
 
     # --- what `skinmtl predict` writes
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """What `write` puts pictures in."""
+        return ()
 
     def predicted(self) -> list[str]:
         """Columns that `write` gives."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from skinmtl.config import schema
 from skinmtl.tasks.base import Better, Task
 from skinmtl.tasks.classification.prediction import ClassPrediction
+from skinmtl.tasks.classification.scoring import ClassificationScoring
 from skinmtl.tasks.metrics import Confusion
 from skinmtl.types import Batch
 
@@ -170,6 +171,10 @@ class Classification(Task):
     def read(self, values: Tensor, shape: tuple[int, int]) -> ClassPrediction:
         """The probability of each class."""
         return ClassPrediction(dict(zip(self.classes, values.tolist(), strict=True)))
+
+    def scoring(self) -> ClassificationScoring:
+        """As of any task."""
+        return ClassificationScoring(self.name, self.classes)
 
     @property
     def _noun(self) -> str:

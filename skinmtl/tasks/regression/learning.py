@@ -15,6 +15,7 @@ from skinmtl.errors import InputError
 from skinmtl.tasks.base import Better, Task
 from skinmtl.tasks.metrics import AbsoluteError
 from skinmtl.tasks.regression.prediction import ValuePrediction
+from skinmtl.tasks.regression.scoring import RegressionScoring
 from skinmtl.types import Batch
 
 if TYPE_CHECKING:
@@ -129,3 +130,7 @@ class Regression(Task):
     def read(self, values: Tensor, shape: tuple[int, int]) -> ValuePrediction:
         """The number."""
         return ValuePrediction(float(values[0]))
+
+    def scoring(self) -> RegressionScoring:
+        """As of any task."""
+        return RegressionScoring(self.name, self.unit)

@@ -15,6 +15,7 @@ from skinmtl.models.body import MapHead
 from skinmtl.tasks.base import Better, Task
 from skinmtl.tasks.metrics import ImageDice
 from skinmtl.tasks.segmentation.prediction import MaskPrediction
+from skinmtl.tasks.segmentation.scoring import SegmentationScoring
 from skinmtl.types import Batch
 
 if TYPE_CHECKING:
@@ -99,6 +100,10 @@ class Segmentation(Task):
             probability=lesion.float().cpu().numpy(),
             input_mask=self.index(small)[0].cpu().numpy(),
         )
+
+    def scoring(self) -> SegmentationScoring:
+        """As of any task."""
+        return SegmentationScoring(self.name, self.classes)
 
     def _where_to_get(self) -> str:
         return "unpack the masks beside them, or give data.masks"
