@@ -22,7 +22,13 @@ EXHAUSTED = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 
 
 class SkinmtlError(Exception):
-    """An answer to a user: where it is wrong, what is wrong, and how to fix it."""
+    """An answer to a user, in one line: `where: what; fix: fix`.
+
+    Args:
+        where: a file, a key of the config or a part of the machine.
+        what: what is wrong there.
+        fix: what to do about it.
+    """
 
     exit_code = 2
 
@@ -38,7 +44,7 @@ class SkinmtlError(Exception):
 
 
 class InputError(SkinmtlError):
-    """A file, a table, a photograph or a run folder that cannot be used."""
+    """A file, a table, an image or a run folder that cannot be used."""
 
 
 class ConfigError(SkinmtlError):
@@ -46,7 +52,7 @@ class ConfigError(SkinmtlError):
 
 
 def no_package(group: str) -> ConfigError:
-    """What a config file of a group, such as `experiment`, ends in that does not say where its keys belong."""
+    """Answer for a config file of a group, such as `experiment`, that does not say where its keys belong."""
     what = f"the chosen file of this group lacks `# @package _global_`, so its keys would stand under `{group}`"
     return ConfigError(group, what, "let the first line of that file be `# @package _global_`")
 
@@ -64,7 +70,7 @@ class ResourceError(SkinmtlError):
 
 
 class Interrupted(SkinmtlError):
-    """Stopped from outside with everything saved; the same command with `resume=` goes on."""
+    """Stopped from outside with everything saved; the same command with `resume=` resumes."""
 
     exit_code = 75
 
@@ -82,7 +88,7 @@ def check_system() -> None:
 
 
 def file_size_limit() -> int | None:
-    """How many bytes a file may have in this process; None without a limit."""
+    """Look up how many bytes a file of this process may have; None without a limit."""
     import resource  # not known to Windows, where this module still has to say so
 
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
@@ -90,18 +96,18 @@ def file_size_limit() -> int | None:
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory has run out, a GPU's or the machine's."""
+    """Say whether an exception means that memory has run out, a GPU's or the machine's."""
     words = ("OutOfMemoryError", "can't allocate memory", "not enough memory")
     return isinstance(error, MemoryError) or any(word in f"{type(error).__name__}: {error}" for word in words)
 
 
 def cannot_write(path: Path, error: OSError, elsewhere: str, size: int = 0) -> ResourceError:
-    """What keeps a file from being written, with numbers. `elsewhere` says how another place is named.
+    """Answer for a file that cannot be written, with numbers.
 
     Args:
         path: the file, or a folder where it is not known which of its files.
         error: what the system said.
-        elsewhere: such as `write elsewhere with hydra.run.dir=<folder>`.
+        elsewhere: how another place is named, such as `write elsewhere with hydra.run.dir=<folder>`.
         size: bytes that it takes; 0 where nobody knows.
     """
     numbers = [f"it takes {size / 1e6:.1f} MB"] if size else []
@@ -122,7 +128,7 @@ def cannot_write(path: Path, error: OSError, elsewhere: str, size: int = 0) -> R
 
 
 def answer_to(error: BaseException, place: Path, elsewhere: str) -> SkinmtlError | None:
-    """The answer that an error of the system stands for: a disk, memory, a place that cannot be used.
+    """Find the answer that an error of the system stands for: a disk, memory, a place that cannot be used.
 
     Args:
         error: what was raised; an answer of ours is its own.
@@ -165,12 +171,12 @@ def _is_readable(path: Path) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception of another library says, in one line with its type."""
+    """Shorten what an exception of another library says to one line, with its type."""
     return f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
 
 
 class Faults(SkinmtlError):
-    """Several faults found in one look, so that they can be mended in one go."""
+    """Several faults found at once, so that they can be mended in one go."""
 
     def __init__(self, faults: Sequence[SkinmtlError]) -> None:
         Exception.__init__(self, "\n".join(str(fault) for fault in faults))

@@ -16,7 +16,7 @@ from layouts import write_dataverse
 from PIL import Image
 
 from skinmtl.data import cache, cache_file, file_hashes, sources
-from skinmtl.data.cache import Photographs
+from skinmtl.data.cache import Images
 from skinmtl.data.images import reading
 from skinmtl.data.mask_classes import Trimap
 from skinmtl.errors import Faults
@@ -45,22 +45,22 @@ def again(table: pd.DataFrame, kept: Path) -> Path:
     return path
 
 
-def pixels(photographs: Photographs) -> list[tuple[bytes, bytes]]:
+def pixels(photographs: Images) -> list[tuple[bytes, bytes]]:
     return [tuple(array.tobytes() for array in photographs.read(row)) for row in range(len(photographs))]
 
 
 def test_a_cache_holds_the_pixels_that_decoding_gives(table: pd.DataFrame, kept: Path) -> None:
-    assert pixels(Photographs.of(table, SIZE, kept)) == pixels(Photographs.of(table, SIZE))
+    assert pixels(Images.of(table, SIZE, kept)) == pixels(Images.of(table, SIZE))
     stored = np.load(kept)  # a plain .npy: anybody's tool reads it
     photograph = reading.read_image(Path(table["image"][5]))
     assert np.array_equal(stored["image"][5], reading.fit_image(photograph, SIZE))
     mask = reading.read_mask(Path(table["mask"][5]))
     assert np.array_equal(stored["mask"][5], reading.fit_mask(mask, SIZE))
-    assert not stored["mask"][0].any() and not Photographs.of(table, SIZE, kept).has_mask(0)
+    assert not stored["mask"][0].any() and not Images.of(table, SIZE, kept).has_mask(0)
 
 
 def test_pixels_are_mapped_and_cannot_be_written_to(table: pd.DataFrame, kept: Path) -> None:
-    photographs = Photographs.of(table, SIZE, kept)
+    photographs = Images.of(table, SIZE, kept)
     image, mask = photographs.read(3)
     assert np.shares_memory(image, photographs.read(3)[0])
     for array in (image, mask):
@@ -81,9 +81,9 @@ def test_a_warm_cache_is_used_as_it_is_and_opens_no_photograph(
         monkeypatch.setattr(reading, name, refuse)
     assert again(table, kept) == kept
     assert (kept.stat().st_mtime_ns, kept.stat().st_ino) == (began.st_mtime_ns, began.st_ino)
-    Photographs.of(table, SIZE, kept).read(7)
+    Images.of(table, SIZE, kept).read(7)
     with pytest.raises(AssertionError, match="a photograph was opened"):
-        Photographs.of(table, SIZE).read(7)
+        Images.of(table, SIZE).read(7)
 
 
 def _cut(path: Path) -> None:
@@ -135,8 +135,8 @@ def test_a_broken_cache_is_built_anew_and_said_to_be(
 def test_damage_that_comes_later_is_met_by_decoding(
     table: pd.DataFrame, kept: Path, what: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    expected = pixels(Photographs.of(table, SIZE))
-    photographs = Photographs.of(table, SIZE, kept)
+    expected = pixels(Images.of(table, SIZE))
+    photographs = Images.of(table, SIZE, kept)
     if what == "flipped":
         assert photographs.read(7)
         _flip(BEGIN + 7 * cache_file.record(SIZE).itemsize + 100)(kept)
@@ -145,7 +145,7 @@ def test_damage_that_comes_later_is_met_by_decoding(
     assert pixels(photographs) == expected
     assert len([record for record in caplog.records if "decoded instead" in record.message]) == 1
     assert not kept.exists()
-    assert pixels(Photographs.of(table, SIZE, again(table, kept))) == expected
+    assert pixels(Images.of(table, SIZE, again(table, kept))) == expected
 
 
 def test_what_has_changed_makes_a_cache_stale(
@@ -157,7 +157,7 @@ def test_what_has_changed_makes_a_cache_stale(
     new = again(table, kept)
     assert new != kept and not kept.exists()
     assert f"{kept} is stale" in caplog.text
-    assert Photographs.of(table, SIZE, new).read(4)[0][..., 1].min() > 190
+    assert Images.of(table, SIZE, new).read(4)[0][..., 1].min() > 190
 
     os.utime(path)  # the same bytes, another time
     assert again(table, kept) == new
@@ -185,7 +185,7 @@ def test_other_pixels_of_the_same_size_and_time_make_a_cache_stale(
             os.utime(f"photos/{name}.bmp", (0, 0))  # unpacked by what keeps no times
         own = sources.read(tmp_path / "t.csv")
         path = cache.get(own, SIZE, tmp_path / "kept")
-        assert path is not None and Photographs.of(own, SIZE, path).read(0)[0].max() == level
+        assert path is not None and Images.of(own, SIZE, path).read(0)[0].max() == level
         assert before is None or (f"{before} is stale" in caplog.text and not before.exists())
         hashes.append(cache.fingerprint(own, tmp_path / "kept"))
         before = path
@@ -213,10 +213,10 @@ def test_mask_classes_have_caches_of_their_own_side_by_side(table: pd.DataFrame,
     assert cache.get(table, SIZE, kept.parent, Trimap(band=0.2)) == path
     assert cache.get(table, SIZE, kept.parent, Trimap(band=0.3)) not in (path, kept)
     assert again(table, kept) == kept, "which no other classes make stale"
-    read = Photographs.of(table, SIZE, path, trimap)
-    assert pixels(read) == pixels(Photographs.of(table, SIZE, mask_classes=trimap))
+    read = Images.of(table, SIZE, path, trimap)
+    assert pixels(read) == pixels(Images.of(table, SIZE, mask_classes=trimap))
     assert set(np.unique(read.read(5)[1])) == {0, 1, 2}
-    assert pixels(read) != pixels(Photographs.of(table, SIZE, kept))
+    assert pixels(read) != pixels(Images.of(table, SIZE, kept))
 
 
 def test_unreadable_photographs_are_listed_and_leave_nothing(table: pd.DataFrame, tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_processes_that_build_at_once_end_with_one_good_file(table: pd.DataFrame
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert decoded.value == len(table)  # one decoded, two waited
     (path,) = folder.glob("*.npy")
-    assert pixels(Photographs.of(table, SIZE, path)) == pixels(Photographs.of(table, SIZE))
+    assert pixels(Images.of(table, SIZE, path)) == pixels(Images.of(table, SIZE))
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")

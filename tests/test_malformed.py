@@ -25,7 +25,7 @@ from training import CONF, SHORT, train
 from skinmtl.cli import commands
 from skinmtl.cli import train as cli_train
 from skinmtl.data import transforms
-from skinmtl.data.cache import Photographs
+from skinmtl.data.cache import Images
 from skinmtl.data.datamodule import DataModule
 from skinmtl.data.dataset import collate
 from skinmtl.data.images import reading
@@ -277,7 +277,7 @@ def _read_or_said(folder: Path) -> list[str]:
     """What each door says of an image that may not be read."""
     said = []
     for name in ("open.jpg", "closed.jpg"):
-        for read in (lambda path: read_image(path), lambda path: Photographs([str(path)], [None], SIZE).read(0)):
+        for read in (lambda path: read_image(path), lambda path: Images([str(path)], [None], SIZE).read(0)):
             try:
                 read(folder / name)
                 said.append("read")

@@ -77,7 +77,7 @@ def test_a_download_ends_in_the_published_layout(root: Path, out: Path, capsys: 
         assert prepare(out, "--server", server.url) == 0
     said = capsys.readouterr().out
     assert said.startswith("HAM10000, doi:10.7910/DVN/DBW86T, licence CC BY-NC 4.0: 4 files, ")
-    assert "21 photographs, none of them HAM10000's by its id, such as ISIC_0000000" in said
+    assert "21 images, none of them HAM10000's by its id, such as ISIC_0000000" in said
     written = contents(out)
     assert written.pop("manifest.csv")
     assert written == contents(root)
@@ -154,7 +154,7 @@ def test_masks_come_from_any_folder_that_is_named_after_them_and_what_stays_behi
         path.rename(path.with_name(path.name.replace("_segmentation", ending)))
     notes = command.bring([tmp_path / "kaggle", tmp_path / folder], out).notes
     if folder == "old":
-        assert notes[-1].startswith("21 pictures stayed behind, such as old/ISIC_0000000_seg.png: no row of the table")
+        assert notes[-1].startswith("21 images stayed behind, such as old/ISIC_0000000_seg.png: no row of the table")
     else:
         assert sources.read(out)["mask"].notna().all()
         assert "21 of them have a mask" in notes
@@ -413,12 +413,12 @@ def test_pictures_are_looked_at_even_where_the_table_is_broken(root: Path) -> No
 def test_counts_are_explained(root: Path) -> None:
     table = ham10000_table().assign(image_id=sorted(verify.IDS), mask="there", sex=None)
     notes = verify.counted(table)
-    assert notes[:3] == ["10,015 of 10,015 photographs: all of HAM10000", "10,015 of them have a mask", notes[2]]
-    assert notes[2:] == ["7,470 of 7,470 lesions"] + [f"{n:,} of {n:,} {dx}" for dx, n in verify.PHOTOGRAPHS.items()]
+    assert notes[:3] == ["10,015 of 10,015 images: all of HAM10000", "10,015 of them have a mask", notes[2]]
+    assert notes[2:] == ["7,470 of 7,470 lesions"] + [f"{n:,} of {n:,} {dx}" for dx, n in verify.IMAGES.items()]
 
     part = table[:598].assign(mask=["there"] * 597 + [None])
     assert verify.counted(part)[:2] == [
-        "598 of 10,015 photographs: a part of HAM10000",
+        "598 of 10,015 images: a part of HAM10000",
         "597 of them have a mask, 1 have none",
     ]
     more = pd.concat(
@@ -430,7 +430,7 @@ def test_counts_are_explained(root: Path) -> None:
     relabelled.loc[relabelled.index[relabelled["dx"] == "mel"][0], "dx"] = "df"
     assert "rows were relabelled" in verify.counted(relabelled)[-1]
     strange = verify.counted(table[:2].assign(image_id=["a", "b"], dx="nevus"))
-    assert strange[0] == "2 photographs, none of them HAM10000's by its id, such as a"
+    assert strange[0] == "2 images, none of them HAM10000's by its id, such as a"
     assert strange[-1] == "2 nevus"
     assert any("no lesion ids" in note for note in verify.counted(table.assign(lesion_id=table["image_id"])))
 

@@ -1,4 +1,4 @@
-"""`skinmtl`: what one does with finished runs and with photographs. Training is `python train.py`."""
+"""`skinmtl`: what one does with finished runs and with images. Training is `python train.py`."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _path(word: str) -> Path:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The commands and their arguments."""
+    """Describe the commands and their arguments."""
     top = argparse.ArgumentParser(prog="skinmtl", description=f"{__doc__} {RESEARCH}")
     top.add_argument("--version", action="version", version=f"skinmtl {version('skinmtl')}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--from", dest="paths", type=_path, nargs="+", metavar="PATH", help="import folders, zip, tar files"
     )
-    what.add_argument("--verify", action="store_true", help="decode every picture, compare with manifest.csv")
+    what.add_argument("--verify", action="store_true", help="decode every image, compare with manifest.csv")
     what.add_argument("--list", action="store_true", help="say what would be downloaded, and how much it is")
     command.add_argument("--lesions", type=_path, metavar="FILE", help="a table of image_id and lesion_id to join")
     command.add_argument("--server", metavar="URL", help="another Dataverse (default: https://dataverse.harvard.edu)")
@@ -82,15 +82,15 @@ def parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("evaluate", help="score a run's best checkpoint again and write its page")
     command.add_argument("run", type=_path, help="a run's folder")
-    command.add_argument("data_root", nargs="?", metavar="data.root=FOLDER", help="where the photographs are now")
+    command.add_argument("data_root", nargs="?", metavar="data.root=FOLDER", help="where the images are now")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     command.set_defaults(act=evaluate)
 
-    command = commands.add_parser("predict", help="masks, probabilities and overlays for new photographs")
+    command = commands.add_parser("predict", help="masks, probabilities and overlays for new images")
     command.add_argument("run", type=_path, help="a run's folder")
-    command.add_argument("images", type=_path, nargs="+", help="photographs, or folders of them")
+    command.add_argument("images", type=_path, nargs="+", help="images, or folders of them")
     command.add_argument("--out", type=_path, help="where to write (default: RUN/predict)")
-    command.add_argument("--replace", action="store_true", help="take away the predictions that are there already")
+    command.add_argument("--replace", action="store_true", help="replace the predictions that are there already")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     command.set_defaults(act=predict)
 
@@ -125,7 +125,7 @@ def parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("baselines", help="what simple methods reach on a run's own test lesions")
     command.add_argument("run", type=_path, help="a run's folder")
-    command.add_argument("data_root", nargs="?", metavar="data.root=FOLDER", help="where the photographs are now")
+    command.add_argument("data_root", nargs="?", metavar="data.root=FOLDER", help="where the images are now")
     command.set_defaults(act=baselines)
 
     command = commands.add_parser("runs", help="list the runs below a folder with their scores")
@@ -137,7 +137,7 @@ def parser() -> argparse.ArgumentParser:
 # What is half-done has to go, however the command is asked to stop.
 @handled(ENDS, signal.default_int_handler)
 def prepare(arguments: argparse.Namespace) -> int:
-    """HAM10000 at a folder, decoded once and with a manifest; or that folder checked again."""
+    """Write HAM10000 to a folder, decoded once and with a manifest; or check that folder again."""
     from skinmtl.data.prepare import command, dataverse, verify
     from skinmtl.errors import Faults
 
@@ -173,7 +173,7 @@ def prepare(arguments: argparse.Namespace) -> int:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    """Predictions table, scores, figures and page of a run, again."""
+    """Write predictions table, scores, figures and page of a run again."""
     from skinmtl.evaluation.evaluate import evaluate as evaluate_run
     from skinmtl.reports.run import write_run_report
     from skinmtl.runs.run import Run
@@ -186,12 +186,12 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 
 def predict(arguments: argparse.Namespace) -> int:
-    """Masks, overlays and predictions.csv; photographs that cannot be read are listed in errors.csv, exit 2."""
+    """Predict masks and diagnoses; images that cannot be read are listed in errors.csv, and the exit code is 2."""
     from skinmtl.data.images.listing import list_images, summarise_skipped
     from skinmtl.evaluation.prediction_folder import write_predictions
     from skinmtl.runs.run import Run
 
-    photographs, skipped = list_images(arguments.images)
+    images, skipped = list_images(arguments.images)
     status = Run.open(arguments.run).status
     if status != "finished":
         print(f"{arguments.run}: this run is not finished ({status}): its best weights so far", file=sys.stderr)
@@ -202,24 +202,24 @@ def predict(arguments: argparse.Namespace) -> int:
         stop.looked_for = True
         failed = write_predictions(
             arguments.run,
-            photographs,
+            images,
             out,
             arguments.device,
             passed_over=skipped,
             replace=arguments.replace,
             stopped=lambda: stop.asked,
         )
-    count = len(photographs) - failed
+    count = len(images) - failed
     others = f", {len(skipped)} passed over (skipped.csv)" if skipped else ""
-    print(f"{out}: {count} photograph{'' if count == 1 else 's'} predicted{others}. {RESEARCH}")
+    print(f"{out}: {count} image{'' if count == 1 else 's'} predicted{others}. {RESEARCH}")
     if failed:
-        what = f"{failed} photograph{'' if failed == 1 else 's'} could not be read"
+        what = f"{failed} image{'' if failed == 1 else 's'} could not be read"
         print(f"skinmtl: error: {out / 'errors.csv'}: {what}; fix: see the file", file=sys.stderr)
     return 2 if failed else 0
 
 
 def report(arguments: argparse.Namespace) -> int:
-    """A run's page, or a study's results.csv, table and figures."""
+    """Write a run's page, or a study's results.csv, table and figures."""
     from skinmtl.reports.run import study_report, write_run_report
 
     folder: Path = arguments.folder
@@ -235,7 +235,7 @@ def report(arguments: argparse.Namespace) -> int:
 
 
 def score(arguments: argparse.Namespace) -> int:
-    """The scores of a finished table as JSON on standard output."""
+    """Print the scores of a finished table as JSON."""
     from skinmtl.evaluation.scores import evaluate_file
 
     result = evaluate_file(_table_file(arguments.predictions))
@@ -246,7 +246,7 @@ def score(arguments: argparse.Namespace) -> int:
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    """Differences, first minus second, on the photographs that both tables know; what was left out is said."""
+    """Compare two predictions tables, first minus second, on the images that both have; what is left out is said."""
     import pandas as pd
 
     from skinmtl.evaluation.scores import paired, uncompared
@@ -279,7 +279,7 @@ def compare(arguments: argparse.Namespace) -> int:
 
 
 def baselines(arguments: argparse.Namespace) -> int:
-    """Colour histograms with logistic regression, and Otsu's threshold, beside the run's own scores."""
+    """Print what colour histograms with logistic regression, and Otsu's threshold, reach beside the run."""
     from skinmtl.evaluation.baselines import compare_run
     from skinmtl.runs.labels import stamps
     from skinmtl.runs.run import Run
@@ -294,7 +294,7 @@ def baselines(arguments: argparse.Namespace) -> int:
 
 
 def audit(arguments: argparse.Namespace) -> int:
-    """Tables and a page with the pairs found; exit 2 where the given split tears a lesion or a pair."""
+    """Write tables and a page of the pairs found; the exit code is 2 where the given split tears a lesion or a pair."""
     from skinmtl.audit.leaks import audit as look
     from skinmtl.audit.leaks import lines
     from skinmtl.data.sources import Layout
@@ -311,14 +311,14 @@ def audit(arguments: argparse.Namespace) -> int:
     page = write_audit(findings, paths, out, f"Audit of {root.resolve().name}")
     for line in lines(findings):
         print(line)
-    print(f"{page}: it shows photographs of the data set; {out / 'duplicates.csv'} fits data.duplicates=")
+    print(f"{page}: it shows images of the data set; {out / 'duplicates.csv'} fits data.duplicates=")
     if findings.faults:
         raise Faults(findings.faults)
     return 0
 
 
 def runs(arguments: argparse.Namespace) -> int:
-    """One line per run, newest last."""
+    """Print a line for each run, in the order of their folders."""
     from skinmtl.runs.labels import stamps
     from skinmtl.runs.run import find
 
@@ -354,9 +354,7 @@ def _data_root(word: str | None) -> Path | None:
     root = Path(value if equals else word).expanduser()
     if not root.exists():
         what = "no such folder, and no such table"
-        raise InputError(
-            f"data.root={root}", what, "give the folder that holds the photographs, or a table of your own"
-        )
+        raise InputError(f"data.root={root}", what, "give the folder that holds the images, or a table of your own")
     return root
 
 

@@ -1,4 +1,4 @@
-"""The door to training, from the command line and from Python: help, Hydra, one-line errors, exit codes, a table."""
+"""Training from the command line and from Python: help, Hydra, one-line errors, exit codes, a table of jobs."""
 
 from __future__ import annotations
 
@@ -51,18 +51,29 @@ ELSEWHERE = "write elsewhere with hydra.run.dir=, data.cache_dir=, data.split_di
 
 
 def main(conf: Path, argv: Sequence[str]) -> int:
-    """Run a command line, the program's name first, against a folder of configs; gives the exit code."""
+    """Run a command line.
+
+    Args:
+        conf: the folder of configs.
+        argv: the program's name, then the words of the command.
+
+    Returns:
+        The exit code: 0 done, 1 our bug, 2 input or config, 3 diverged, 4 resources, 75 interrupted.
+    """
     return to_a_reader(lambda: _main(conf, argv))
 
 
 def fit(*words: str) -> Run:
-    """Train, evaluate and report from Python, as `python train.py <words>` does; gives the run.
+    """Train, evaluate and report from Python, as `python train.py <words>` does.
 
     It writes `outputs/<experiment>/<run id>` in the working directory, or what `hydra.run.dir=` says. Ctrl-C, or a
-    notebook's interrupt, saves first; `resume=auto` among the words goes on.
+    notebook's interrupt, saves first; `resume=auto` among the words resumes.
 
     Args:
         words: those of the command, such as `"experiment=demo", "seed=1"`.
+
+    Returns:
+        The finished run.
 
     Raises:
         SkinmtlError: where the command would say so in one line and end with another exit code than 0.

@@ -1,4 +1,4 @@
-"""Every photograph and mask decoded once, at training size, in one file that all workers and runs share."""
+"""A cache of images and masks: decoded once, at training size, in one file that all workers and runs share."""
 
 from __future__ import annotations
 
@@ -33,14 +33,21 @@ logger = logging.getLogger(__name__)
 
 SPARE = 1.2  # of the file's size has to be free on the disk
 BY_CONTENT = "v2-"  # begins a fingerprint that knows what stands in files; one without it knows their sizes
-MOST_FAULTS = 50  # unreadable photographs to list before giving up
+MOST_FAULTS = 50  # unreadable images to list before giving up
 
 
-class Photographs:
-    """Photographs and their mask classes at network size, by row of the case table.
+class Images:
+    """Images and their masks at network size, by row of the case table.
 
     Decoded at each call, or read from a cache file; the pixels are the same. A file that has gone, or whose pixels are
     no longer what was written, is given up for decoding, with a warning.
+
+    Args:
+        images: paths, one a row.
+        masks: paths, one a row; None for an image without a mask.
+        size: (height, width) in pixels.
+        cache: a file of `get`; None decodes at each call.
+        mask_classes: what is told apart in a mask.
     """
 
     def __init__(
@@ -60,8 +67,8 @@ class Photographs:
     @classmethod
     def of(
         cls, table: pd.DataFrame, size: Size, cache: Path | None = None, mask_classes: MaskClasses = BINARY
-    ) -> Photographs:
-        """The photographs of a case table."""
+    ) -> Images:
+        """Take the images and masks of a case table; the other arguments are the constructor's."""
         masks = [mask if isinstance(mask, str) else None for mask in table["mask"]]
         return cls(table["image"].tolist(), masks, size, cache, mask_classes)
 
@@ -69,19 +76,27 @@ class Photographs:
         return len(self._images)
 
     def name(self, row: int) -> str:
-        """The photograph's file."""
+        """Name the file of a row's image."""
         return self._images[row]
 
     def has_mask(self, row: int) -> bool:
-        """Whether the photograph has a mask; where not, `read` gives zeros for it."""
+        """Say whether a row has a mask; where not, `read` gives zeros for it."""
         return bool(self._has_mask[row])
 
     def read(self, row: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Image (H, W, 3) and mask (H, W), uint8; not to be written to: they may be the file itself."""
+        """Read a row.
+
+        Returns:
+            The image, (H, W, 3) uint8 RGB, and the mask, (H, W) uint8 of indices into the mask classes; neither is to
+            be written to, for they may be the file itself.
+
+        Raises:
+            InputError: a file that cannot be decoded.
+        """
         if self._cache is not None and self._records is None:  # opened in each worker; nothing large is ever pickled
             self._records = open_records(self._cache, len(self), self._size)
             if self._records is None:
-                self._give_up("is gone, or is no cache of these photographs")
+                self._give_up("is gone, or is no cache of these images")
         if self._records is not None:
             if is_sound(self._records, row):
                 return self._records["image"][row], self._records["mask"][row]
@@ -89,9 +104,7 @@ class Photographs:
         return read_fitted(self._images[row], self._masks[row], self._size, self._mask_classes)
 
     def _give_up(self, what: str) -> None:
-        logger.warning(
-            "the cache %s %s: photographs are decoded instead, the next run builds it anew", self._cache, what
-        )
+        logger.warning("the cache %s %s: images are decoded instead, the next run builds it anew", self._cache, what)
         assert self._cache is not None
         with suppress(OSError):
             self._cache.unlink()
@@ -102,31 +115,40 @@ class Photographs:
 
 
 def get(table: pd.DataFrame, size: Size, folder: Path, mask_classes: MaskClasses = BINARY) -> Path | None:
-    """The cache file of this table at this size in `folder`, built where it is missing; None where it cannot be kept.
+    """Find the cache file of a table, and build it where it is missing.
 
-    Named by two hashes: of the photographs' places, `size` and the mask classes, and of what stands in the files and
+    Named by two hashes: of the images' places, `size` and the mask classes, and of what stands in the files and
     the code that decodes. One that is broken, or stale (the first hash alone is the same), is built anew.
 
+    Args:
+        table: a case table.
+        size: (height, width) in pixels.
+        folder: where caches are kept.
+        mask_classes: what is told apart in a mask.
+
+    Returns:
+        The file; None where there is no room for it or it cannot be written, which the log says.
+
     Raises:
-        Faults: photographs or masks that cannot be decoded; there is no file then.
+        Faults: images or masks that cannot be decoded; there is no file then.
     """
     table = with_digests(table, folder)
-    photographs = Photographs.of(table, size, mask_classes=mask_classes)
+    images = Images.of(table, size, mask_classes=mask_classes)
     derived = [type(mask_classes).__qualname__, str(sorted(vars(mask_classes).items()))]
-    place = _digest([size, table["image"].tolist(), photographs._masks, derived])[:16]
+    place = _digest([size, table["image"].tolist(), images._masks, derived])[:16]
     path = folder / f"{place}-{_digest([_code(mask_classes), *_contents(table)])[:16]}.npy"
     if open_records(path, len(table), size) is not None:
         return path
     if path.exists():
         logger.warning("the cache %s is broken: it is built anew", path)
     if stale := [old for old in folder.glob(f"{place}-*.npy") if old != path]:
-        logger.info("the cache %s is stale, for photographs or the code have changed: it is built anew", stale[0])
+        logger.info("the cache %s is stale, for images or the code have changed: it is built anew", stale[0])
     need, free = len(table) * record(size).itemsize, _free(folder)
     if free < need * SPARE:
         logger.info("no cache: %s needs %.1f GB, %.1f GB are free", folder, need * SPARE / 1e9, free / 1e9)
         return None
     try:
-        _build(photographs, size, path)
+        _build(images, size, path)
         for old in stale:
             old.unlink(missing_ok=True)
     except OSError as error:
@@ -135,7 +157,7 @@ def get(table: pd.DataFrame, size: Size, folder: Path, mask_classes: MaskClasses
     return path
 
 
-def _build(photographs: Photographs, size: Size, path: Path) -> None:
+def _build(images: Images, size: Size, path: Path) -> None:
     """Decode all into a file beside `path`, then rename it: `path` is never half a cache.
 
     Another process that builds the same is waited for; what killed ones left is removed.
@@ -145,19 +167,19 @@ def _build(photographs: Photographs, size: Size, path: Path) -> None:
     temporary = path.with_name(f".{path.stem}.tmp")
     handle = claim(temporary)
     try:
-        if open_records(path, len(photographs), size) is not None:
+        if open_records(path, len(images), size) is not None:
             return
-        begin = header(len(photographs), size)
-        length = len(begin) + len(photographs) * record(size).itemsize
-        logger.info("decoding %s photographs once, into %s (%.2f GB)", f"{len(photographs):,}", path, length / 1e9)
+        begin = header(len(images), size)
+        length = len(begin) + len(images) * record(size).itemsize
+        logger.info("decoding %s images once, into %s (%.2f GB)", f"{len(images):,}", path, length / 1e9)
         os.truncate(handle, 0)
         if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process, with no exception
             os.posix_fallocate(handle, 0, length)
         os.truncate(handle, length)
         os.pwrite(handle, begin, 0)
-        mapped = np.memmap(temporary, record(size), "r+", len(begin), (len(photographs),))
-        _fill(mapped.view(np.ndarray), photographs)
-        _say_inverted(_holds_corners(mapped["mask"]), int(photographs._has_mask.sum()))
+        mapped = np.memmap(temporary, record(size), "r+", len(begin), (len(images),))
+        _fill(mapped.view(np.ndarray), images)
+        _say_inverted(_holds_corners(mapped["mask"]), int(images._has_mask.sum()))
         mapped.flush()
         os.fsync(handle)
         os.replace(temporary, path)
@@ -168,18 +190,22 @@ def _build(photographs: Photographs, size: Size, path: Path) -> None:
 
 
 def check(table: pd.DataFrame, folder: Path) -> None:
-    """Decode every photograph with its mask, where no cache did: what training or evaluation could not read is named.
+    """Decode every image with its mask, where no cache did: what training or evaluation could not read is named.
 
     Done once: an empty file in `folder`, named by what stands in the files, says that they could be decoded.
 
+    Args:
+        table: a case table.
+        folder: where caches are kept.
+
     Raises:
-        Faults: photographs or masks that cannot be decoded.
+        Faults: images or masks that cannot be decoded.
     """
     table = with_digests(table, folder)
     done = folder / f"decoded-{_digest([_code(BINARY), *_contents(table)])[:16]}"
     if os.path.exists(done):
         return
-    logger.info("decoding %s photographs once, to see that all can be read", f"{len(table):,}")
+    logger.info("decoding %s images once, to see that all can be read", f"{len(table):,}")
     pairs = list(zip(table["image"], table["mask"], strict=True))
     held = np.zeros(len(pairs), dtype=bool)
 
@@ -201,22 +227,20 @@ def _holds_corners(masks: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 def _say_inverted(held: NDArray[np.bool_], masks: int) -> None:
-    """Warn where most masks hold all four corners of their photographs, as skin does and a lesion seldom."""
+    """Warn where most masks hold all four corners of their images, as skin does and a lesion seldom."""
     if 2 * (count := int(held.sum())) > masks:
-        what = (
-            "%s of %s masks hold all four corners of their photograph: is white (255, or 1) the lesion, not the skin?"
-        )
+        what = "%s of %s masks hold all four corners of their image: is white (255, or 1) the lesion, not the skin?"
         logger.warning(what, f"{count:,}", f"{masks:,}")
 
 
-def _fill(records: Records, photographs: Photographs) -> None:
+def _fill(records: Records, images: Images) -> None:
     """Decode into the records; as `_each`."""
 
     def put(row: int) -> None:
-        records["image"][row], records["mask"][row] = photographs.read(row)
+        records["image"][row], records["mask"][row] = images.read(row)
         records["check"][row] = checksum(records, row)
 
-    _each(len(photographs), put)
+    _each(len(images), put)
 
 
 def _each(count: int, decode: Callable[[int], object]) -> None:
@@ -246,18 +270,27 @@ def _cores() -> int:
 
 
 def fingerprint(table: pd.DataFrame, folder: Path | None = None) -> str:
-    """What a run trained on, wherever it lay: `v2-` and a sha256 over ids, lesions, diagnoses and the bytes of files.
+    """Compute what tells one data set from another, wherever it lies, from ids, lesions, diagnoses and bytes of files.
 
     Args:
         table: a case table.
-        folder: where it is kept what stands in files, as `contents.with_digests` has it.
+        folder: where it is kept what stands in files, as `file_hashes.with_digests` has it.
+
+    Returns:
+        `v2-` and a sha256 in hexadecimal.
     """
     columns = [*_known(table), *_contents(with_digests(table, folder))]
     return f"{BY_CONTENT}{_digest(list(map(list, zip(*columns, strict=True))))}"
 
 
 def is_of(kept: str, table: pd.DataFrame, folder: Path | None = None) -> bool:
-    """Whether a kept fingerprint is that of the table; an older one tells files by their sizes, and is told by them."""
+    """Say whether a kept fingerprint is that of a table; an older one, without `v2-`, knows files by their sizes alone.
+
+    Args:
+        kept: what `fingerprint` gave, in this version or in one before.
+        table: a case table.
+        folder: as `fingerprint` has it.
+    """
     if kept.startswith(BY_CONTENT):
         return kept == fingerprint(table, folder)
     sizes = ([_size(path) for path in table[name].tolist()] for name in ("image", "mask"))
@@ -272,7 +305,7 @@ def _known(table: pd.DataFrame) -> list[list[str]]:
 
 
 def _contents(table: pd.DataFrame) -> list[list[str | None]]:
-    """The sha256 of every photograph's file, and of every mask's; None for no file."""
+    """The sha256 of every image's file, and of every mask's; None for no file."""
     return [[sha if isinstance(sha, str) else None for sha in table[name]] for name in COLUMNS.values()]
 
 

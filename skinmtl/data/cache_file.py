@@ -1,6 +1,6 @@
 """The file of the cache: records, their checksums, and a claim to build it that ends with its process.
 
-A .npy of one record per photograph: `image` (H, W, 3), `mask` (H, W) and `check`.
+A .npy of one record per image: `image` (H, W, 3), `mask` (H, W) and `check`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ Records = NDArray[np.void]  # (N,)
 
 
 def record(size: Size) -> np.dtype[np.void]:
-    """What is kept of one photograph at `size`, (height, width)."""
+    """Describe what is kept of one image at `size`, (height, width), as a NumPy type."""
     return np.dtype([("image", "u1", (*size, 3)), ("mask", "u1", size), ("check", "<u4")])
 
 
 def header(count: int, size: Size) -> bytes:
-    """What a .npy file of `count` records begins with."""
+    """Give the bytes that a .npy file of `count` records at `size` begins with."""
     file = io.BytesIO()
     layout: dict[str, Any] = {"descr": record(size).descr, "fortran_order": False, "shape": (count,)}
     np.lib.format.write_array_header_1_0(file, layout)
@@ -42,9 +42,16 @@ def header(count: int, size: Size) -> bytes:
 
 
 def open_records(path: Path, count: int, size: Size) -> Records | None:
-    """The records, mapped and not to be written to; None where the file is gone or broken as far as a look shows.
+    """Map the records of a cache file. Its header is compared, not read: nothing that stands in it is believed.
 
-    The header is compared, not read: nothing that stands in it is believed.
+    Args:
+        path: the file.
+        count: how many records it has to have.
+        size: (height, width) of each.
+
+    Returns:
+        (count,) records, not to be written to; None where the file is gone, or broken as far as a look at 32 of them
+        shows.
     """
     begin, each = header(count, size), record(size)
     try:
@@ -60,7 +67,7 @@ def open_records(path: Path, count: int, size: Size) -> Records | None:
 
 
 def checksum(records: Records, row: int) -> int:
-    """The checksum of a record's pixels: a CRC over the sums of every `LANES`th 32-bit word and over the words left.
+    """Compute a record's checksum: a CRC over the sums of every `LANES`th 32-bit word and over the words left.
 
     Five times as fast as a CRC over all, and not blind to order as a sum is: a disk's blocks that changed places show.
     """
@@ -71,12 +78,16 @@ def checksum(records: Records, row: int) -> int:
 
 
 def is_sound(records: Records, row: int) -> bool:
-    """Whether the pixels of a record are those that were written."""
+    """Say whether the pixels of a record are those that were written."""
     return checksum(records, row) == int(records["check"][row])
 
 
 def claim(temporary: Path) -> int:
-    """A handle of the file, which no other process has claimed; closing it, or the process's end, ends the claim."""
+    """Open a file to build it in, and wait for whoever builds it already.
+
+    Returns:
+        A handle; no other process has the claim until it is closed, or the process ends.
+    """
     while True:
         handle = os.open(temporary, os.O_RDWR | os.O_CREAT, 0o644)
         if not lock_descriptor(handle, blocking=False):
@@ -88,7 +99,7 @@ def claim(temporary: Path) -> int:
 
 
 def is_at(handle: int, path: Path) -> bool:
-    """Whether the path still names the open file."""
+    """Say whether a path still names an open file."""
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path))
     except FileNotFoundError:

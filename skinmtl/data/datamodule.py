@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from skinmtl.config.diagnosis_groups import Groups, check_groups
 from skinmtl.data import cache, lesion_groups, sources, splits
 from skinmtl.data.auxiliary import AuxiliaryData, images_per_source
-from skinmtl.data.cache import Photographs
+from skinmtl.data.cache import Images
 from skinmtl.data.certificate import certificate
 from skinmtl.data.dataset import HANGS, Loader, Mix, Samples, _one_thread, collate
 from skinmtl.data.diagnosis_groups import group_diagnoses, named_diagnoses
@@ -118,7 +118,7 @@ class DataModule(pl.LightningDataModule):
         self._columns = dict(columns or {})
         self._targets: dict[str, NDArray[Any]] = {}
         self._given = Path(split).expanduser() if split else None
-        self._photographs: Photographs | None = None
+        self._photographs: Images | None = None
 
     def prepare_data(self) -> None:
         """Draw synthetic data, the split and the cache, once; one process of many runs this.
@@ -196,7 +196,7 @@ class DataModule(pl.LightningDataModule):
         known = self.table, self.size
         pixels = cache.get(*known, self.cache_dir, self.mask_rule) if self.cache == "auto" else None
         self._is_cached = pixels is not None
-        self._photographs = Photographs.of(*known, pixels, self.mask_rule)
+        self._photographs = Images.of(*known, pixels, self.mask_rule)
 
     def _say_twins(self, first: pd.DataFrame, stages: NDArray[np.object_]) -> None:
         """Warn of one file on two sides under two lesion ids, where data.duplicates joins no such lesions."""

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from skinmtl.data.cache import Photographs
+from skinmtl.data.cache import Images
 from skinmtl.data.mixing import Mixing, Partners
 from skinmtl.data.samplers import SampleKey
 from skinmtl.data.transforms import Transform
@@ -47,7 +47,7 @@ class Samples(Dataset[Sample | SkinmtlError]):
 
     def __init__(
         self,
-        photographs: Photographs,
+        photographs: Images,
         dx: NDArray[np.int64],
         transform: Transform,
         seed: int,

@@ -37,11 +37,14 @@ class Known(NamedTuple):
 
 
 def with_digests(table: pd.DataFrame, folder: Path | None) -> pd.DataFrame:
-    """The case table with the sha256 of each photograph and of each mask, missing where there is no readable file.
+    """Add to a case table the sha256 of each image and of each mask, missing where there is no readable file.
 
     Args:
         table: a case table; one that has them already is given back.
         folder: where they are kept, so that a file is read again only where it may have changed; None keeps nothing.
+
+    Returns:
+        The table with the columns of `COLUMNS`.
     """
     if set(COLUMNS.values()) <= set(table):
         return table
@@ -55,7 +58,15 @@ def with_digests(table: pd.DataFrame, folder: Path | None) -> pd.DataFrame:
 
 
 def digests(paths: Iterable[str], folder: Path | None) -> dict[str, str]:
-    """The sha256 of each file by its absolute path; what cannot be read is not there, for decoding names it."""
+    """Compute the sha256 of files.
+
+    Args:
+        paths: absolute ones.
+        folder: as `with_digests` has it.
+
+    Returns:
+        The sha256 by path; without what cannot be read, which decoding names.
+    """
     paths = list(dict.fromkeys(paths))
     if not paths:
         return {}

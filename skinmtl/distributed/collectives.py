@@ -1,4 +1,4 @@
-"""The processes of one training: which of them this is, and what they say to one another. One alone is the first."""
+"""What the processes of one training tell one another. A process that trains alone is the first of one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from torch import Tensor, distributed
 
 
 def join(meeting: Path, rank: int, world_size: int, device: str) -> None:
-    """Meet the others at a file that only they know; returns when all `world_size` are there."""
+    """Meet the other processes; returns when all are there.
+
+    Args:
+        meeting: a file that only they know.
+        rank: this process's number, from 0.
+        world_size: how many there are.
+        device: where it trains, such as "cpu" or "cuda:1".
+    """
     place = torch.device(device)
     if place.type == "cuda":
         torch.cuda.set_device(place)
@@ -26,23 +33,23 @@ def join(meeting: Path, rank: int, world_size: int, device: str) -> None:
 
 
 def leave() -> None:
-    """Part from the others: from here on this process is alone."""
+    """Leave the other processes: from here on this one is alone."""
     if _together():
         distributed.destroy_process_group()
 
 
 def rank() -> int:
-    """This process's number, counted from 0."""
+    """Give this process's number, counted from 0."""
     return distributed.get_rank() if _together() else 0
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Count the processes that train together."""
     return distributed.get_world_size() if _together() else 1
 
 
 def mean(values: Tensor) -> Tensor:
-    """The average over processes, each of which has to ask for it."""
+    """Average a tensor over processes; each of them has to call this, with one shape."""
     if not _together():
         return values
     total = values.clone()
@@ -51,7 +58,7 @@ def mean(values: Tensor) -> Tensor:
 
 
 def any_of(flags: Sequence[bool]) -> list[bool]:
-    """Whether each holds in any process; each has to ask."""
+    """Say of each flag whether it holds in any process; each of them has to call this, with as many flags."""
     if not _together():
         return list(flags)
     seen = torch.tensor(flags, dtype=torch.int32, device=_device())
@@ -60,7 +67,7 @@ def any_of(flags: Sequence[bool]) -> list[bool]:
 
 
 def of_each(value: Any) -> list[Any]:  # noqa: ANN401 -- whatever can be sent
-    """What each process gives, in their order; plain values and tensors on the CPU. Each has to ask."""
+    """Gather a value of each process, in their order: plain values, or tensors on the CPU. Each has to call this."""
     if not _together():
         return [value]
     values: list[Any] = [None] * world_size()

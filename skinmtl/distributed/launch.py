@@ -45,7 +45,7 @@ class ProcessDied(SkinmtlError):
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without what other launchers left in it."""
+    """Copy the environment, without what other launchers left in it."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
     return {name: value for name, value in kept.items() if name not in FOREIGN_NAMES}
 
@@ -66,7 +66,11 @@ def keep_memory() -> None:
 
 
 def threads(world_size: int) -> int:
-    """Threads of each process: what OMP_NUM_THREADS says, else its share of the cores."""
+    """Count the threads that each process may use: what OMP_NUM_THREADS says, else its part of the cores.
+
+    Args:
+        world_size: how many processes train together.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     given = os.environ.get("OMP_NUM_THREADS", "")
     return int(given) if given.isdigit() else max(1, cores // world_size)
@@ -77,6 +81,11 @@ def together(work: Work, devices: Sequence[str], logs: Path) -> None:
 
     The first process has this terminal; what another prints goes to `rank_<n>.log` in `logs`, when it prints anything.
     When one fails, or this process is stopped, all end: they get Ctrl-C, and are killed after `PATIENCE` seconds.
+
+    Args:
+        work: takes the meeting place, its process's number, how many there are, and its device.
+        devices: one for each process, such as "cpu" or "cuda:1".
+        logs: a folder that is there.
 
     Raises:
         KeyboardInterrupt: this process was stopped by Ctrl-C, SIGTERM or SIGHUP.
@@ -124,7 +133,7 @@ class _Rank:
         code = self.process.exitcode
         if self.error is None and ended and code:
             what = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            fix = "look for its cause in the system's log (out of memory?), then go on with resume="
+            fix = "look for its cause in the system's log (out of memory?), then resume with resume="
             self.error = ProcessDied(f"process {self.number}", what, fix, 128 - code if code < 0 else code)
         return self.error
 

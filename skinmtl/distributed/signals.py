@@ -16,7 +16,7 @@ ENDS = tuple(name for name in STOPS if name.name in ("SIGTERM", "SIGHUP"))  # wh
 
 
 def heeded(names: Iterable[signal.Signals]) -> list[signal.Signals]:
-    """Those signals that nohup, or a shell that put us in its background, has not switched off.
+    """Choose those signals that nohup, or a shell that put us in its background, has not switched off.
 
     Only a process's first thread can hear any: in another one it is none of them.
     """
@@ -75,7 +75,14 @@ class Stop:
 
 @contextmanager
 def stoppable(stop: Stop | None = None) -> Iterator[Stop]:
-    """Hear every way to be asked to stop; the handlers before are back afterwards."""
+    """Hear every way to be asked to stop; the handlers before are back afterwards.
+
+    Args:
+        stop: what hears them; a new one by default.
+
+    Yields:
+        It.
+    """
     stop = stop or Stop()
     with handled(STOPS, stop):
         yield stop

@@ -42,13 +42,16 @@ OTHER = "use another checkpoint of this run, or train again"
 
 
 def load(path: Path, needs: Sequence[str] = NEEDED) -> dict[str, Any]:
-    """Load a checkpoint on the CPU, tensors and plain types only; nothing in the file is ever run.
+    """Load a checkpoint onto the CPU, tensors and plain types only; nothing in the file is ever run.
 
     Where a record of hashes stands beside it, the file has to be known there; alone in a folder it loads unchecked.
 
     Args:
         path: the file.
         needs: keys that it must have.
+
+    Returns:
+        What was saved, by its keys.
 
     Raises:
         InputError: there is no such file; it is empty, no checkpoint, cut short or changed since it was written; it
@@ -79,7 +82,10 @@ def load(path: Path, needs: Sequence[str] = NEEDED) -> dict[str, Any]:
 
 
 def newest(folder: Path) -> Path:
-    """Give `last.ckpt` where it is sound, else the save before it, with a warning that says why.
+    """Choose what to resume from: `last.ckpt` where it is sound, else the save before it, with a warning that says why.
+
+    Args:
+        folder: a run's checkpoints.
 
     Raises:
         InputError: neither can be used; both faults are named. Or the record of hashes cannot be read.
@@ -104,7 +110,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
     """Write checkpoints that a kill, a full disk or a flipped bit cannot take away unnoticed.
 
     Each is written beside its place, read back, and only then renamed; `last.ckpt` leaves the one before it as
-    `last.previous.ckpt`. `best.ckpt` leaves none: a run is resumed from `last.ckpt`, and a damaged best one is noticed.
+    `last.previous.ckpt`. `best.ckpt` leaves none: a run resumes from `last.ckpt`, and a damaged best one is noticed.
 
     One process writes into a folder at a time; a run's folder is locked, and of several processes the first writes.
     """
@@ -115,6 +121,11 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write, flush to disk, verify, rename. Whatever fails, the checkpoint before it stays.
+
+        Args:
+            checkpoint: tensors and plain values, in dicts and lists.
+            path: the file.
+            storage_options: Lightning's; not used.
 
         Raises:
             Diverged: a weight, a state of the optimiser or of the moving average is not finite.

@@ -47,7 +47,7 @@ class Job:
 
 
 def read_jobs(folder: Path) -> list[Job]:
-    """The jobs of a sweep in the order of their numbers, those that failed too."""
+    """Read the jobs of a sweep's folder, in the order of their numbers, with those that failed."""
     file = folder / "sweep.csv"
     table = pd.read_csv(file, dtype=str, keep_default_na=False) if file.is_file() else pd.DataFrame()
     rows = table.to_dict("records")
@@ -70,13 +70,21 @@ def _overrides(folder: Path, ended: Mapping[str, Any]) -> dict[str, str]:
 
 
 def varied_keys(jobs: Sequence[Job]) -> list[str]:
-    """Overrides that differ between the jobs, without those that only repeat a setting."""
+    """List the overrides that differ between jobs, without those that only repeat a setting."""
     keys = dict.fromkeys(key for job in jobs for key in job.overrides)
     return [key for key in keys if key not in REPEATS and len({job.overrides.get(key) for job in jobs}) > 1]
 
 
 def by_setting(jobs: Sequence[Job], keys: Sequence[str]) -> list[tuple[str, list[Job]]]:
-    """Each setting's name with its jobs; folders that end alike are told apart by a number."""
+    """Group jobs by setting.
+
+    Args:
+        jobs: of one sweep.
+        keys: the overrides that make a setting.
+
+    Returns:
+        Each setting's name with its jobs; settings of one name are told apart by a number.
+    """
     alike: dict[tuple[str | None, ...], list[Job]] = {}
     for job in jobs:
         alike.setdefault(tuple(job.overrides.get(key) for key in keys), []).append(job)

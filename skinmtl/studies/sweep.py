@@ -1,4 +1,4 @@
-"""Several runs and one answer: each job of a sweep is a process of its own, on its own frozen config."""
+"""The jobs of a sweep: each is a process of its own, on its own frozen config."""
 
 from __future__ import annotations
 
@@ -45,12 +45,20 @@ class JobFailed(SkinmtlError):
 
 
 def job(cfg: DictConfig, script: Path) -> float:
-    """Train one job of a sweep in a child process; gives its score.
+    """Train one job of a sweep in a child process.
 
     The config is written resolved to `<job>/.hydra/config.yaml`, so that nothing edited later changes the job. What the
     child prints goes to `<job>/log.txt`. One row is added to `<sweep>/sweep.csv`, whatever happens.
 
+    Args:
+        cfg: the job's config as Hydra composed it.
+        script: train.py.
+
+    Returns:
+        The run's validation score, for a sweeper that looks for the best.
+
     Raises:
+        KeyboardInterrupt: it was stopped.
         JobFailed: the child ended with another exit code than 0, which this error carries on.
     """
     hydra = HydraConfig.get()
@@ -92,7 +100,7 @@ def job(cfg: DictConfig, script: Path) -> float:
 
 
 def _child(script: Path, config: Path, folder: Path) -> tuple[int, bool]:
-    """Run the door on a frozen config; gives its exit code and whether it was stopped through us.
+    """Train on a frozen config; gives the exit code, and whether it was stopped through us.
 
     The code is 128 + the signal's number where a signal killed it. The child has a session of its own, so that Ctrl-C,
     which a terminal sends to all of a session, reaches it once: from here.
@@ -146,7 +154,7 @@ def _add_row(sweep: Path, row: dict[str, Any]) -> None:
 
 
 def print_table(sweep: Path) -> None:
-    """All jobs of a sweep on the terminal: overrides, score, seconds, how each ended; what it says about leaking."""
+    """Print all jobs of a sweep: overrides, score, seconds, how each ended; below, what the sweep says about leaks."""
     if not (sweep / "sweep.csv").is_file():
         return
     table = Table("job", "overrides", "score", "stamp", "seconds", "status", title=os.path.relpath(sweep))

@@ -44,7 +44,15 @@ class Limits:
     small: int = 65_536
 
     def take(self, sizes: Sequence[int], where: Path) -> None:
-        """Count members of these sizes against what is left."""
+        """Count members against what is left.
+
+        Args:
+            sizes: of each, in bytes.
+            where: their archive or folder, for what is said of it.
+
+        Raises:
+            InputError: more than is left.
+        """
         self.files -= len(sizes)
         self.total_bytes -= sum(sizes)
         if self.files < 0:
@@ -63,7 +71,7 @@ class Member:
     open: Callable[[], IO[bytes]]
 
     def pieces(self) -> Iterator[bytes]:
-        """Its bytes, unpacked now.
+        """Unpack its bytes, at most a megabyte at once.
 
         Raises:
             InputError: they are not what the archive says of them.
@@ -78,7 +86,11 @@ class Member:
 
 
 def holds_ours(path: Path, limits: Limits) -> bool:
-    """Whether a file in an archive is named like one of HAM10000's. Nothing is judged by that, and nothing unpacked.
+    """Say whether a file in an archive is named like one of HAM10000's. Nothing else is judged, and nothing unpacked.
+
+    Args:
+        path: the archive.
+        limits: what is left of what may be imported; nothing is counted.
 
     Raises:
         InputError: it is broken, or unpacks to more than it may, so that its names are not known.
@@ -104,7 +116,14 @@ def _is_zip(path: Path) -> bool:
 
 @contextmanager
 def opened(path: Path, limits: Limits) -> Iterator[list[Member]]:
-    """The files of an archive, none of them unpacked yet; folders and what a Mac adds are left out.
+    """Open an archive and judge what is in it, before anything is unpacked.
+
+    Args:
+        path: a zip or tar file.
+        limits: what is left of what may be imported; it counts down.
+
+    Yields:
+        Its files, without folders and what a Mac adds.
 
     Raises:
         InputError: naming the archive and the member, for a checksum beside it that differs, a broken archive, a name
@@ -130,7 +149,11 @@ def _whole(path: Path) -> Iterator[None]:
 
 
 def check_sum(path: Path) -> None:
-    """Compare with `<archive>.sha256` or `<archive>.md5`, in sha256sum's format, where one lies beside."""
+    """Compare with `<archive>.sha256` or `<archive>.md5`, in sha256sum's format, where one lies beside.
+
+    Raises:
+        InputError: it says another checksum.
+    """
     for kind in ("sha256", "md5"):
         beside = path.with_name(f"{path.name}.{kind}")
         if not beside.is_file():
@@ -251,7 +274,7 @@ def _check_size(name: str, size: int, path: Path, limits: Limits) -> None:
 def _check_ratio(size: int, packed: int, name: str, path: Path, limits: Limits) -> None:
     if size > limits.small and size > limits.ratio * packed:
         what = f"{size:,} bytes packed into {packed:,}: more than 1 to {limits.ratio}"
-        raise InputError(f"{path}: {shown(name)}", what, "this is no photograph; " + FRESH)
+        raise InputError(f"{path}: {shown(name)}", what, "this is no image; " + FRESH)
 
 
 def _check_collisions(names: Sequence[str], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What was brought together, put into the layout in which the Dataverse has it."""
+"""The layout in which the Dataverse has HAM10000, made of what was brought together."""
 
 from __future__ import annotations
 
@@ -19,21 +19,27 @@ from skinmtl.errors import Faults, InputError, SkinmtlError
 from skinmtl.terminal import only
 
 IMAGES, MASKS, METADATA = "HAM10000_images_part", "HAM10000_segmentations_lesion_tschandl", "HAM10000_metadata"
-HAM10000 = ("dataverse", "kaggle", "mirror", "isic2018_task3")  # layouts of the same photographs
+HAM10000 = ("dataverse", "kaggle", "mirror", "isic2018_task3")  # layouts of the same images
 PUBLISHED = ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset")
 OF_MASKS = re.compile(r"(mask|segmentation)[^/]*/[^/]*\.png$|_(mask|segmentation)\.png$", re.IGNORECASE)
 LABELS = re.compile(r"GroundTruth|LesionGroupings")
 
 
 def arrange(found: Path, ready: Path, lesions: Path | None = None) -> dict[str, str]:
-    """Move the files of the data set at `found` to `ready`; gives where each came from, both as relative paths.
+    """Move the files of a data set to a new folder.
 
     HAM10000 with lesion ids goes into the Dataverse layout. Without them it keeps the layout that it has, for that
     layout's metadata could not be written; so does a data set that is not HAM10000. Masks that the Dataverse layout
     lacks come from any other folder, by their names. Files that belong to no row stay behind.
 
-    `lesions` is a table with `image_id` (or `image`) and `lesion_id`, joined to photographs; the published columns that
-    the layout lacks come along.
+    Args:
+        found: where they are.
+        ready: the new folder.
+        lesions: a table with `image_id` (or `image`) and `lesion_id`, joined to images; the published columns that the
+            layout lacks come along.
+
+    Returns:
+        Where each file came from, by where it is now; paths below `found` and `ready`.
 
     Raises:
         InputError: no such data set, or a table that cannot be read.
@@ -42,8 +48,8 @@ def arrange(found: Path, ready: Path, lesions: Path | None = None) -> dict[str, 
     with _unwarned():
         layout = sources.recognise(found)
     if layout in ("csv", "folder"):
-        what = "photographs, but no table of HAM10000 (no HAM10000_metadata.csv, no GroundTruth.csv)"
-        raise InputError(str(found), what, "give the table too; photographs of your own need no import")
+        what = "images, but no table of HAM10000 (no HAM10000_metadata.csv, no GroundTruth.csv)"
+        raise InputError(str(found), what, "give the table too; images of your own need no import")
     with _unwarned():
         table = sources.read(found, layout, allow_leak=True)
     if lesions is not None:
@@ -71,18 +77,25 @@ def _unwarned() -> AbstractContextManager[None]:
 
 
 def join(table: pd.DataFrame, file: Path) -> pd.DataFrame:
-    """The case table with lesion ids, and what else it lacks, from a metadata file.
+    """Add lesion ids to a case table, and what else it lacks, from a metadata file.
+
+    Args:
+        table: a case table.
+        file: a table with `image_id` (or `image`) and `lesion_id`.
+
+    Returns:
+        The table, which is no longer leaky.
 
     Raises:
         InputError: the file is no such table.
-        Faults: photographs without a row or a lesion, or with several; a diagnosis that is another; a lesion with two.
+        Faults: images without a row or a lesion, or with several; a diagnosis that is another; a lesion with two.
     """
     rows, faults = lesion_rows(file, table["image_id"])
     joined = table.assign(lesion_id=rows["lesion_id"])
     if "dx" in rows:
         other = (rows["dx"] != "") & table["dx"].notna() & (rows["dx"] != table["dx"].astype("str"))
         ids = list(table["image_id"][other])
-        faults += list_fault(file, "another dx than the photographs' own table", ids, "mend one of them")
+        faults += list_fault(file, "another dx than the images' own table", ids, "mend one of them")
     faults += _torn(joined, file)
     if faults:
         raise Faults(faults)
@@ -97,7 +110,7 @@ def join(table: pd.DataFrame, file: Path) -> pd.DataFrame:
 
 
 def _torn(table: pd.DataFrame, file: Path) -> list[SkinmtlError]:
-    """A fault for each lesion that the file makes of photographs with different diagnoses."""
+    """A fault for each lesion that the file makes of images with different diagnoses."""
     known = table[(table["lesion_id"] != "") & table["dx"].notna()]
     several = known["dx"].astype("str").groupby(known["lesion_id"]).transform("nunique") > 1
     faults: list[SkinmtlError] = []
@@ -109,7 +122,7 @@ def _torn(table: pd.DataFrame, file: Path) -> list[SkinmtlError]:
 
 
 def _with_masks(table: pd.DataFrame, found: Path) -> pd.DataFrame:
-    """The case table with masks for photographs that have none, from further folders that are named after masks."""
+    """The case table with masks for images that have none, from further folders that are named after masks."""
     if table["mask"].notna().all():
         return table
     folders = {path.parent for path in found.rglob("*") if OF_MASKS.search(f"{path.parent.name}/{path.name}")}
@@ -124,10 +137,10 @@ def _with_masks(table: pd.DataFrame, found: Path) -> pd.DataFrame:
 
 
 def _dataverse(table: pd.DataFrame) -> dict[str, Path]:
-    """Photographs in their own part where they are in one, otherwise in the first; masks in one folder."""
+    """Images in their own part where they are in one, otherwise in the first; masks in one folder."""
     moves: dict[str, Path] = {}
-    for image_id, photograph, mask in table[["image_id", "image", "mask"]].to_numpy().tolist():
-        image = Path(photograph)
+    for image_id, path, mask in table[["image_id", "image", "mask"]].to_numpy().tolist():
+        image = Path(path)
         part = image.parent.name
         number = part[len(IMAGES) :] if part.lower().startswith(IMAGES.lower()) else "_1"
         moves[f"{IMAGES}{number}/{image_id}{image.suffix.lower()}"] = image

@@ -1,4 +1,4 @@
-"""From what lies somewhere to a checked folder: all of it, or nothing."""
+"""Import HAM10000 to a checked folder: all of it, or nothing."""
 
 from __future__ import annotations
 
@@ -23,9 +23,19 @@ SPARE = 2.2  # times the download: the archives and what is in them
 
 
 def download(remotes: Sequence[Remote], out: Path, patience: Patience = PATIENT) -> list[Path]:
-    """The files in `<out>.download`, where they stay until `out` is there; a broken download goes on.
+    """Download files to `<out>.download`, where they stay until `out` is there; a broken download is resumed.
+
+    Args:
+        remotes: what to fetch.
+        out: where the data set will be.
+        patience: how long to wait for the server.
+
+    Returns:
+        The files, in the order of `remotes`.
 
     Raises:
+        InputError: `out` holds something, or the server refuses.
+        Interrupted: Ctrl-C.
         ResourceError: the disk is too small.
     """
     refuse_filled(out)
@@ -40,16 +50,25 @@ def download(remotes: Sequence[Remote], out: Path, patience: Patience = PATIENT)
 
 
 def downloads(out: Path) -> Path:
-    """The folder for downloads to `out`, beside it."""
+    """Name the folder for downloads to `out`, beside it."""
     return out.with_name(f"{out.name}.download")
 
 
 def bring(paths: Sequence[Path], out: Path, lesions: Path | None = None, limits: Limits | None = None) -> verify.Report:
-    """Import `paths` to `out`, which appears when everything in it has been decoded and its manifest is written.
+    """Import HAM10000 to a folder that appears when everything in it has been decoded and its manifest is written.
+
+    Args:
+        paths: folders, archives and tables that hold it together.
+        out: the folder; missing, or empty.
+        lesions: a table of lesion ids to join.
+        limits: of what may be imported; `Limits()` by default.
+
+    Returns:
+        What was found in it.
 
     Raises:
         InputError: `out` holds something, or there is no HAM10000 in `paths`.
-        Faults: everything wrong with pictures and tables, by the names that they have in `paths`.
+        Faults: everything wrong with images and tables, by the names that they have in `paths`.
     """
     refuse_filled(out)
     _sweep(out)
@@ -109,10 +128,10 @@ def refuse_filled(out: Path) -> None:
 
 
 def _left_behind(found: Path) -> list[str]:
-    """A note of the pictures that were given and are no part of the data set."""
+    """A note of the images that were given and are no part of the data set."""
     left = sorted(path.relative_to(found).as_posix() for path in found.rglob("*") if is_picture(path.name))
-    why = "no row of the table has them, as a photograph or by the name of a mask"
-    return [f"{len(left):,} pictures stayed behind, such as {shown(left[0])}: {why}"] if left else []
+    why = "no row of the table has them, as an image or by the name of a mask"
+    return [f"{len(left):,} images stayed behind, such as {shown(left[0])}: {why}"] if left else []
 
 
 def _renamed(fault: SkinmtlError, ready: Path, origin: dict[str, str]) -> SkinmtlError:

@@ -18,10 +18,17 @@ OURS = "HAM10000_"  # the data set holds test images of a challenge too, which w
 
 
 def files(server: str = SERVER, patience: Patience = PATIENT) -> list[Remote]:
-    """The files of HAM10000 with sizes and checksums, from the repository's native API.
+    """List the files of HAM10000 with sizes and checksums, from the repository's native API.
 
     Tables that the Dataverse has turned into its own .tab files are asked for as they were deposited: the listed
     checksum is that of the deposited file, the listed size that of the .tab file.
+
+    Args:
+        server: the address of a Dataverse.
+        patience: how long to wait for it.
+
+    Returns:
+        Them by name.
 
     Raises:
         InputError: the server cannot be asked, or its answer lacks what is needed.

@@ -35,10 +35,18 @@ class Remote:
 
 
 def fetch(remote: Remote, folder: Path, patience: Patience = PATIENT) -> Path:
-    """The file in `folder`, downloaded unless it is there already; a `.part` beside it is continued.
+    """Download a file unless it is there already; a `.part` beside it is resumed.
 
     The `.part` stays when the download fails or is stopped, with the server's ETag beside it, which decides whether it
-    may be continued: by Range and If-Range. A file whose checksum is wrong is never left under its name.
+    may be resumed: by Range and If-Range. A file whose checksum is wrong is never left under its name.
+
+    Args:
+        remote: the file on its server.
+        folder: where it goes.
+        patience: how long to wait for the server.
+
+    Returns:
+        The file in `folder`.
 
     Raises:
         InputError: the server refuses, redirects to where it must not, or sends something else than it lists.
@@ -59,7 +67,7 @@ def fetch(remote: Remote, folder: Path, patience: Patience = PATIENT) -> Path:
     except KeyboardInterrupt:
         size = part.size()
         raise Interrupted(
-            str(part.path), f"stopped at {size:,} bytes", "run the same command again: it goes on"
+            str(part.path), f"stopped at {size:,} bytes", "run the same command again: it resumes"
         ) from None
     part.path.touch()  # a file of no bytes is never asked for
     if (found := digest(part.path, remote.kind)) != remote.digest:

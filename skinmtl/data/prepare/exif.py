@@ -1,4 +1,4 @@
-"""Who, where and when a photograph was taken, cut from its bytes without touching a pixel."""
+"""Metadata of an image (who took it, where and when), cut from its bytes without touching a pixel."""
 
 from __future__ import annotations
 
@@ -26,10 +26,14 @@ APPLICATION = {*range(0xE0, 0xF0), 0xFE}  # segments for applications, and comme
 
 
 def without_metadata(data: bytes, path: Path) -> bytes:
-    """The same JPEG or PNG without EXIF, XMP, IPTC, comments, texts, times, previews and whatever follows its end.
+    """Cut EXIF, XMP, IPTC, comments, texts, times, previews and whatever follows its end out of a JPEG or PNG.
 
     Compressed pixels, tables, colour profile and Adobe's colour marker stay as they are, byte for byte. An EXIF
-    orientation that turns the picture stays too, alone in a new block, since it decides what the picture shows.
+    orientation that turns the image stays too, alone in a new block, since it decides what the image shows.
+
+    Args:
+        data: the file's bytes.
+        path: the file, for what is said of it.
 
     Raises:
         InputError: at `path`, when it is neither, or is not put together as its format says, or says Adobe RGB.
@@ -46,7 +50,7 @@ def without_metadata(data: bytes, path: Path) -> bytes:
             raise InputError(str(path), what, "save it as PNG, or leave it out")
         turned = _orientation(data, path) if clean != data else None
     except (struct.error, IndexError, ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(str(path), f"not a whole JPEG or PNG picture ({reason(error)})", "replace the file") from error
+        raise InputError(str(path), f"not a whole JPEG or PNG image ({reason(error)})", "replace the file") from error
     if turned is None:
         return clean
     block = _exif(turned)

@@ -13,12 +13,12 @@ Identity = tuple[int, int]  # device and inode of a file or folder
 
 
 def walk(root: Path) -> Iterator[Path]:
-    """Every file below a folder once, by name. Links are followed, each folder is entered once: circles end.
+    """List every file below a folder once, by name. Links are followed, each folder is entered once: circles end.
 
     A link to a file that lies below `root` itself is passed over.
 
     Raises:
-        Faults: every folder that cannot be listed, every picture or table that cannot be read.
+        Faults: every folder that cannot be listed, every image or table that cannot be read.
     """
     files: list[Path] = []
     links: list[tuple[Identity, Path]] = []

@@ -1,4 +1,4 @@
-"""Photographs, masks and tables brought together from folders, archives and files, into one folder of our own."""
+"""Images, masks and tables brought together from folders, archives and files, into one folder of our own."""
 
 from __future__ import annotations
 
@@ -19,12 +19,19 @@ SPARE = 1.1  # of the bytes to write have to be free on the disk
 
 
 def collect(paths: Sequence[Path], into: Path, limits: archives.Limits) -> dict[str, SkinmtlError]:
-    """Write every picture and table of `paths` below the empty folder `into`, pictures without their metadata.
+    """Copy every image and table of some paths to one folder, images without their metadata.
 
-    A folder around everything in a path is left away, and pictures that lie in none get one, named as their archive or
+    A folder around everything in a path is left away, and images that lie in none get one, named as their archive or
     folder: so files of one data set come together, however each was packed. Archives in a folder are opened too, unless
-    the names in them are none of HAM10000's; so are archives in an archive, but none within those. Gives what is wrong
-    with single pictures, by path below `into`; those are written as they are.
+    the names in them are none of HAM10000's; so are archives in an archive, but none within those.
+
+    Args:
+        paths: folders, zip or tar files, tables.
+        into: an empty folder.
+        limits: what is left of what may be imported; it counts down.
+
+    Returns:
+        What is wrong with single images, by path below `into`; those are written as they are.
 
     Raises:
         InputError: an archive is broken or hostile, or two paths hold the same file.
@@ -43,7 +50,7 @@ def collect(paths: Sequence[Path], into: Path, limits: archives.Limits) -> dict[
             what = "neither a folder nor a .zip, .tar or .tar.gz file nor a .csv or .tab table"
             raise InputError(str(path), what if path.exists() else "no such file", "give what holds HAM10000")
     if not any(into.iterdir()):
-        raise InputError(", ".join(map(str, paths)), "no photograph there", "give what holds HAM10000")
+        raise InputError(", ".join(map(str, paths)), "no image there", "give what holds HAM10000")
     return faults
 
 

@@ -23,7 +23,12 @@ class Sum(NamedTuple):
 
 
 def write(root: Path, sums: Mapping[str, Sum]) -> None:
-    """Write the manifest of `root`, whole or not at all; keys are paths below it, with `/`."""
+    """Write a folder's manifest, whole or not at all.
+
+    Args:
+        root: the folder.
+        sums: size and sha256 of each file, by its path below `root`, with `/`.
+    """
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(HEADER)
@@ -32,7 +37,7 @@ def write(root: Path, sums: Mapping[str, Sum]) -> None:
 
 
 def read(root: Path) -> dict[str, Sum]:
-    """The manifest of `root`.
+    """Read a folder's manifest, as `write` takes it.
 
     Raises:
         InputError: it cannot be read as one.
@@ -50,7 +55,16 @@ def read(root: Path) -> dict[str, Sum]:
 
 
 def faults(root: Path, expected: Mapping[str, Sum], found: Mapping[str, Sum]) -> Iterator[tuple[str, SkinmtlError]]:
-    """Each file that changed, is missing or is new, with its fault."""
+    """Name each file that changed, is missing or is new.
+
+    Args:
+        root: the folder.
+        expected: what its manifest says.
+        found: what is there now.
+
+    Yields:
+        Its path below `root`, and what is wrong.
+    """
     for path in sorted(expected.keys() | found.keys()):
         before, now = expected.get(path), found.get(path)
         if before == now:

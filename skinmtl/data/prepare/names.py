@@ -17,34 +17,41 @@ FRESH = "get the archive again"
 
 
 def is_archive(name: str) -> bool:
-    """Whether a file's name is that of a zip or tar file."""
+    """Say whether a file's name is that of a zip or tar file."""
     return name.lower().endswith(SUFFIXES)
 
 
 def stem(name: str) -> str:
-    """An archive's name without what makes it one."""
+    """Take an archive's name without what makes it one."""
     ending = max((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), key=len, default="")
     return name[: len(name) - len(ending)]
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file is a photograph or a mask, by its name."""
+    """Say whether a file is an image or a mask, by its name."""
     return name.lower().endswith(DATASET_ENDINGS)
 
 
 def is_table(name: str) -> bool:
-    """Whether a file is a table, by its name."""
+    """Say whether a file is a table, by its name."""
     return name.lower().endswith(TABLES) or name in BARE_TABLES
 
 
 def is_ours(name: str) -> bool:
-    """Whether a path in an archive is that of a file of HAM10000, ISIC 2018, or ours drawn in their place."""
+    """Say whether a path in an archive is that of a file of HAM10000, ISIC 2018, or of our synthetic data."""
     in_it = is_picture(name) or is_table(name.rpartition("/")[2]) or is_archive(name)
     return in_it and OURS.search(name) is not None
 
 
 def checked_name(name: str, where: Path) -> str:
-    """A member's name as a relative path with `/`, `.` parts removed; empty for the archive's own root.
+    """Check the name of an archive's member.
+
+    Args:
+        name: as the archive has it.
+        where: the archive, for what is said of it.
+
+    Returns:
+        A relative path with `/`, without `.`; empty for the archive's own root.
 
     Raises:
         InputError: it leads out of the folder, or cannot be a file's name everywhere.
@@ -59,16 +66,16 @@ def checked_name(name: str, where: Path) -> str:
 
 
 def is_clutter(name: str) -> bool:
-    """Whether a path is something that a Mac or Windows adds and nobody means."""
+    """Say whether a path is something that a Mac or Windows adds and nobody means."""
     parts = name.split("/")
     return "__MACOSX" in parts or parts[-1].startswith("._") or parts[-1] in (".DS_Store", "Thumbs.db", "desktop.ini")
 
 
 def folded(name: str) -> str:
-    """A name as a disk compares it that overlooks case and how accents are written."""
+    """Spell a name as a disk compares it that overlooks case and how accents are written."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def shown(name: str) -> str:
-    """A name for a message: on one line, and not too long."""
+    """Spell a name for a message: on one line, and not too long."""
     return ascii(name)[1:-1][:120]

@@ -1,4 +1,4 @@
-"""A data set on the disk, looked at in full: every picture decoded, every file summed, counts beside the published."""
+"""A data set on the disk, looked at in full: every image decoded, every file summed, counts beside the published."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from skinmtl.files import digest
 from skinmtl.terminal import tracked
 
 LESIONS = 7470
-PHOTOGRAPHS = {"akiec": 327, "bcc": 514, "bkl": 1099, "df": 115, "mel": 1113, "nv": 6705, "vasc": 142}
+IMAGES = {"akiec": 327, "bcc": 514, "bkl": 1099, "df": 115, "mel": 1113, "nv": 6705, "vasc": 142}
 IDS = {f"ISIC_{number:07d}" for number in range(24306, 34321)}  # as published, without a gap
 
 Item = TypeVar("Item")
@@ -34,7 +34,7 @@ class Report:
     """What a look at a data set found.
 
     `notes` are sentences for the user. The others go by path below the folder: `sums` are sizes and sha256, `masks`
-    the masks of photographs, `faults` what is wrong, "" for what concerns no single file. `leaky` where there are no
+    the masks of images, `faults` what is wrong, "" for what concerns no single file. `leaky` where there are no
     lesion ids, so that no honest split can be made.
     """
 
@@ -52,6 +52,12 @@ class Report:
 def check(root: Path) -> Report:
     """Look at a data set again, against its manifest where it has one.
 
+    Args:
+        root: its folder.
+
+    Returns:
+        What was found; its faults are the caller's to raise.
+
     Raises:
         InputError: nothing at `root`, or the manifest cannot be read.
         Faults: folders or files that cannot be read.
@@ -62,7 +68,7 @@ def check(root: Path) -> Report:
     if (root / manifest.NAME).is_file():
         changed = dict(manifest.faults(root, manifest.read(root), report.sums))
         for path in changed:
-            report.faults.pop(report.masks.get(path, path), None)  # it may not fit a photograph that changed
+            report.faults.pop(report.masks.get(path, path), None)  # it may not fit a image that changed
         report.faults |= {path: [fault] for path, fault in changed.items()}
         report.notes.append(f"{len(report.sums):,} files compared with {manifest.NAME}")
     else:
@@ -71,7 +77,17 @@ def check(root: Path) -> Report:
 
 
 def look(root: Path) -> Report:
-    """Decode every photograph with its mask, sum every file, and compare counts with the published ones."""
+    """Decode every image with its mask, sum every file, and compare counts with the published ones.
+
+    Args:
+        root: the data set's folder.
+
+    Returns:
+        What was found, faults too.
+
+    Raises:
+        Faults: folders or files that cannot be read.
+    """
     report = Report()
     try:
         table = sources.read(root, allow_leak=True)
@@ -97,7 +113,7 @@ def look(root: Path) -> Report:
         report.leaky = sources.is_leaky(table)
         strays = sum(is_picture(path.name) for path in others)
         report.notes += [*counted(table), *_same(table, root, report.sums)]
-        report.notes += [f"{strays:,} pictures belong to no row of the table"] if strays else []
+        report.notes += [f"{strays:,} images belong to no row of the table"] if strays else []
     return report
 
 
@@ -127,45 +143,45 @@ def _decode(pair: tuple[Path, Path | None]) -> SkinmtlError | None:
 
 
 def counted(table: pd.DataFrame) -> list[str]:
-    """How many photographs, masks, lesions and diagnoses there are, beside what was published of HAM10000."""
-    photographs, masks, lesions = len(table), int(table["mask"].notna().sum()), int(table["lesion_id"].nunique())
+    """Count images, masks, lesions and diagnoses of a case table, beside what was published of HAM10000."""
+    images, masks, lesions = len(table), int(table["mask"].notna().sum()), int(table["lesion_id"].nunique())
     counts = {str(dx): int(number) for dx, number in table["dx"].value_counts().items()}
     ids = set(table["image_id"])
     ours = not ids.isdisjoint(IDS)
     notes = _extent(ids)
 
-    notes.append(f"{masks:,} of them have a mask" + (f", {photographs - masks:,} have none" * (masks < photographs)))
+    notes.append(f"{masks:,} of them have a mask" + (f", {images - masks:,} have none" * (masks < images)))
     if sources.is_leaky(table):
         notes.append("no lesion ids, so no honest split can be made: join them with --lesions <HAM10000_metadata.csv>")
     else:
         notes.append(_of("lesions", lesions, LESIONS) if ours else f"{lesions:,} lesions")
     if not ours:
         return notes + [f"{number:,} {dx}" for dx, number in counts.items()]
-    notes += [_of(dx, counts.get(dx, 0), published) for dx, published in PHOTOGRAPHS.items()]
-    if ids == IDS and any(counts.get(dx, 0) != published for dx, published in PHOTOGRAPHS.items()):
-        notes.append("the photographs are the published ones and the diagnoses are not: rows were relabelled")
+    notes += [_of(dx, counts.get(dx, 0), published) for dx, published in IMAGES.items()]
+    if ids == IDS and any(counts.get(dx, 0) != published for dx, published in IMAGES.items()):
+        notes.append("the images are the published ones and the diagnoses are not: rows were relabelled")
     return notes
 
 
 def _extent(ids: set[str]) -> list[str]:
-    """Which of the published photographs these are, by their ids."""
+    """Which of the published images these are, by their ids."""
     foreign = sorted(ids - IDS)
     if ids.isdisjoint(IDS):
-        return [f"{len(ids):,} photographs, none of them HAM10000's by its id, such as {foreign[0]}"]
+        return [f"{len(ids):,} images, none of them HAM10000's by its id, such as {foreign[0]}"]
     what = "all of HAM10000" if ids >= IDS else "a part of HAM10000"
-    notes = [f"{len(ids & IDS):,} of {len(IDS):,} photographs: {what}"]
+    notes = [f"{len(ids & IDS):,} of {len(IDS):,} images: {what}"]
     if foreign:
         notes.append(f"{len(foreign):,} more, not HAM10000's by their ids, such as {foreign[0]}")
     return notes
 
 
 def _of(what: str, found: int, published: int) -> str:
-    more = f", {found - published:,} more than published: of other photographs, or relabelled"
+    more = f", {found - published:,} more than published: of other images, or relabelled"
     return f"{found:,} of {published:,} {what}" + more * (found > published)
 
 
 def _same(table: pd.DataFrame, root: Path, sums: dict[str, manifest.Sum]) -> list[str]:
-    """A note for each group of photographs that are the same bytes."""
+    """A note for each group of images that are the same bytes."""
     digest = table["image"].map(lambda path: sums[os.path.relpath(path, root)].sha256)
     notes = []
     for _, rows in table[digest.duplicated(keep=False)].groupby(digest):

@@ -48,7 +48,12 @@ class Stale(Broken):
 
 
 def read_json(url: str, patience: Patience = PATIENT, most: int = 50_000_000) -> Any:  # noqa: ANN401  whatever it is
-    """A JSON answer of a server.
+    """Ask a server for JSON.
+
+    Args:
+        url: https, or http on this machine.
+        patience: how long to wait.
+        most: bytes of the answer that are read.
 
     Raises:
         InputError: no answer, or another one.
@@ -67,7 +72,7 @@ def read_json(url: str, patience: Patience = PATIENT, most: int = 50_000_000) ->
 
 
 def checked_url(url: str) -> str:
-    """The URL, if it is https; or http on this very machine.
+    """Give back a URL if it is https; or http on this very machine.
 
     Raises:
         InputError: it is neither.
@@ -96,7 +101,15 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def open_url(url: str, headers: dict[str, str], patience: Patience) -> http.client.HTTPResponse:
-    """The server's answer, to be closed by the caller.
+    """Ask a server once.
+
+    Args:
+        url: https, or http on this machine.
+        headers: beside our own.
+        patience: how long to wait for the answer.
+
+    Returns:
+        The answer, to be closed by the caller.
 
     Raises:
         InputError: the URL is not allowed, or the server refuses for good.
@@ -124,7 +137,17 @@ def open_url(url: str, headers: dict[str, str], patience: Patience) -> http.clie
 
 
 def wait(url: str, failures: int, error: Exception, patience: Patience) -> None:
-    """Wait before asking again, longer after each failure; give up after `TRIES` of them in a row."""
+    """Wait before asking again, longer after each failure.
+
+    Args:
+        url: what was asked for.
+        failures: how many there were in a row.
+        error: the last one.
+        patience: how long the first wait is.
+
+    Raises:
+        InputError: there were `TRIES` of them.
+    """
     if failures >= TRIES:
         why = " ".join(str(error).split())
         raise InputError(url, f"no luck in {failures} tries ({why or type(error).__name__})", ONLINE) from error
