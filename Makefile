@@ -12,7 +12,7 @@ unexport UV_PYTHON UV_SYSTEM_PYTHON UV_TARGET UV_PREFIX UV_CONSTRAINT UV_OVERRID
 unexport PYTEST_ADDOPTS PYTEST_PLUGINS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-faults docs bench rebuild
+.PHONY: help setup demo check test test-fast test-faults docs bench rebuild
 
 help:
 	@echo "skinmtl: what make can do"
@@ -32,6 +32,9 @@ check: .venv/ready  ## lint, format, layers and types
 
 test: .venv/ready  ## the tests: no network, no GPU, no data
 	OMP_NUM_THREADS=1 $(python) -m pytest -n 2
+
+test-fast: .venv/ready  ## the inner loop, within a minute: no test that trains or starts a process, few cases of each
+	OMP_NUM_THREADS=1 $(python) -m pytest -n 2 --fast
 
 test-faults: .venv/ready  ## the long tests that look for faults: hundreds of splits, kills, signals
 	OMP_NUM_THREADS=1 $(python) -m pytest -n 2 -m "long or fault" --tally outputs/faults.csv

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["tally"]
+pytest_plugins = ["tally", "fast"]
 HERE = Path(__file__).parent
 FOREIGN = ("WANDB_", "SLURM_", "HYDRA_", "PL_", "TORCH_", "HF_", "NCCL_", "GLOO_")
 FOREIGN_NAMES = {"SKINMTL_ALLOW", "SKINMTL_DEBUG", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "GROUP_RANK", "RANK"}

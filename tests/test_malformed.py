@@ -20,7 +20,7 @@ from kinds import classification
 from layouts import make_image, write_dataverse
 from nobody import as_nobody
 from PIL import Image
-from training import CONF, SHORT, train
+from training import CONF, SHORT, SMALL, train
 
 from skinmtl.cli import commands
 from skinmtl.cli import train as cli_train
@@ -225,7 +225,7 @@ def test_the_training_command_lists_all_of_them_at_once(
 
 @pytest.fixture(scope="module")
 def run(synthetic_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return train(tmp_path_factory.mktemp("malformed") / "run", synthetic_root, ["trainer.precision=32-true"])
+    return train(tmp_path_factory.mktemp("malformed") / "run", synthetic_root, [*SMALL, "trainer.precision=32-true"])
 
 
 def test_prediction_lists_all_of_them_and_predicts_the_others(

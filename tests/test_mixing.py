@@ -12,7 +12,7 @@ from layouts import make_image, write_all_but_a_mask
 from scipy.stats import beta
 from test_datamodule import at, here, make, same  # noqa: F401  (`here` is a fixture that every test uses)
 from torch.nn import functional as F
-from training import compose, train
+from training import SMALL, compose, train
 
 from skinmtl.data import transforms
 from skinmtl.data.mask_classes import Trimap
@@ -212,7 +212,9 @@ def test_a_balanced_sampler_balances_what_is_mixed_in(root: Path) -> None:
 
 
 def test_a_run_trains_with_mixed_images(synthetic_root: Path, tmp_path: Path) -> None:
-    done = train(tmp_path / "run", synthetic_root, ["mixing=cutmix", "mask_classes=trimap", "data.mixing.p=1.0"])
+    done = train(
+        tmp_path / "run", synthetic_root, [*SMALL, "mixing=cutmix", "mask_classes=trimap", "data.mixing.p=1.0"]
+    )
     assert done.info()["status"] == "finished"
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from training import train
+from training import SMALL, train
 
 import skinmtl
 from skinmtl.cli import commands
@@ -25,7 +25,7 @@ from skinmtl.runs.run import Run
 
 @pytest.fixture(scope="module")
 def run(synthetic_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return train(tmp_path_factory.mktemp("predict") / "run", synthetic_root, ["trainer.precision=32-true"])
+    return train(tmp_path_factory.mktemp("predict") / "run", synthetic_root, [*SMALL, "trainer.precision=32-true"])
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_flips_average_four_mirror_images(run: Run) -> None:
 
 
 def test_a_run_says_whether_it_is_predicted_with_flips(synthetic_root: Path, tmp_path: Path) -> None:
-    run = train(tmp_path / "run", synthetic_root, ["trainer.precision=32-true", "test_time_flips=true"])
+    run = train(tmp_path / "run", synthetic_root, [*SMALL, "trainer.precision=32-true", "test_time_flips=true"])
     image = np.random.default_rng(3).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     predictor = skinmtl.load_run(run.path)
     one, mirrored = predictor.predict(image), predictor.predict(image[:, ::-1])

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from training import train
+from training import SMALL, train
 
 from skinmtl.cli import commands
 from skinmtl.data.images import listing
@@ -27,7 +27,7 @@ SIZES = ((40, 60), (75, 101), (32, 32), (90, 50))
 
 @pytest.fixture(scope="module")
 def run(synthetic_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return train(tmp_path_factory.mktemp("predictions") / "run", synthetic_root, ["trainer.precision=32-true"])
+    return train(tmp_path_factory.mktemp("predictions") / "run", synthetic_root, [*SMALL, "trainer.precision=32-true"])
 
 
 @pytest.fixture

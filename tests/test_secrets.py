@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from fakes import write_run
 from PIL import Image
-from training import train
+from training import SMALL, train
 
 from skinmtl.cli import commands
 from skinmtl.errors import InputError
@@ -80,7 +80,7 @@ def test_what_a_run_leaves_to_be_shared_names_nobody(
     netrc = Path(os.environ["HOME"]) / ".netrc"
     netrc.write_text(f"machine example.org login me password {CANARY}\n")
     try:
-        run = train(tmp_path / f"by-{CANARY}" / "run", private, [f"data.masks={_masks(private)}"])
+        run = train(tmp_path / f"by-{CANARY}" / "run", private, [*SMALL, f"data.masks={_masks(private)}"], figures=True)
     finally:
         netrc.unlink()
     # The config is this machine's own: it says where the photographs are, and a run is evaluated again by it.

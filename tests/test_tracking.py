@@ -154,7 +154,10 @@ def troubled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("troubled")
-def test_a_server_that_takes_no_run_leaves_it_offline(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_server_that_takes_no_run_leaves_it_offline(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wandb, "PATIENCE", 2)
     board = wandb.WandB(folder=tmp_path, run_id="x")
     board.start({"arch": "unet"})
     board.finish(0)
