@@ -599,7 +599,9 @@ def test_class_weights_follow_the_counts(weights: str, power: float) -> None:
 def test_fixed_weights_multiply_and_add() -> None:
     losses = {"seg": torch.tensor(2.0), "cls": torch.tensor(3.0)}
     assert float(Fixed(seg=0.5, cls=2.0)(losses)) == 7.0
-    assert float(Fixed(0.5, 2.0)({"cls": torch.tensor(3.0)})) == 6.0
+    assert float(Fixed(seg=0.5, cls=2.0)({"cls": torch.tensor(3.0)})) == 6.0
+    three = losses | {"site": torch.tensor(5.0)}
+    assert float(Fixed(seg=0.5, site=2.0)(three)) == 1.0 + 3.0 + 10.0, "a task without a weight counts once"
 
 
 def test_two_processes_give_the_gradient_of_one(tmp_path: Path) -> None:

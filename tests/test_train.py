@@ -40,7 +40,7 @@ from skinmtl.training.build import build_data
 from skinmtl.training.callbacks.best_checkpoint import Best
 from skinmtl.training.lightning_module import MultiTaskModule
 from skinmtl.training.resume import Start, check_data, start_from
-from skinmtl.training.tasks import build_tasks, give_losses, prepare, say
+from skinmtl.training.tasks import build_tasks, give_losses, say
 
 REAL = ["trainer.precision=32-true", "callbacks.early_stopping=null"]
 TINY = [*REAL, *SMALL]
@@ -386,7 +386,7 @@ def test_photographs_without_any_mask_do_not_train_a_mask(synthetic_root: Path, 
     shutil.copytree(synthetic_root, root)
     (root / "synthetic.json").unlink()
     shutil.rmtree(next(root.glob("*segmentations*")))
-    with pytest.raises(InputError, match="no train photograph has a mask"):
+    with pytest.raises(InputError, match="no train image has a mask"):
         train(tmp_path / "both", root, TINY)
     train(tmp_path / "cls", root, [*TINY, "tasks=[cls]", "loss/seg=none"])
 
@@ -503,7 +503,7 @@ def copy_of_lesions(source: Path, root: Path, count: int) -> None:
 def test_masks_alone_train_the_task_that_they_are_for_and_no_other(tmp_path: Path) -> None:
     write_task1(tmp_path / "task1", images=40)
     leaky = [*TINY, "data.allow_leak=true"]
-    with pytest.raises(InputError, match=r"no train photograph has a dx, which task cls needs.*leave cls out"):
+    with pytest.raises(InputError, match=r"no train image has a dx, which task cls needs.*leave cls out"):
         train(tmp_path / "both", tmp_path / "task1", leaky)
     run = train(tmp_path / "seg", tmp_path / "task1", leaky, experiment="resnet18_unet_seg")
     assert run.info()["data"]["layout"] == "isic2018_task1"
@@ -588,7 +588,8 @@ def looked(config_of: Callable[..., RunConfig], caplog: pytest.LogCaptureFixture
         config = dataclasses.replace(config_of(f"loss/cls={loss}", *words), class_weights=class_weights)
         data = data_of(*words)
         tasks = build_tasks(config.task)
-        prepare(tasks, data)
+        for task in tasks:
+            task.learn(data)
         give_losses(tasks, config.loss, data, config.class_weights)
         caplog.clear()
         say(tasks, data, config.class_weights)
