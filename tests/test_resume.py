@@ -17,7 +17,7 @@ from skinmtl.errors import ConfigError
 from skinmtl.reports.run import write_run_report
 from skinmtl.runs.run import Run
 from skinmtl.studies.jobs import read_jobs
-from skinmtl.training.resume import Start, check_data, home
+from skinmtl.training.resume import Start, check_data, choose_run
 
 CONFIG = {
     "name": "resnet18_unet",
@@ -66,22 +66,22 @@ def no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_from_other_weights_is_not_gone_on_with(tmp_path: Path) -> None:
     run = stopped(tmp_path / "runs" / "1", "init_from=a")
     fresh = Run(tmp_path / "runs" / "2")
-    assert home(fresh, "auto", with_values("init_from=b"), 1) == fresh, "another config, so another run"
-    assert home(fresh, "auto", with_values(""), 1) == fresh
-    assert home(fresh, "auto", with_values("init_from=a"), 1) == run
+    assert choose_run(fresh, "auto", with_values("init_from=b"), 1) == fresh, "another config, so another run"
+    assert choose_run(fresh, "auto", with_values(""), 1) == fresh
+    assert choose_run(fresh, "auto", with_values("init_from=a"), 1) == run
     for words, now in (("init_from=b", "'b'"), ("", "None")):
         for allow_change in (False, True):
             with pytest.raises(ConfigError, match=f"init_from 'a', now {now}; fix: give the same again, or start"):
-                home(fresh, str(run.path), with_values(words), 1, allow_change)
+                choose_run(fresh, str(run.path), with_values(words), 1, allow_change)
 
 
 def test_a_folder_is_the_same_however_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     run, fresh = stopped(tmp_path / "runs" / "1", "init_from=a data.root=d"), Run(tmp_path / "runs" / "2")
-    assert home(fresh, str(run.path), with_values(f"init_from=~/a data.root={tmp_path}/x/../d"), 1) == run
+    assert choose_run(fresh, str(run.path), with_values(f"init_from=~/a data.root={tmp_path}/x/../d"), 1) == run
     with pytest.raises(ConfigError, match="data.root"):
-        home(fresh, str(run.path), with_values("init_from=a data.root=x"), 1)
+        choose_run(fresh, str(run.path), with_values("init_from=a data.root=x"), 1)
 
 
 @pytest.mark.parametrize(("before", "now"), [(1, 2), (2, 1)])
@@ -94,8 +94,8 @@ def test_the_number_of_processes_stays_whatever_is_allowed(
     for allow_change in (False, True):
         said = re.escape(f"world size {before} (devices), this command has {now}")
         with pytest.raises(ConfigError, match=said):
-            home(Run(tmp_path / "runs" / "2"), resume, CONFIG, now, allow_change)
-    assert home(Run(tmp_path / "runs" / "2"), resume, CONFIG, before, True).path == run.path
+            choose_run(Run(tmp_path / "runs" / "2"), resume, CONFIG, now, allow_change)
+    assert choose_run(Run(tmp_path / "runs" / "2"), resume, CONFIG, before, True).path == run.path
 
 
 @pytest.mark.parametrize(
@@ -118,35 +118,35 @@ def test_the_number_of_processes_stays_whatever_is_allowed(
 def test_what_may_be_another_value_where_that_is_allowed(tmp_path: Path, words: str, allowed: bool) -> None:
     run, fresh = stopped(tmp_path / "runs" / "1"), Run(tmp_path / "runs" / "2")
     with pytest.raises(ConfigError, match=re.escape(words.partition("=")[0])):
-        home(fresh, str(run.path), with_values(words), 1)
+        choose_run(fresh, str(run.path), with_values(words), 1)
     if allowed:
-        assert home(fresh, str(run.path), with_values(words), 1, allow_change=True) == run
+        assert choose_run(fresh, str(run.path), with_values(words), 1, allow_change=True) == run
         return
     with pytest.raises(ConfigError, match="cannot be resumed with other values: .*init_from=<run>"):
-        home(fresh, str(run.path), with_values(words), 1, allow_change=True)
+        choose_run(fresh, str(run.path), with_values(words), 1, allow_change=True)
 
 
 @pytest.mark.parametrize("words", ["data.workers=0", "data.cache_dir=/elsewhere", "save_every=1", "resume=auto"])
 def test_what_changes_no_bit_may_be_another_value(tmp_path: Path, words: str) -> None:
     run = stopped(tmp_path / "runs" / "1")
-    assert home(Run(tmp_path / "runs" / "2"), str(run.path), with_values(words), 1) == run
+    assert choose_run(Run(tmp_path / "runs" / "2"), str(run.path), with_values(words), 1) == run
 
 
 def test_a_key_that_is_younger_than_the_run_is_no_difference_at_its_default(tmp_path: Path) -> None:
     run, fresh = stopped(tmp_path / "runs" / "1"), Run(tmp_path / "runs" / "2")
     young = with_values("data.split_seed=0 trainer.deterministic=null optim.amsgrad=false")
-    assert home(fresh, str(run.path), young, 1) == run
-    assert home(fresh, "auto", young, 1) == run
+    assert choose_run(fresh, str(run.path), young, 1) == run
+    assert choose_run(fresh, "auto", young, 1) == run
     with pytest.raises(ConfigError, match="data.split_seed 'not there', now 1"):
-        home(fresh, str(run.path), with_values("data.split_seed=1"), 1)
+        choose_run(fresh, str(run.path), with_values("data.split_seed=1"), 1)
 
 
 def test_where_auto_is_another_precision_the_run_is_not_gone_on_with_in_silence(tmp_path: Path) -> None:
     run, fresh = stopped(tmp_path / "runs" / "1", precision="bf16-mixed"), Run(tmp_path / "runs" / "2")
     for resume in ("auto", str(run.path)):
         with pytest.raises(ConfigError, match="auto is 32-true on this machine, 1 was started with bf16-mixed"):
-            home(fresh, resume, CONFIG, 1)
-    assert home(fresh, str(run.path), CONFIG, 1, allow_change=True) == run
+            choose_run(fresh, resume, CONFIG, 1)
+    assert choose_run(fresh, str(run.path), CONFIG, 1, allow_change=True) == run
 
 
 def test_other_photographs_may_be_allowed_and_another_split_may_not(tmp_path: Path) -> None:

@@ -38,8 +38,9 @@ from skinmtl.training import build as training_build
 from skinmtl.training import dry_run
 from skinmtl.training.build import build_data
 from skinmtl.training.callbacks.best_checkpoint import Best
+from skinmtl.training.init_from import start_from
 from skinmtl.training.lightning_module import MultiTaskModule
-from skinmtl.training.resume import Start, check_data, start_from
+from skinmtl.training.resume import Start, check_data
 from skinmtl.training.tasks import build_tasks, give_losses, say
 
 REAL = ["trainer.precision=32-true", "callbacks.early_stopping=null"]

@@ -42,7 +42,6 @@ MODULES = {
     "encoders": "models.encoders",
     "evaluate": "evaluation.evaluate",
     "facts": "runs.record",
-    "figures": "figures.plots",
     "foreign": "config.allowlist",
     "gradients": "balancing.gradients",
     "heads": "models.heads",

@@ -32,9 +32,10 @@ from skinmtl.training.build import build_data, build_module, build_trainer
 from skinmtl.training.callbacks.best_checkpoint import Best
 from skinmtl.training.callbacks.clock import Clock, Steps
 from skinmtl.training.failures import exit_code, failure, is_of_workers
+from skinmtl.training.init_from import keep_seen, start_from
 from skinmtl.training.lightning_module import MultiTaskModule
 from skinmtl.training.record import data_facts, seconds_with_former
-from skinmtl.training.resume import Start, check_data, keep_seen, start_from
+from skinmtl.training.resume import Start, check_data
 from skinmtl.training.tasks import build_tasks, class_weights, prepare, say
 
 log = logging.getLogger(__name__)

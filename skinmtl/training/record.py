@@ -18,6 +18,7 @@ from skinmtl.data.datamodule import DataModule
 from skinmtl.distributed.launch import threads
 from skinmtl.runs.redaction import without_paths_in
 from skinmtl.runs.run import Run
+from skinmtl.training import slurm
 
 log = logging.getLogger(__name__)
 
@@ -89,14 +90,8 @@ def _attempt(config: RunConfig, folder: Path, world_size: int, command: str) -> 
         "tasks": list(config.tasks),
         "test_time_flips": config.test_time_flips,
         "keep": config.keep,
-        "slurm_job": slurm_job(),
+        "slurm_job": slurm.job(),
     }
-
-
-def slurm_job() -> str | None:
-    """Give the job that SLURM knows this process by, of an array `<array>_<task>`; None elsewhere."""
-    array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
-    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
 def data_facts(data: DataModule) -> dict[str, Any]:

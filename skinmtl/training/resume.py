@@ -1,36 +1,27 @@
-"""What a run resumes or starts from: an unfinished run's folder, or another run's weights."""
+"""An unfinished run that is resumed: which one, from which checkpoint, with which values."""
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from skinmtl.config.hardware import resolve_precision
 from skinmtl.config.schema import arguments
 from skinmtl.config.schema import find as constructor
 from skinmtl.config.tasks import named, settle
-from skinmtl.data import lesion_groups
 from skinmtl.data.datamodule import DataModule
-from skinmtl.distributed import collectives
-from skinmtl.errors import ConfigError, SkinmtlError, first_line
-from skinmtl.evaluation.predict import network_state
-from skinmtl.files import write_text
+from skinmtl.errors import ConfigError, SkinmtlError
 from skinmtl.runs.checkpoints import LAST, PREVIOUS, newest
-from skinmtl.runs.checkpoints import load as load_checkpoint
 from skinmtl.runs.record import dig, flat
 from skinmtl.runs.redaction import PLACES
 from skinmtl.runs.run import Run, find
-from skinmtl.training.lightning_module import MultiTaskModule
-from skinmtl.training.record import slurm_job
+from skinmtl.training.slurm import job
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +106,9 @@ def check_data(here: Run, data: DataModule, start: Start) -> None:
             raise ConfigError(f"data.auxiliary.{name}.root", what, f"give the same again, or resume with {ALLOW}")
 
 
-def home(fresh: Run, resume: str | None, config: Mapping[str, Any], world_size: int, allow_change: bool = False) -> Run:
+def choose_run(
+    fresh: Run, resume: str | None, config: Mapping[str, Any], world_size: int, allow_change: bool = False
+) -> Run:
     """Find where to write: the fresh folder, or that of the run to resume, whose config has to be this one.
 
     Args:
@@ -129,11 +122,11 @@ def home(fresh: Run, resume: str | None, config: Mapping[str, Any], world_size: 
         ConfigError: that run is finished, was begun with other values, or cannot be resumed here.
         InputError: there is no such run.
     """
-    requeued = slurm_job() if os.environ.get("SLURM_RESTART_COUNT", "0") != "0" else None
+    requeued = job() if os.environ.get("SLURM_RESTART_COUNT", "0") != "0" else None
     if resume == "auto" or (resume is None and requeued is not None):
         # Run ids begin with their time, so the last by name is the newest.
         runs = sorted(find(fresh.path.parent), key=lambda run: run.path.name, reverse=True)
-        able = (run for run in runs if _goes_on(run, config))
+        able = (run for run in runs if _can_be_resumed(run, config))
         mine = (run for run in able if requeued is None or run.info().get("slurm_job") == requeued)
         if (found := next(mine, None)) is not None:
             _check_world_size(found, world_size)
@@ -166,20 +159,6 @@ def home(fresh: Run, resume: str | None, config: Mapping[str, Any], world_size: 
     return run
 
 
-def requeue(number: int | None) -> None:
-    """Have SLURM begin this job again where it sent SIGUSR1, with which it says that the time is nearly over.
-
-    Whatever else stops a job (SIGTERM, when it is taken away) SLURM answers by itself.
-    """
-    job = slurm_job()
-    if job is None or number != signal.SIGUSR1:
-        return
-    try:
-        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, timeout=60)
-    except (OSError, subprocess.SubprocessError) as error:
-        log.warning("scontrol requeue %s: %s: submit the job again with resume=auto", job, first_line(error))
-
-
 def _check_world_size(run: Run, now: int) -> None:
     """Refuse to resume with another number of processes, which would get other batches."""
     before = run.info().get("world_size", 1)
@@ -197,7 +176,7 @@ def _check_precision(run: Run, config: Mapping[str, Any], allow_change: bool) ->
         raise ConfigError("trainer.precision", what, f"resume it where it began, or all the same with {ALLOW}")
 
 
-def _goes_on(run: Run, config: Mapping[str, Any]) -> bool:
+def _can_be_resumed(run: Run, config: Mapping[str, Any]) -> bool:
     """Tell whether a run stopped on the way with this very config, and no process is at it."""
     try:
         stopped = run.info().get("status") != "finished" and not run.is_held()
@@ -253,80 +232,3 @@ def _place(key: str, value: object) -> object:
     """Give a value to be compared: of what names a folder or a file the place itself."""
     named = key.rpartition(".")[2] in PLACES and isinstance(value, str) and value not in ("auto", "not there")
     return os.path.realpath(os.path.expanduser(str(value))) if named else value
-
-
-def start_from(parent: Run, module: MultiTaskModule, data: DataModule, here: Run) -> dict[str, Any]:
-    """Take another run's best weights; refuse what has seen these test lesions or does not fit.
-
-    What those weights have seen is kept, as by `keep_seen`.
-
-    Args:
-        parent: the run whose weights are taken.
-        module: gets them.
-        data: the images of the new run; labelled LEAKY or shuffled where the parent is.
-        here: the new run.
-
-    Returns:
-        What run.json says of the parent: its id, split, data and fold.
-
-    Raises:
-        ConfigError: it has learned from test lesions of this run, or its weights do not fit.
-    """
-    checkpoint = load_checkpoint(parent.checkpoint())
-    facts = checkpoint["skinmtl"]
-    split = pd.read_csv(parent.split_file, dtype=str, keep_default_na=False)
-    seen = split.loc[split[f"fold_{facts['fold']}"] != "test", ["image_id", "group"]]
-    if (file := parent.path / "seen.csv").is_file():
-        seen = pd.concat([seen, pd.read_csv(file, dtype=str, keep_default_na=False)]).drop_duplicates()
-    test = data.split[data.split[f"fold_{data.fold}"] == "test"]
-    known = test["image_id"].isin(_met(seen, data)) | (test["group"].isin(seen["group"]) & (test["group"] != ""))
-    if known.any():
-        what = f"{parent.path.name} has learned from lesions of {int(known.sum())} of the {len(test)} test images"
-        raise ConfigError("init_from", what, f"use data.split={os.path.relpath(parent.split_file)} and its fold")
-    keep_seen(here, data, seen)
-    # Without lesion ids there, nobody knows which lesions it has seen; a further source's were vouched for beside that
-    # run's images alone.
-    unknown = bool((seen["group"] == "").any()) and not data.is_of(facts["data_hash"])
-    data.leaky = data.leaky or unknown or bool(parent.info().get("leaky"))
-    data.shuffled = data.shuffled or dig(parent.info(), "shuffled") or None
-    try:
-        module.network.load_state_dict(network_state(checkpoint["state_dict"]))
-    except RuntimeError as error:
-        what = f"weights of {parent.path.name} do not fit: {' '.join(str(error).split())[:300]}"
-        raise ConfigError("init_from", what, "use the model and tasks of that run") from None
-    return {"run_id": parent.path.name} | {key: facts[key] for key in ("split_hash", "data_hash", "fold")}
-
-
-def _met(seen: pd.DataFrame, data: DataModule) -> set[str]:
-    """Give the ids of images at data.root that show a seen image, its lesion, or one that a duplicate joins to it.
-
-    Args:
-        seen: `image_id` and `group`, blank where no lesion is known.
-        data: the images of the new run.
-    """
-    first = data.table[data.source == 0]
-    ids = set(seen["image_id"])
-    # What was merged there may not be merged here, and the other way round: lesions of either side count.
-    lesions = {name for group in seen["group"].unique() for name in [group, *group.split("+")]} - {""}
-    both = pd.concat([first[["image_id", "lesion_id"]], seen.rename(columns={"group": "lesion_id"})], ignore_index=True)
-    pairs = lesion_groups.pairs(data.duplicates, both)
-    ids |= {name for pair in pairs if not ids.isdisjoint(pair) for name in pair}
-    groups = data.groups.loc[first.index]
-    met = groups[first["image_id"].isin(ids) | first["lesion_id"].isin(lesions)]
-    return set(first["image_id"][groups.isin(met)])
-
-
-def keep_seen(here: Run, data: DataModule, before: pd.DataFrame | None = None) -> None:
-    """Keep in seen.csv what a run's weights have seen beside its own split, for whoever starts from them.
-
-    That is `before`, and what its further sources train on.
-
-    Args:
-        here: the run.
-        data: its images.
-        before: what the weights it starts from have seen: `image_id` and `group`, blank where no lesion is known.
-    """
-    further = data.table.loc[data.source > 0, ["image_id", "lesion_id"]].rename(columns={"lesion_id": "group"})
-    seen = further if before is None else pd.concat([before, further])
-    if len(seen) and collectives.rank() == 0:
-        write_text(here.path / "seen.csv", seen.to_csv(index=False))

@@ -34,7 +34,8 @@ from skinmtl.training.failures import exit_code
 from skinmtl.training.fit import train
 from skinmtl.training.quiet import calm
 from skinmtl.training.record import origin, seconds_with_former
-from skinmtl.training.resume import Start, beginning, home, requeue
+from skinmtl.training.resume import Start, beginning, choose_run
+from skinmtl.training.slurm import requeue
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ def run(given: Mapping[str, Any], folder: Path, command: str | None = None) -> R
 
 def _folder(config: RunConfig, fresh: Run, world_size: int) -> Run:
     """Give the run to write into, whose folder then exists: the fresh one, or the one that is resumed."""
-    here = home(fresh, config.resume, config.as_dict(), world_size, config.allow_change)
+    here = choose_run(fresh, config.resume, config.as_dict(), world_size, config.allow_change)
     if here != fresh and [path.name for path in fresh.path.glob("*")] == [".hydra"]:
         shutil.rmtree(fresh.path)  # which Hydra made before it was known that another run is resumed
     here.path.mkdir(parents=True, exist_ok=True)
