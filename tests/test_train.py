@@ -656,7 +656,7 @@ def test_a_run_of_before_opens_and_is_not_gone_on_with_by_another_count(
     run = train(tmp_path / "run", synthetic_root, TINY)
     assert run.info()["class_weights"] == "sqrt" and run.config().class_weights == "auto"
     assert caplog.text.count("class weights:") == 1 and caplog.text.count("fold 0 of") == 1, "nothing is said twice"
-    assert "an epoch draws 40 of 43 training photographs, in whole batches" in caplog.text
+    assert "an epoch samples 40 of 43 training images, in whole batches" in caplog.text
     table = run.predictions()
 
     file = run.path / ".hydra" / "config.yaml"

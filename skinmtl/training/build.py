@@ -55,7 +55,7 @@ def _resolved(node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build_data(config: RunConfig) -> DataModule:
-    """The photographs of a checked config, drawn, split and cached, ready to train on."""
+    """Build the data of a checked config: generated where synthetic, split and cached, ready to train on."""
     parts = {"augment": build(config.augment), "sampler": build(config.sampler)}
     parts["columns"] = columns(build_tasks(config.task))
     data: DataModule = build(config.data, **parts, seed=config.seed)
@@ -139,7 +139,7 @@ def build_trainer(
     node = {**node, **_resolved(node)}
     trainer: pl.Trainer = build(
         node if together else {**node, "strategy": "auto"},
-        # What logs as a batch begins comes after the save of that moment: a run that goes on logs it again.
+        # What logs as a batch begins comes after the save of that moment: a resumed run logs it again.
         callbacks=[*others, EpochLines(), Finite(), *callbacks, resumable, *monitors],
         logger=loggers,
         # Its own environment: processes are started here, whatever a cluster's variables say.

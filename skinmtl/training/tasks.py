@@ -65,9 +65,9 @@ def class_weights(tasks: Sequence[Task]) -> str | dict[str, str] | None:
 
 
 def say(tasks: Sequence[Task], data: DataModule, class_weights: str) -> None:
-    """Say what an epoch draws, and what it shows of each task."""
+    """Say how many images an epoch samples, and what it shows of each task."""
     train, drawn = len(data.rows("train", source=0)), data.drawn()
     if drawn < train:
-        log.info("an epoch draws %s of %s training photographs, in whole batches", f"{drawn:,}", f"{train:,}")
+        log.info("an epoch samples %s of %s training images, in whole batches", f"{drawn:,}", f"{train:,}")
     for task in tasks:
         task.say(data, class_weights)
