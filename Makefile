@@ -39,7 +39,7 @@ test-fast: .venv/ready  ## the inner loop, within a minute: no test that trains 
 test-faults: .venv/ready  ## the long tests that look for faults: hundreds of splits, kills, signals
 	OMP_NUM_THREADS=1 $(python) -m pytest -n 2 -m "long or fault" --tally outputs/faults.csv
 
-docs: .venv/ready  ## the documentation, built strictly into site/ (open site/index.html)
+docs: .venv/ready  ## the documentation, built strictly into site/; read it by: python -m http.server -d site
 	NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict --quiet
 
 bench: .venv/ready  ## loader, step, saves and GPU on real photographs, which SKINMTL_DATA names; how each is called
