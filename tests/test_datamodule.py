@@ -34,7 +34,7 @@ SIZE = (20, 28)
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """63 photographs of 42 lesions; the first has no mask."""
+    """63 images of 42 lesions; the first has no mask."""
     return write_all_but_a_mask(tmp_path_factory.mktemp("data"))
 
 
@@ -121,12 +121,12 @@ def test_epochs_positions_and_seeds_are_drawn_apart(root: Path) -> None:
     assert order[0] != order[1]
     pictures = [image.numpy().tobytes() for batch in first + second for image in batch["image"]]
     assert len(set(pictures)) == len(pictures)
-    # Without augmentation the same photographs come again, so the comparison above can fail.
+    # Without augmentation the same images come again, so the comparison above can fail.
     plain = [image.numpy().tobytes() for batch in epochs(make(root, transforms.none())) for image in batch["image"]]
     assert len(set(plain)) < len(plain)
 
 
-def test_a_photograph_drawn_twice_in_an_epoch_is_not_drawn_alike(root: Path) -> None:
+def test_an_image_sampled_twice_in_an_epoch_is_not_augmented_alike(root: Path) -> None:
     class Repeat(Shuffle):
         def order(self, dx: np.ndarray, lesion: np.ndarray, seed: int, epoch: int) -> np.ndarray:
             return np.zeros(len(dx), dtype=np.int64)
@@ -172,12 +172,12 @@ def test_training_batches_are_full_and_too_large_a_batch_is_refused(root: Path) 
     data = make(root)
     sizes = [len(batch["index"]) for batch in data.train_dataloader()]
     assert sizes == [4] * (len(data.rows("train")) // 4)
-    assert data.drawn() == sum(sizes)
+    assert data.images_per_epoch() == sum(sizes)
     with pytest.raises(ConfigError, match=r"data\.batch_size: 64 is more than"):
         make(root, batch_size=64).train_dataloader()
 
 
-def test_validation_is_the_photographs_themselves_in_table_order(root: Path) -> None:
+def test_validation_is_the_images_themselves_in_table_order(root: Path) -> None:
     data = make(root, transforms.strong(), batch_size=5)
     batches = list(data.val_dataloader())
     assert torch.cat([batch["index"] for batch in batches]).tolist() == data.rows("val").tolist()
@@ -201,7 +201,7 @@ def test_a_missing_mask_is_said_to_be_missing(root: Path, kept: str) -> None:
     assert samples[0, 0, 1]["has_mask"] is True
 
 
-def test_masks_that_are_not_of_their_photograph_stop_the_run_by_name(tmp_path: Path) -> None:
+def test_masks_that_are_not_of_their_image_stop_the_run_by_name(tmp_path: Path) -> None:
     root = tmp_path / "data"
     write_dataverse(root)
     sound = [make(root, workers=workers) for workers in (0, 2)]
@@ -217,7 +217,7 @@ def test_masks_that_are_not_of_their_photograph_stop_the_run_by_name(tmp_path: P
             list(data.train_dataloader())
 
 
-def test_a_changed_photograph_makes_a_new_cache(tmp_path: Path) -> None:
+def test_a_changed_image_makes_a_new_cache(tmp_path: Path) -> None:
     root = tmp_path / "data"
     write_dataverse(root)
     expected = list(make(root, cache="auto").val_dataloader())
@@ -329,7 +329,7 @@ def test_class_aware_draws_lesions_as_the_split_groups_them(root: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["shuffle", "class_balanced", "class_aware"])
-def test_photographs_without_any_diagnosis_make_batches(tmp_path: Path, kind: str) -> None:
+def test_images_without_any_diagnosis_make_batches(tmp_path: Path, kind: str) -> None:
     write_task1(tmp_path / "task1", images=30)
     (tmp_path / "task1" / "ISIC2018_Task1_Training_GroundTruth" / "ISIC_0000003_segmentation.png").unlink()
     data = make(tmp_path / "task1", allow_leak=True, layout="isic2018_task1")
@@ -407,7 +407,7 @@ def test_a_resumed_training_sees_what_an_unbroken_one_sees(root: Path, workers: 
         assert first.seen + second.seen == unbroken.seen, stop
 
 
-def test_real_photographs_come_as_batches() -> None:
+def test_real_images_come_as_batches() -> None:
     if "SKINMTL_DATA" not in os.environ:
         pytest.skip("SKINMTL_DATA does not say where the real data is")
     data = make(Path(os.environ["SKINMTL_DATA"]) / "ham10000_256x192", size=(96, 128), batch_size=32)
@@ -420,7 +420,7 @@ def test_real_photographs_come_as_batches() -> None:
 
 
 def test_split_by_photograph_leaks_and_is_stamped(root: Path) -> None:
-    with pytest.raises(ConfigError, match="data.split_by: photographs of one lesion would train and test"):
+    with pytest.raises(ConfigError, match="data.split_by: images of one lesion would train and test"):
         make(root, split_by="photograph")
     data = make(root, split_by="photograph", allow_leak=True)
     lesions = {stage: set(data.table["lesion_id"].iloc[data.rows(stage)]) for stage in ("train", "test")}
@@ -432,7 +432,7 @@ def test_split_by_photograph_leaks_and_is_stamped(root: Path) -> None:
 
 @pytest.fixture
 def other(root: Path, tmp_path: Path) -> Path:
-    """A second source: 30 photographs without masks, of which two have ids of the first and one its very bytes."""
+    """A second source: 30 images without masks, of which two have ids of the first and one its very bytes."""
     folder = tmp_path / "other"
     write_mirror(folder, lesions=20)
     for path in (folder / "masks").iterdir():
@@ -496,7 +496,7 @@ def test_without_lesion_ids_a_second_source_is_refused_or_leaks_or_is_vouched_fo
     assert told["also"]["other"]["disjoint"] == "drawn anew" and not told["also"]["other"]["leaky"]
     assert told["folds"]["fold_0"]["lesions_on_two_sides"] == 0
 
-    # With lesion ids it leaves out HAM_0000001, of which data.root has other photographs.
+    # With lesion ids it leaves out HAM_0000001, of which data.root has other images.
     ids = pd.read_csv(other / "GroundTruth.csv")["image"]
     lesions = ["HAM_0000001" if name == "OWN_005" else f"OWN_{number}" for number, name in enumerate(ids)]
     pd.DataFrame({"image_id": ids, "lesion_id": lesions}).to_csv("lesions.csv", index=False)
@@ -554,11 +554,11 @@ def test_one_file_on_two_sides_of_a_split_is_warned_of(
     folds = make(root, duplicates="none").split.set_index("image_id")["fold_0"]
     same = table.index[table["dx"] == "nv"]
     train, test = (next(name for name in same if folds[name] == stage) for stage in ("train", "test"))
-    assert "one file on two sides" not in caplog.text
+    assert "one file in two splits" not in caplog.text
     shutil.copy(table.loc[train, "image"], table.loc[test, "image"])
     Path("pairs.csv").write_text(f"first,second\n{same[0]},{same[-1]}\n")
     make(root, duplicates=choice, masks=None)
-    assert ("1 pairs of photographs are one file on two sides" in caplog.text) == (choice != "known")
+    assert ("1 pairs of images are one file in two splits" in caplog.text) == (choice != "known")
 
 
 def test_a_lesion_that_the_other_source_spells_otherwise_does_not_train(root: Path, tmp_path: Path) -> None:
@@ -598,7 +598,7 @@ def test_a_second_source_with_strange_diagnoses_or_nothing_of_its_own_is_refused
         AuxiliaryData(str(other), share=0.5).read(fewer)
 
 
-def test_shares_have_to_leave_room_and_to_hold_a_photograph(root: Path) -> None:
+def test_shares_have_to_leave_room_and_to_hold_an_image(root: Path) -> None:
     assert images_per_source({}, 8) == [8]
     assert images_per_source({"a": AuxiliaryData("a", 0.25), "b": AuxiliaryData("b", 0.5)}, 8) == [2, 2, 4]
     with pytest.raises(ConfigError, match=r"data.auxiliary.a.share: 0.05 of a batch of 8 is no image"):
@@ -611,7 +611,7 @@ GROUPS = {"benign": "rest", "malignant": ["mel", "bcc", "akiec"]}
 
 
 @pytest.mark.parametrize("kept", ["auto", "off"])
-def test_mask_classes_are_derived_at_the_photographs_size_with_a_cache_and_without(root: Path, kept: str) -> None:
+def test_mask_classes_are_derived_at_the_images_size_with_a_cache_and_without(root: Path, kept: str) -> None:
     trimap = Trimap(0.2)
     data = make(root, transforms.none(), mask_classes=trimap, cache=kept)
     assert data.mask_classes == ("skin", "border", "lesion")
@@ -687,7 +687,7 @@ def targets(data: DataModule, part: str) -> dict[int, tuple[int, bytes]]:
 
 
 @pytest.mark.parametrize(("task", "place"), [("cls", 0), ("seg", 1)])
-def test_shuffled_targets_are_those_of_other_training_photographs(root: Path, task: str, place: int) -> None:
+def test_shuffled_targets_are_those_of_other_training_images(root: Path, task: str, place: int) -> None:
     own = make(root, transforms.none(), batch_size=1)
     mixed = make(root, transforms.none(), batch_size=1, shuffled=task)
     before, after = targets(own, "train"), targets(mixed, "train")
@@ -705,7 +705,7 @@ def test_targets_are_shuffled_by_the_seed(root: Path) -> None:
     assert targets(one, "train") == targets(same, "train") != targets(other, "train")
 
 
-def test_a_photograph_without_a_mask_stays_without_one(root: Path) -> None:
+def test_an_image_without_a_mask_stays_without_one(root: Path) -> None:
     mixed = make(root, transforms.none(), batch_size=1, shuffled="seg")
     without = {row for row in range(len(mixed.table)) if not isinstance(mixed.table["mask"][row], str)}
     given = {
@@ -715,9 +715,9 @@ def test_a_photograph_without_a_mask_stays_without_one(root: Path) -> None:
         if not has
     }
     assert given == without & set(mixed.rows("train").tolist())
-    dealt = mixed._dealt_of("mask")
-    assert dealt is not None and mixed._dealt_of("dx") is None
-    assert all(dealt[row] == row for row in without) and not without & set(np.delete(dealt, list(without)))
+    shuffled = mixed._target_rows("mask")
+    assert shuffled is not None and mixed._target_rows("dx") is None
+    assert all(shuffled[row] == row for row in without) and not without & set(np.delete(shuffled, list(without)))
 
 
 def test_groups_of_each_row_are_those_of_the_split_also_where_duplicates_are_not_asked_for_again(
@@ -747,9 +747,7 @@ def test_class_aware_counts_joined_lesions_as_one(root: Path) -> None:
 
 def test_why_scores_leak_is_said(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     make(root, split_by="photograph", allow_leak=True)
-    assert (
-        "LEAKY: photographs of one lesion may train and test (data.split_by=photograph puts them there)" in caplog.text
-    )
+    assert "LEAKY: images of one lesion may train and test (data.split_by=photograph puts them there)" in caplog.text
     assert "no lesion ids" not in caplog.text
 
 

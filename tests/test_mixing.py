@@ -222,7 +222,7 @@ def test_mixing_is_refused_where_there_is_nothing_to_mix() -> None:
     for words, line in (
         (
             ["mixing=mixup", "tasks=[seg]", "loss/cls=none"],
-            r"data\.mixing: tasks are \['seg'\], without diagnoses to mix",
+            r"data\.mixing: tasks are \['seg'\], without targets to mix",
         ),
         (["mixing=mixup", "data.mixing.p=0"], r"data\.mixing\.p: 0 does not fit; fix: it should be greater than 0"),
         (["mixing=cutmix", "data.mixing.alpha=0"], r"data\.mixing\.alpha: 0 does not fit"),

@@ -401,7 +401,7 @@ def test_a_split_file_of_ones_own_is_carried_byte_by_byte_and_needs_every_part(
     run = train(tmp_path / "b" / "run", synthetic_root, [*BARE, f"data.split={mine}"])
     assert run.split_file.read_bytes() == mine.read_bytes()
     mine.write_text(drawn.replace("val", "train"))
-    with pytest.raises(ConfigError, match=r"data\.split: .*fold_0 has no val photographs"):
+    with pytest.raises(ConfigError, match=r"data\.split: .*fold_0 has no val images"):
         train(tmp_path / "c" / "run", synthetic_root, [*BARE, f"data.split={mine}"])
 
 

@@ -30,7 +30,7 @@ HANGS = 300.0  # seconds without a batch after which a worker is taken for stuck
 
 @dataclass(frozen=True)
 class Mix:
-    """How training photographs are mixed, with which, and how many places a step has on all processes together."""
+    """How training images are mixed, with which, and how many places a step has on all processes together."""
 
     by: Mixing
     partners: Partners
@@ -38,16 +38,16 @@ class Mix:
 
 
 class Samples(Dataset[Sample | SkinmtlError]):
-    """Samples by (epoch, position, row): the row says which photograph, all three how it is drawn.
+    """Samples by (epoch, position, row): the row says which image, all three how it is augmented.
 
-    A photograph that cannot be read comes as the error itself, for `Loader` to raise: an exception raised in a worker
+    An image that cannot be read comes as the error itself, for `Loader` to raise: an exception raised in a worker
     would arrive as a RuntimeError without its name. With `mix`, another is mixed into some. `masks` says for each row
     whose mask it comes with; without it, its own. `targets` are further ones by batch key, (N, ...) by row.
     """
 
     def __init__(
         self,
-        photographs: Images,
+        images: Images,
         dx: NDArray[np.int64],
         transform: Transform,
         seed: int,
@@ -55,7 +55,7 @@ class Samples(Dataset[Sample | SkinmtlError]):
         masks: NDArray[np.int64] | None = None,
         targets: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:
-        self._photographs, self._dx, self._transform, self._seed = photographs, dx, transform, seed
+        self._images, self._dx, self._transform, self._seed = images, dx, transform, seed
         self._mix, self._masks, self._targets = mix, masks, dict(targets or {})
 
     def __getitem__(self, place: SampleKey) -> Sample | SkinmtlError:
@@ -68,15 +68,15 @@ class Samples(Dataset[Sample | SkinmtlError]):
         except Exception as error:
             if get_worker_info() is None:
                 raise
-            fix = "look at that photograph and at augment; data.workers=0 shows where it came from"
-            return ResourceError(self._photographs.name(row), f"a worker failed at it ({first_line(error)})", fix)
+            fix = "look at that image and at augment; data.workers=0 shows where it came from"
+            return ResourceError(self._images.name(row), f"a worker failed at it ({first_line(error)})", fix)
 
     def _one(self, row: int, key: tuple[int, ...]) -> Sample:
-        image, mask = self._photographs.read(row)
+        image, mask = self._images.read(row)
         if self._masks is not None and (other := int(self._masks[row])) != row:
-            mask = self._photographs.read(other)[1]
+            mask = self._images.read(other)[1]
         image, mask = self._transform(image, mask, key)
-        has_mask, dx = self._photographs.has_mask(row), int(self._dx[row])
+        has_mask, dx = self._images.has_mask(row), int(self._dx[row])
         targets = {key: array[row] for key, array in self._targets.items()}
         return Sample(image=image, mask=mask, has_mask=has_mask, dx=dx, index=row, targets=targets)
 
@@ -186,5 +186,5 @@ def _keep_memory_small() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # names and numbers of malloc.h
         mallopt(mmap_max, 65536)  # their own default: the parent may have kept it all
-        mallopt(mmap_threshold, 2**20)  # photographs are smaller, batches larger
+        mallopt(mmap_threshold, 2**20)  # images are smaller, batches larger
         mallopt(trim_threshold, 2**24)

@@ -78,7 +78,7 @@ def run_data(run: Run, data_root: Path | None = None) -> DataModule:
         changes |= {"root": str(data_root), "synthetic": None}
     parts = {"augment": build(cfg.augment), "sampler": build(cfg.sampler), "seed": cfg.seed}
     data: DataModule = build({**cfg.data, **changes}, **parts)
-    data.draw()
+    data.write_synthetic()
     data.setup("evaluate")
     data.leaky = data.leaky or bool(run.info().get("leaky"))  # weights that it started from may have been
     facts = load_checkpoint(run.checkpoint())["skinmtl"]

@@ -66,8 +66,8 @@ def class_weights(tasks: Sequence[Task]) -> str | dict[str, str] | None:
 
 def say(tasks: Sequence[Task], data: DataModule, class_weights: str) -> None:
     """Say how many images an epoch samples, and what it shows of each task."""
-    train, drawn = len(data.rows("train", source=0)), data.drawn()
-    if drawn < train:
-        log.info("an epoch samples %s of %s training images, in whole batches", f"{drawn:,}", f"{train:,}")
+    train, sampled = len(data.rows("train", source=0)), data.images_per_epoch()
+    if sampled < train:
+        log.info("an epoch samples %s of %s training images, in whole batches", f"{sampled:,}", f"{train:,}")
     for task in tasks:
         task.say(data, class_weights)
