@@ -99,7 +99,7 @@ def pairs() -> list[Rows]:
 
 
 def combined(method: Gradients, g: Rows) -> Rows:
-    return np.asarray(method.combine(torch.from_numpy(g @ g.T), torch.ones(2))) @ g
+    return np.asarray(method.combine(torch.from_numpy(g @ g.T), torch.ones(len(g)))) @ g
 
 
 @pytest.mark.parametrize("name", REFERENCES)
@@ -507,26 +507,97 @@ def test_each_processs_own_gradients_would_not_do(two: tuple[list[Mapping[str, T
     torch.testing.assert_close(first["pcgrad in quarters"], parameters(quarters), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [*REFERENCES, "gradnorm", "sum"])
-def test_three_tasks_are_refused_by_a_method_of_two(name: str) -> None:
-    method = GradNorm(cosine_every=0, tasks=("seg", "cls", "site")) if name == "gradnorm" else make(name)
-    draw = np.random.default_rng(0).normal(size=(3, 5))
-    inner = torch.from_numpy(draw @ draw.T)
-    if name in REFERENCES:
-        with pytest.raises(
-            ConfigError, match=r"gradients: \w+ compares the gradients of two tasks, not of 3; fix: use"
-        ):
-            method.combine(inner, torch.ones(3))
-        with pytest.raises(ConfigError, match="compares the gradients of two tasks"):
-            three(method)
-        return
-    assert method.combine(inner, torch.ones(3)).tolist() == [1, 1, 1]
-    assert three(method).gradients is method
-    method.cosine_every = 50
-    with pytest.raises(
-        ConfigError, match=r"gradients\.cosine_every: there is a cosine .* two tasks, not of 3; fix: use 0"
-    ):
-        three(method)
+def triples() -> list[Rows]:
+    """Threes and fours of gradients that conflict and agree, of like and of unlike lengths."""
+    rng = np.random.default_rng(2)
+    found = [rng.normal(size=(count, 4)) for count in (3, 3, 3, 3, 4, 4)]
+    return [*found, *(g * np.array([1.0, 5.0, 0.2, 1.0])[: len(g), None] for g in found)]
+
+
+@pytest.mark.parametrize("name", ["pcgrad", "upgrad", "mgda"])
+def test_torchjd_agrees_on_more_tasks_than_two(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchjd import aggregation
+
+    theirs: Any = {
+        "pcgrad": aggregation.PCGrad(),
+        "upgrad": aggregation.UPGrad(),
+        "mgda": aggregation.MGDA(epsilon=1e-8, max_iters=20000),
+    }[name]
+    if name == "upgrad":  # what it adds to the inner products would show
+        theirs.gramian_weighting.projector.reg_eps = 1e-12
+    method = make(name)
+    for chance, g in enumerate(triples()):
+        method.start_step(chance)
+        orders = iter([])
+        if name == "pcgrad":
+            rng = np.random.default_rng(chance)
+            orders = iter([torch.from_numpy(rng.permutation(len(g))) for _ in g])
+        monkeypatch.setattr(torch, "randperm", lambda *_, orders=orders, **__: next(orders))
+        expected = theirs(torch.from_numpy(g)).numpy()
+        np.testing.assert_allclose(combined(method, g), expected, atol=2e-3 * np.abs(g).max())
+    assert any(not np.allclose(combined(method, g), g.sum(0), rtol=1e-2) for g in triples()), "their plain sum is none"
+
+
+def test_pcgrad_of_more_tasks_takes_them_in_an_order_that_the_step_draws() -> None:
+    method, steps = PCGrad(), []
+    angle = np.deg2rad([0, 100, 215])  # all in conflict
+    g = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    for chance in (0, 1, 2, 3, 0):
+        method.start_step(chance)
+        steps.append(combined(method, g))
+    np.testing.assert_array_equal(steps[0], steps[4])
+    assert any(not np.allclose(steps[0], step) for step in steps[1:4])
+
+
+def test_mgda_of_more_tasks_is_the_shortest_of_all_mixtures() -> None:
+    draw = np.random.default_rng(3)
+    for g in triples():
+        shortest = np.linalg.norm(combined(MGDA(), g))
+        mixtures = draw.dirichlet(np.full(len(g), 0.5), 2000) @ g
+        assert shortest <= np.linalg.norm(mixtures, axis=1).min() + 1e-9
+        assert (g @ combined(MGDA(), g)).min() >= shortest**2 - 1e-6 * np.abs(g).max() ** 2
+
+
+def test_cagrad_of_more_tasks_serves_the_task_that_gains_least() -> None:
+    draw = np.random.default_rng(4)
+    for g in triples():
+        step, mean = combined(CAGrad(0.4), g), g.mean(0)
+        radius = 0.4 * np.linalg.norm(mean)
+        assert np.linalg.norm(step - mean) == pytest.approx(radius)
+        aside = draw.normal(size=(2000, 4))
+        others = mean + radius * aside / np.linalg.norm(aside, axis=1, keepdims=True)
+        assert (others @ g.T).min(1).max() <= (g @ step).min() + 1e-6
+        np.testing.assert_allclose(combined(CAGrad(0.0), g), mean)
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_a_solver_of_several_finds_what_the_closed_form_of_two_does(name: str) -> None:
+    method: Any = make(name)
+    for g in pairs():
+        if name == "cagrad" and np.linalg.norm(g[1]) > 100:
+            continue  # lengths a thousandfold apart are more than SLSQP finds to this precision
+        inner = g @ g.T
+        scale = inner.diagonal().max()
+        several = method.of_several(inner / scale) @ g
+        np.testing.assert_allclose(several, combined(method, g), atol=1e-4 * np.abs(g).max())
+
+
+@pytest.mark.parametrize("name", [*REFERENCES, "gradnorm"])
+def test_of_three_tasks_one_without_gradient_leaves_the_others_as_two(name: str) -> None:
+    rng = np.random.default_rng(5)
+    two, zero = rng.normal(size=(2, 6)), np.zeros((1, 6))
+    method = GradNorm(cosine_every=0, tasks=("a", "b", "c")) if name == "gradnorm" else make(name)
+    expected = two.sum(0) if name == "gradnorm" else combined(make(name), two)
+    np.testing.assert_allclose(combined(method, np.vstack([two, zero])), expected, atol=1e-4)
+    np.testing.assert_allclose(combined(method, np.vstack([two[:1], zero, zero])), two[0])
+    np.testing.assert_allclose(combined(method, np.zeros((3, 6))), 0)
+
+
+def test_three_tasks_are_refused_by_a_method_of_ones_own_that_is_written_for_two() -> None:
+    with pytest.raises(ConfigError, match=r"gradients: Apart compares the gradients of two tasks, not of 3; fix: use"):
+        three(Apart())
+    for name in (*REFERENCES, "sum"):
+        assert three(make(name, 50)).gradients.cosine_every == 50
 
 
 def three(method: Gradients) -> MultiTaskModule:

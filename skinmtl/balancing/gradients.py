@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Annotated, ClassVar
 
+import numpy as np
 import torch
 from annotated_types import Ge, Gt, Interval
+from numpy.typing import NDArray
+from scipy.optimize import minimize, nnls
 from torch import Tensor, nn
 
 from skinmtl.distributed import collectives
 from skinmtl.errors import ConfigError
 
 Every = Annotated[int, Ge(0)]
+Floats = NDArray[np.float64]
 
 
 class Gradients(nn.Module, ABC):
@@ -22,10 +27,10 @@ class Gradients(nn.Module, ABC):
 
     All that a method needs are the inner products g_i . g_j and, to learn from, the losses. Parameters that are not
     shared keep the sum of the gradients, in a head that of its own task. A task whose gradient is zero, for want of a
-    label in the batch or of anything to learn, leaves the other's as it is; with one task every method is plain
-    training. More than two tasks are refused, unless a method says that it is written for them.
+    label in the batch or of anything to learn, leaves the others' as they are without it; with one task every method is
+    plain training. More than two tasks are refused, unless a method says that it is written for them.
 
-    Every `cosine_every` optimiser steps the cosine between the tasks' gradients is logged; 0 is never.
+    Every `cosine_every` optimiser steps the cosine between the gradients of each two tasks is logged; 0 is never.
     """
 
     apart: ClassVar[bool] = True  # whether the method needs each task's gradient by itself, in every step
@@ -40,28 +45,26 @@ class Gradients(nn.Module, ABC):
         """Scalars by task name, losses or their weights, times what the method weighs them by."""
         return dict(values)
 
+    def start_step(self, chance: int) -> None:
+        """Before a training step: `chance` is a hash of the run's seed and the step, the same in every process."""
+
     def check(self, tasks: int) -> None:
-        """Refuse more tasks than the method, or the look at the cosine, is written for.
+        """Refuse more tasks than the method is written for.
 
         Raises:
             ConfigError: with what takes as many.
         """
         if tasks > 2 and not self.of_many:
             what = f"{type(self).__name__} compares the gradients of two tasks, not of {tasks}"
-            raise ConfigError(
-                "gradients", what, "use gradients=none or gradients=gradnorm with gradients.cosine_every=0"
-            )
-        if tasks > 2 and self.cosine_every:
-            what = f"there is a cosine between the gradients of two tasks, not of {tasks}"
-            raise ConfigError("gradients.cosine_every", what, "use 0")
+            raise ConfigError("gradients", what, "use one of conf/gradients, or let the class say `of_many = True`")
 
     @abstractmethod
     def combine(self, inner: Tensor, losses: Tensor) -> Tensor:
-        """(2,) coefficients c of the two tasks' gradients.
+        """(T,) coefficients c of the gradients of T tasks.
 
         Args:
-            inner: (2, 2) float64, g_i . g_j, of gradients averaged over processes; float16's scale, if any, squared.
-            losses: (2,) unweighted, over all photographs of the step.
+            inner: (T, T) float64, g_i . g_j, of gradients averaged over processes; float16's scale, if any, squared.
+            losses: (T,) unweighted, over all photographs of the step.
         """
 
 
@@ -79,62 +82,123 @@ class Sum(Gradients):
         return torch.ones_like(inner[0])
 
 
-class PCGrad(Gradients):
-    """Gradient surgery: where two gradients conflict, each loses its part against the other; then their sum.
+class Pairwise(Gradients):
+    """A method with a closed form for two gradients, which no GPU has to wait for, and a solver on the CPU for more."""
 
-    For g_1 . g_2 < 0: c_i = 1 - g_1 . g_2 / |g_i|^2, else 1. Yu et al. 2020, arXiv:2001.06782, of which two tasks leave
-    nothing to chance.
-    """
+    of_many = True
 
     def combine(self, inner: Tensor, losses: Tensor) -> Tensor:
+        """Coefficients of those gradients that are not zero, as if there were no others."""
+        if len(inner) == 2:
+            return torch.where((inner.diagonal() == 0).any(), 1.0, self.of_two(inner))
+        gramian = inner.cpu().numpy()
+        has = np.flatnonzero(gramian.diagonal() > 0)
+        found = np.ones(len(gramian))
+        # What float16 cannot hold stays as it is: the step is skipped.
+        if len(has) > 1 and np.isfinite(gramian).all():
+            scale = gramian.diagonal()[has].max()
+            found[has] = self.of_several(gramian[np.ix_(has, has)] / scale)
+        return torch.from_numpy(found).to(inner)
+
+    @abstractmethod
+    def of_two(self, inner: Tensor) -> Tensor:
+        """(2,) coefficients, from (2, 2) inner products."""
+
+    @abstractmethod
+    def of_several(self, inner: Floats) -> Floats:
+        """(n,) coefficients, from (n, n) inner products of gradients none of which is zero, the longest of length 1."""
+
+
+class PCGrad(Pairwise):
+    """Gradient surgery: where two gradients conflict, each loses its part against the other; then their sum.
+
+    For g_1 . g_2 < 0: c_i = 1 - g_1 . g_2 / |g_i|^2, else 1. Yu et al. 2020, arXiv:2001.06782. Of more than two tasks
+    each gradient loses its parts against the others one after the other, in an order drawn for each step.
+    """
+
+    def __init__(self, cosine_every: Every = 50) -> None:
+        super().__init__(cosine_every)
+        self._chance = 0
+
+    def start_step(self, chance: int) -> None:
+        """As of any method; the order of the tasks follows from it."""
+        self._chance = chance
+
+    def of_two(self, inner: Tensor) -> Tensor:
         """One, and more of what both want where they conflict."""
-        self.check(len(inner))
-        conflict = inner[0, 1].clamp(max=0)
-        return _unless_zero(inner, 1 - conflict / inner.diagonal())
+        return 1 - inner[0, 1].clamp(max=0) / inner.diagonal()
+
+    def of_several(self, inner: Floats) -> Floats:
+        """The sum over tasks of what each gradient is made of after its surgery."""
+        rng, count = np.random.default_rng(self._chance), len(inner)
+        total = np.zeros(count)
+        for task in range(count):
+            own = np.eye(count)[task]
+            for other in rng.permutation(count):
+                if other != task and (product := inner[other] @ own) < 0:
+                    own[other] -= product / inner[other, other]
+            total += own
+        return total
 
 
-class UPGrad(PCGrad):
+class UPGrad(Pairwise):
     """The mean of the gradients, each projected onto the cone of directions that conflict with none.
 
     Quinton and Rey 2024, arXiv:2406.16232. Of two gradients in conflict each is projected onto the plane at right
     angles to the other, so that two tasks get half of what `PCGrad` gives them.
     """
 
-    def combine(self, inner: Tensor, losses: Tensor) -> Tensor:
+    def of_two(self, inner: Tensor) -> Tensor:
         """Half of PCGrad's."""
-        return _unless_zero(inner, super().combine(inner, losses) / 2)
+        return (1 - inner[0, 1].clamp(max=0) / inner.diagonal()) / 2
+
+    def of_several(self, inner: Floats) -> Floats:
+        """Projections by their duals: the smallest |g_i + sum_j v_j g_j| over v >= 0."""
+        root = _root(inner)
+        projected = [own + nnls(root, -root @ own)[0] for own in np.eye(len(inner))]
+        return np.asarray(np.mean(projected, axis=0))
 
 
-class MGDA(Gradients):
-    """The shortest convex combination of the gradients, along which no loss rises: c >= 0, c_1 + c_2 = 1.
+class MGDA(Pairwise):
+    """The shortest convex combination of the gradients, along which no loss rises: c >= 0, sum_i c_i = 1.
 
-    c_1 = (|g_2|^2 - g_1 . g_2) / |g_1 - g_2|^2, cut to [0, 1]. Sener and Koltun 2018, arXiv:1810.04650, on the
+    For two, c_1 = (|g_2|^2 - g_1 . g_2) / |g_1 - g_2|^2, cut to [0, 1]. Sener and Koltun 2018, arXiv:1810.04650, on the
     parameters themselves and without normalisation, so that the task with the smaller gradient rules.
     """
 
-    def combine(self, inner: Tensor, losses: Tensor) -> Tensor:
+    def of_two(self, inner: Tensor) -> Tensor:
         """The point of least norm."""
-        self.check(len(inner))
         (a, dot), (_, b) = inner
         apart = a + b - 2 * dot
         first = torch.where(apart == 0, 0.5, (b - dot) / apart).clamp(0, 1)
-        return _unless_zero(inner, torch.stack([first, 1 - first]))
+        return torch.stack([first, 1 - first])
+
+    def of_several(self, inner: Floats) -> Floats:
+        """The point of least norm.
+
+        The w >= 0 that makes |sum_i w_i g_i|^2 + (1 - sum_i w_i)^2 least, over its sum: where the slope of the first is
+        the same for all w_i > 0, and no smaller elsewhere, it is so for their shares.
+        """
+        # The shortest gradient says how long a combination may be at most; beside it the others' scale is none.
+        root = _root(inner / inner.diagonal().min())
+        rows, target = np.vstack([root, np.ones(len(inner))]), np.append(np.zeros(len(root)), 1.0)
+        w = nnls(rows, target)[0]
+        return np.asarray(w / w.sum())
 
 
-class CAGrad(Gradients):
+class CAGrad(Pairwise):
     """The step within `c` |g_0| of the mean gradient g_0 that is best for the task that gains least.
 
-    g_0 + c |g_0| g_w / |g_w|, g_w = w g_1 + (1 - w) g_2, where w in [0, 1] makes g_w . g_0 + c |g_0| |g_w| least; c = 0
-    is the mean. Liu et al. 2021, arXiv:2110.14048.
+    g_0 + c |g_0| g_w / |g_w|, g_w = sum_i w_i g_i, where w >= 0 of sum 1 makes g_w . g_0 + c |g_0| |g_w| least; c = 0
+    is the mean. Liu et al. 2021, arXiv:2110.14048, who find w of more than two tasks by SciPy's SLSQP, as here.
     """
 
     def __init__(self, c: Annotated[float, Interval(ge=0, lt=1)] = 0.4, cosine_every: Every = 50) -> None:
         super().__init__(cosine_every)
         self.c = c
 
-    def combine(self, inner: Tensor, losses: Tensor) -> Tensor:
+    def of_two(self, inner: Tensor) -> Tensor:
         """A half each, and c |g_0| / |g_w| of g_w."""
-        self.check(len(inner))
         (a, dot), (_, b) = inner
         radius = self.c * inner.sum().clamp(min=0).sqrt() / 2
         # |g_w|^2 = apart (w - nearest)^2 + rest. The objective is linear in w plus radius |g_w|: convex, and its slope
@@ -147,7 +211,31 @@ class CAGrad(Gradients):
         w = torch.where(apart == 0, 0.5, w)
         length = (w.square() * a + 2 * w * (1 - w) * dot + (1 - w).square() * b).clamp(min=0).sqrt()
         more = torch.where(length == 0, 0.0, radius / length)
-        return _unless_zero(inner, 0.5 + more * torch.stack([w, 1 - w]))
+        return 0.5 + more * torch.stack([w, 1 - w])
+
+    def of_several(self, inner: Floats) -> Floats:
+        """One over their number each, and c |g_0| / |g_w| of g_w."""
+        count = len(inner)
+        mean, radius = inner.mean(1), self.c * math.sqrt(max(0.0, inner.mean()))
+
+        def length(w: Floats) -> float:
+            return math.sqrt(max(0.0, float(w @ inner @ w)))
+
+        def cost(w: Floats) -> tuple[float, Floats]:
+            return float(w @ mean) + radius * length(w), mean + radius * (inner @ w) / max(length(w), 1e-12)
+
+        # From the even mixture and from each task alone: where |g_w| is nearly 0 the slope is steep, and one may stop.
+        starts = [np.full(count, 1 / count), *np.eye(count)]
+        options = {"bounds": [(0, 1)] * count, "constraints": {"type": "eq", "fun": lambda w: w.sum() - 1}}
+        found = [minimize(cost, start, jac=True, method="SLSQP", tol=1e-14, **options).x for start in starts]
+        w = min((np.clip(w, 0, None) / np.clip(w, 0, None).sum() for w in found), key=lambda w: cost(w)[0])
+        return np.asarray(1 / count + (radius / length(w) if length(w) > 0 else 0.0) * w)
+
+
+def _root(inner: Floats) -> Floats:
+    """(n, n) rows as long, and at the same angles, as the gradients of these inner products are as columns."""
+    values, vectors = np.linalg.eigh(inner)
+    return np.asarray(np.sqrt(values.clip(min=0))[:, None] * vectors.T)
 
 
 class GradNorm(Gradients):
@@ -199,14 +287,9 @@ class GradNorm(Gradients):
         return torch.ones_like(norm)
 
 
-def _unless_zero(inner: Tensor, coefficients: Tensor) -> Tensor:
-    """The coefficients, or ones where a task has no gradient."""
-    return torch.where((inner.diagonal() == 0).any(), 1.0, coefficients)
-
-
-def cosine(inner: Tensor) -> float | None:
-    """The cosine between two gradients in [-1, 1], from their (2, 2) inner products; None where one is zero."""
-    value = float(inner[0, 1] / (inner[0, 0] * inner[1, 1]).sqrt())
+def cosine(inner: Tensor, first: int = 0, second: int = 1) -> float | None:
+    """The cosine between two gradients in [-1, 1], from (T, T) inner products; None where one is zero."""
+    value = float(inner[first, second] / (inner[first, first] * inner[second, second]).sqrt())
     return max(-1.0, min(1.0, value)) if value == value else None
 
 

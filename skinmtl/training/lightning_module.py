@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
@@ -35,7 +36,8 @@ class MultiTaskModule(pl.LightningModule):
 
     Logs `stage/task/loss`, `stage/task/<score>` and `stage/score`, the mean of the tasks' scores, which selects the
     best checkpoint and stops a run early; `weight/<task>`, the mean over an epoch's steps of what the task's loss was
-    multiplied by; `gradients/cosine`, between the tasks' gradients on the encoder. `gradients` None is their plain sum.
+    multiplied by; `gradients/cosine`, between the tasks' gradients on the encoder, of each two where there are more.
+    `gradients` None is their plain sum.
     `facts` are plain values that a checkpoint carries, so that it can be used without its run folder.
     """
 
@@ -181,7 +183,9 @@ class MultiTaskModule(pl.LightningModule):
         # Dropout is a function of (seed, step, rank), so a resumed run draws what an unbroken one draws.
         done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
         torch.manual_seed(derive_seed(self._seed, done, self.global_rank))
-        self.weighting.start_step(derive_seed(self._seed, self.trainer.global_step))
+        chance = derive_seed(self._seed, self.trainer.global_step)
+        self.weighting.start_step(chance)
+        self.gradients.start_step(chance)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_index: int) -> None:
         if self.trainer.is_last_batch:
@@ -227,14 +231,21 @@ class MultiTaskModule(pl.LightningModule):
         by_task, apart = self._by_task, self.gradients.apart
         by_task.average(list(self.parameters()) if apart else [])
         inner = by_task.inner()
-        if self._looks() and (value := cosine(inner)) is not None:
+        if self._looks() and (values := self._cosines(inner)):
             # Not by self.log, which writes only the rows that log_every_n_steps asks for.
             for logger in self.trainer.loggers:
-                row = {"gradients/cosine": value, "epoch": self.current_epoch}
-                logger.log_metrics(row, step=self.trainer.global_step)
+                logger.log_metrics({**values, "epoch": self.current_epoch}, step=self.trainer.global_step)
         if apart:
             by_task.combine(self.gradients.combine(inner, by_task.losses()))
         by_task.forget()
+
+    def _cosines(self, inner: Tensor) -> dict[str, float]:
+        """The cosine between each two tasks' gradients, where neither is zero, by what it is logged as."""
+        names = list(self.tasks)
+        pairs = list(combinations(range(len(names)), 2))
+        keys = [f"gradients/cosine/{names[i]}/{names[j]}" for i, j in pairs] if len(pairs) > 1 else ["gradients/cosine"]
+        found = {key: cosine(inner, *pair) for key, pair in zip(keys, pairs, strict=True)}
+        return {key: value for key, value in found.items() if value is not None}
 
     def hold(self, parameters: set[nn.Parameter]) -> None:
         """Leave these parameters of the encoder out when the tasks' gradients are compared: they take no step."""
