@@ -19,12 +19,11 @@ from skinmtl.evaluation.predict import TOGETHER, Prediction, Predictor, load_run
 from skinmtl.files import write_text
 from skinmtl.runs.record import is_ham10000
 from skinmtl.runs.run import Run
-from skinmtl.tasks.scoring import ordered
+from skinmtl.tasks.scoring import Scoring, ordered
 from skinmtl.terminal import tracked
 
 PIXELS = 2**26  # of photographs held in memory at once, or one that is larger
-PICTURES = ("masks", "overlays")  # folders; a further task of images has others
-TABLES = ("errors.csv", "skipped.csv", "README.txt", "predictions.csv")  # the last comes last
+WRITTEN = ("masks", "overlays", "errors.csv", "skipped.csv", "README.txt", "predictions.csv")  # the last comes last
 PARTIAL = ".partial"  # within the folder that is written to: what is not finished
 
 
@@ -63,7 +62,7 @@ def write_predictions(
     predictor = load_run(run, device=device)
     scorings = ordered(task.scoring() for task in predictor.tasks.values())
     folders = [name for scoring in scorings for name in scoring.folders]
-    written = tuple(dict.fromkeys([*PICTURES, *folders, *TABLES]))
+    written = tuple(dict.fromkeys([*folders, *WRITTEN]))
     _check_free(out, replace, written)
     columns = ["file", *(name for scoring in scorings for name in scoring.predicted())]
     done: dict[Path, dict[str, object]] = {}
@@ -79,9 +78,9 @@ def write_predictions(
                 assert isinstance(answer, InputError)
                 errors[path] = {"file": printable_name(path.name), "error": answer.what, "fix": answer.fix}
             else:
-                done[path] = {"file": printable_name(path.name)}
-                for scoring in scorings:
-                    done[path] |= scoring.write(answer[scoring.name], image, path.stem, partial)
+                done[path] = {"file": printable_name(path.name)} | _write_one(
+                    scorings, answer, image, path.stem, partial
+                )
         left = [path for path in photographs if path not in done and path not in errors]
         if len(left) == len(photographs):
             raise Interrupted(str(out), "stopped before the first photograph; nothing is written", "start again")
@@ -197,3 +196,13 @@ def _put(partial: Path, out: Path, written: Sequence[str]) -> None:
     for name in written:
         if (partial / name).exists():
             (partial / name).rename(out / name)
+
+
+def _write_one(
+    scorings: Sequence[Scoring], prediction: Prediction, image: NDArray[np.uint8], stem: str, out: Path
+) -> dict[str, object]:
+    """Write what every task has of an image; gives its columns of predictions.csv."""
+    row: dict[str, object] = {}
+    for scoring in scorings:
+        row |= scoring.write(prediction[scoring.name], image, stem, out)
+    return row
