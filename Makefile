@@ -33,7 +33,7 @@ check: .venv/ready  ## lint, format, layers and types
 test: .venv/ready  ## the tests: no network, no GPU, no data
 	OMP_NUM_THREADS=1 $(python) -m pytest -n 2
 
-test-fast: .venv/ready  ## the inner loop, within a minute: no test that trains or starts a process, few cases of each
+test-fast: .venv/ready  ## the inner loop, within a minute: no test that trains or starts a process, one case of each
 	OMP_NUM_THREADS=1 $(python) -m pytest -n 2 --fast
 
 test-faults: .venv/ready  ## the long tests that look for faults: hundreds of splits, kills, signals

@@ -1,8 +1,7 @@
-"""`--fast`, the inner loop: no test that trains or starts a process, and of a test with many cases the first few."""
+"""`--fast`, the inner loop: no test that trains or starts a process, and of each test one case."""
 
 from __future__ import annotations
 
-import dis
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,13 +10,14 @@ from pathlib import Path
 import pytest
 
 HERE = str(Path(__file__).parent)
-CASES = 3  # of one test
-SLOW = ("training.train", "survivors.forked", "skinmtl.distributed.launch.together")  # and whatever asks subprocess
+SLOW = ("training.train", "survivors.forked", "twoheads.fit", "skinmtl.distributed.launch.together")
+SLOW += ("skinmtl.training.run.run", "skinmtl.training.fit.fit", "skinmtl.evaluation.evaluate.evaluate")
+SLOW_NAMES = {"subprocess", "runpy", "fork", "Trainer", "load_run"}  # of modules, functions and classes
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The option that asks for it."""
-    parser.addoption("--fast", action="store_true", help="no test that trains; of a test with many cases the first few")
+    parser.addoption("--fast", action="store_true", help="no test that trains; of each test one case")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("trains")
         name = (item.nodeid.partition("[")[0], item.name.partition("[")[0])
         cases[name] += 1
-        fast = cases[name] <= CASES and not any(item.get_closest_marker(mark) for mark in ("trains", "fault"))
+        fast = cases[name] == 1 and not any(item.get_closest_marker(mark) for mark in ("trains", "fault"))
         (kept if fast or not config.getoption("fast") else left_out).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=left_out)
@@ -50,26 +50,24 @@ def _is_slow(function: Callable[..., object], known: dict[object, bool]) -> bool
         return False
     if code not in known:
         known[code] = False  # until it is known, for functions that call each other
-        values = [function.__globals__.get(name) for name in _globals(code)]  # type: ignore[attr-defined]
-        known[code] = any(_names(value) in SLOW or _names(value) == "subprocess" for value in values) or any(
-            _is_slow(value, known)
-            for value in values
-            if isinstance(value, types.FunctionType) and value.__code__.co_filename.startswith(HERE)
+        values = [function.__globals__.get(name) for name in _names(code)]  # type: ignore[attr-defined]
+        known[code] = (
+            bool(SLOW_NAMES & set(_names(code)))
+            or any(
+                f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}" in SLOW for value in values
+            )
+            or any(
+                _is_slow(value, known)
+                for value in values
+                if isinstance(value, types.FunctionType) and value.__code__.co_filename.startswith(HERE)
+            )
         )
     return known[code]
 
 
-def _names(value: object) -> str:
-    if isinstance(value, types.ModuleType):
-        return value.__name__
-    return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
-
-
-def _globals(code: types.CodeType) -> Iterator[str]:
-    """The names of its module that a function uses, with those of the functions within it."""
-    for instruction in dis.get_instructions(code):
-        if instruction.opname == "LOAD_GLOBAL":
-            yield str(instruction.argval)
+def _names(code: types.CodeType) -> Iterator[str]:
+    """The names of its module and of attributes that a function uses, with those of the functions within it."""
+    yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _globals(constant)
+            yield from _names(constant)
