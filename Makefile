@@ -12,7 +12,7 @@ unexport UV_PYTHON UV_SYSTEM_PYTHON UV_TARGET UV_PREFIX UV_CONSTRAINT UV_OVERRID
 unexport PYTEST_ADDOPTS PYTEST_PLUGINS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-fast test-faults docs bench rebuild
+.PHONY: help setup demo check test test-fast test-faults errors docs bench rebuild
 
 help:
 	@echo "skinmtl: what make can do"
@@ -38,6 +38,10 @@ test-fast: .venv/ready  ## the inner loop, within a minute: no test that trains 
 
 test-faults: .venv/ready  ## the long tests that look for faults: hundreds of splits, kills, signals
 	OMP_NUM_THREADS=1 $(python) -m pytest -n 2 -m "long or fault" --tally outputs/faults.csv
+
+errors: .venv/ready  ## write tests/errors.txt anew: every one-line error, for a look at what changes in it
+	$(python) tests/recorded_errors.py
+	@git diff --stat -- tests/errors.txt
 
 docs: .venv/ready  ## the documentation, built strictly into site/; read it by: python -m http.server -d site
 	NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict --quiet
