@@ -133,7 +133,7 @@ class Scoring(ABC):
     colour: ClassVar[str | None] = None  # of its curves
     subgroups: Mapping[str, str] = {}  # scores of each subgroup, with the heads of their columns
     charts: Mapping[str, Chart] = {}  # what `figures` draws
-    galleries: Mapping[str, str] = {}  # captions of those that show images
+    galleries: Mapping[str, str] = {}  # captions of those that show images: no tracker uploads these unasked
     how_to_read: ClassVar[tuple[str, ...]] = ()  # sentences at the end of a page
 
     def __init__(self, name: str, title: str | None = None) -> None:

@@ -170,13 +170,16 @@ class WandB(Logger):
                     self._run.summary[f"test/{task}/{name}"] = score["value"]
                     self._run.summary[f"test/{task}/{name}_low"] = score["low"]
                     self._run.summary[f"test/{task}/{name}_high"] = score["high"]
-        if "confusion" in test:
-            names = list(test["classes"])
-            table = pd.DataFrame(np.array(test["confusion"]), columns=names).assign(true=names)
-            self._run.log({"test/confusion": wandb.Table(dataframe=table[["true", *names]])})
+        of_tasks = {f"test/{task}/confusion": details for task, details in test.get("details", {}).items()}
+        for name, details in ({"test/confusion": test} | of_tasks).items():
+            if "confusion" in details:
+                names = list(details["classes"])
+                table = pd.DataFrame(np.array(details["confusion"]), columns=names).assign(true=names)
+                self._run.log({name: wandb.Table(dataframe=table[["true", *names]])})
         overlays = self._photographs or bool(run.info()["synthetic"])
         for file in sorted(run.figures.iterdir()):
-            if overlays or not file.name.startswith("gallery"):
+            # A figure that shows images is a .jpg (`Scoring.galleries`); `gallery` is in the names of our own.
+            if overlays or not (file.suffix == ".jpg" or "gallery" in file.name):
                 self._run.log({f"figures/{file.stem}": wandb.Image(str(file))})
 
     def finish(self, exit_code: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
 from rich.console import Console
 
+from skinmtl.tasks.base import Task
 from skinmtl.terminal import bar
 
 
@@ -57,7 +58,9 @@ class EpochLines(ProgressBar):
         seen = {key: float(value) for key, value in trainer.callback_metrics.items()}
         words = [f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}"]
         # Of an epoch without a validation Lightning still has the scores of the one before.
-        shown = {key: label for key, label in _labels(seen).items() if self._validated or key.startswith("train/")}
+        tasks = getattr(pl_module, "tasks", {}).values()
+        labels = _labels(seen, [task for task in tasks if isinstance(task, Task)])
+        shown = {key: label for key, label in labels.items() if self._validated or key.startswith("train/")}
         words += [f"{label} {seen[key]:.3f}" for key, label in shown.items()]
         self._validated = False
         words.append(f"{time.perf_counter() - self._start:.0f} s")
@@ -76,13 +79,12 @@ class EpochLines(ProgressBar):
         self._step = None
 
 
-def _labels(metrics: Mapping[str, float]) -> dict[str, str]:
+def _labels(metrics: Mapping[str, float], tasks: Iterable[Task]) -> dict[str, str]:
     """Give the logged scores that the line shows, in order, with their words."""
-    words = {
-        "train/loss": "loss",
-        "val/loss": "val loss",
-        "val/seg/mean_image_dice": "val Dice",
-        "val/cls/balanced_accuracy": "val balanced accuracy",
-        "val/score": "val score",
-    }
+    words = {"train/loss": "loss", "val/loss": "val loss"}
+    for task in tasks:
+        scoring = task.scoring()
+        before = f"{task.name} " if scoring.prefix else ""
+        words[f"val/{task.name}/{task.score}"] = f"val {before}{scoring.short or task.score.replace('_', ' ')}"
+    words["val/score"] = "val score"
     return {key: label for key, label in words.items() if key in metrics}
