@@ -44,7 +44,7 @@ errors: .venv/ready  ## write tests/errors.txt anew: every one-line error, for a
 	@git diff --stat -- tests/errors.txt
 
 docs: .venv/ready  ## the documentation, built strictly into site/; read it by: python -m http.server -d site
-	NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict  # not --quiet, which would pass over warnings
 
 bench: .venv/ready  ## loader, step, saves and GPU on real photographs, which SKINMTL_DATA names; how each is called
 	@grep -h -e '^"""[A-Z]' -e '^    python tests/bench/' tests/bench/*.py | tr -d '"'

@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import sys
+import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,16 +35,44 @@ KINDS = (errors.InputError, errors.ConfigError, errors.Diverged, errors.Resource
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the picture of the demo, which is kept once."""
+    """Add the picture of the demo, which is kept once, and the drawing of the layers."""
     from mkdocs.structure.files import File
 
     files.append(File.generated(config, "assets/outlines.png", abs_src_path=str(PICTURE)))
+    files.append(File.generated(config, "assets/house.svg", content=house()))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Put what is made of the code in its places."""
     return re.sub(r"^\{\{ (\w+) \}\}$", lambda found: PARTS[found[1]](), markdown, flags=re.MULTILINE)
+
+
+# --- the house --------------------------------------------------------------------------------------------------------
+
+
+def layers() -> list[list[str]]:
+    """The folders and files of skinmtl from the top down, those of one layer together, as import-linter holds them."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    (found,) = (contract["layers"] for contract in contracts if contract["id"] == "layers")
+    return [[name.strip() for name in layer.split("|")] for layer in found]
+
+
+def house() -> str:
+    """A drawing of the layers: a row for each, its folders side by side."""
+    width, step, gap, rows = 560, 44, 8, layers()
+    parts = []
+    for row, names in enumerate(rows):
+        wide = (width + gap) / len(names) - gap
+        for place, name in enumerate(names):
+            left, top = place * (wide + gap), row * step
+            parts.append(f'<rect x="{left + 1:.0f}" y="{top + 1}" width="{wide - 2:.0f}" height="{step - gap}"/>')
+            parts.append(f'<text x="{left + wide / 2:.0f}" y="{top + 24}">{name}</text>')
+    style = "rect { fill: #eaf1f6; stroke: #8fb0c6 } text { fill: #1b3442; text-anchor: middle; font: 14px sans-serif }"
+    size = f'viewBox="0 0 {width} {len(rows) * step}" width="{width}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{style}</style>{"".join(parts)}</svg>\n'
 
 
 # --- the config -------------------------------------------------------------------------------------------------------

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nbformat
+import pandas as pd
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from nbclient import NotebookClient
 from training import CONF, SMALL
 
-import skinmtl
 from skinmtl.cli import commands, train
+from skinmtl.runs.run import Run
 
 ROOT = CONF.parent
 DOCS = ROOT / "docs"
@@ -99,6 +103,8 @@ def test_the_tutorial_and_the_readmes_python_can_be_followed_to_the_end(
     assert "balanced_accuracy" in said and "shuffled" in said
     assert len(list(Path("outputs/tutorial/predicted/masks").iterdir())) > 10
 
+    check_reference(Run.open("outputs/tutorial/first"))
+
     image = next(Path(SYNTHETIC).glob("*.jpg"))
     (shown,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert '"experiment=demo", "seed=1"' in shown and '"image.jpg"' in shown
@@ -116,13 +122,34 @@ def test_the_tutorial_and_the_readmes_python_can_be_followed_to_the_end(
     assert any("image/png" in output.get("data", {}) for output in drawn.outputs)
 
 
-def test_code_of_ones_own_trains_as_the_pages_show_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def admitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the package of the how-to pages imported anew, and let configs name it."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     monkeypatch.setenv("SKINMTL_ALLOW", "mine")
     for name in [name for name in sys.modules if name.split(".")[0] == "mine"]:
         monkeypatch.delitem(sys.modules, name)
+
+
+def test_a_task_and_a_metric_of_ones_own_are_trained_scored_reported_and_predicted(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admitted(monkeypatch)
+    words = ["experiment=demo", f"hydra.searchpath=[file://{EXAMPLES}/mine/conf]", *TINY, "hydra.run.dir=run"]
+    words += ["tasks=[seg,cls,places]", "task.cls._target_=mine.metrics.Diagnosis"]
+    assert train.main(CONF, ["train.py", *words]) == 0
+    test, page = scores(Run.open("run")), (here / "run" / "report.html").read_text(encoding="utf-8")
+    assert 0 < test["places"]["mean_accuracy"]["low"] < test["places"]["mean_accuracy"]["high"] <= 1
+    assert -1 <= test["cls"]["kappa"]["low"] <= test["cls"]["kappa"]["high"] <= 1
+    assert "Accuracy, mean over attributes" in page and "kappa" in page
+    image = next(Path(SYNTHETIC).glob("*.jpg"))
+    assert commands.main(["predict", "run", str(image), "--out", "new"]) == 0
+    assert "places_back_value" in pd.read_csv("new/predictions.csv")
+
+
+def test_code_of_ones_own_trains_as_the_pages_show_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    admitted(monkeypatch)
     groups = {path.relative_to(EXAMPLES / "mine" / "conf") for path in EXAMPLES.glob("mine/conf/**/*.yaml")}
-    chosen = [f"{path.parent}={path.stem}" for path in sorted(groups) if path.parts[0] != "study"]
+    chosen = [f"{path.parent}={path.stem}" for path in sorted(groups) if path.parts[0] not in ("study", "tasks")]
     apart = ["model=pixels"]  # which has no encoder of its own choice, and no first task that a weighting would halve
     assert len(chosen) >= 8 and set(apart) < set(chosen)
     tiny = [word for word in TINY if not word.startswith("model")]
@@ -136,18 +163,79 @@ def test_code_of_ones_own_trains_as_the_pages_show_it(here: Path, monkeypatch: p
     assert train.main(CONF, ["train.py", *search, "model=pixels", "hydra.run.dir=refused"]) == 2
 
 
+def built(config: Path, site: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(config), "-d", str(site)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment, timeout=600)
+
+
+def fetched(html: str) -> list[str]:
+    """What a page would fetch from another machine; links that a reader may follow are none."""
+    return re.findall(r'<(?:script|img|link|iframe)[^>]*?(?:src|href)="((?:https?:)?//[^"]+)"', html)
+
+
 def test_the_site_is_built_with_every_link_and_anchor_in_place(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=600, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}
-    )
+    done = built(ROOT / "mkdocs.yml", tmp_path / "site")
     assert done.returncode == 0, done.stderr
-    page = (tmp_path / "site" / "reference" / "config.html").read_text(encoding="utf-8")
-    assert "optim" in page and "_target_" not in page
-    assert "googleapis" not in page and "unpkg" not in page, "nothing is fetched"
+    pages = {page.name: page.read_text(encoding="utf-8") for page in (tmp_path / "site").rglob("*.html")}
+    assert "optim" in pages["config.html"] and "_target_" not in pages["config.html"]
+    for name, page in pages.items():
+        assert fetched(page) == [] and "{{ " not in page, name
+    assert fetched('<script defer src="https://cdn.example.org/a.js">') == ["https://cdn.example.org/a.js"]
     for link in re.findall(r"\]\(((?!http)[^)#]+)", (ROOT / "README.md").read_text(encoding="utf-8")):
         assert (ROOT / link).exists(), link
 
 
-def test_the_readme_is_short() -> None:
-    assert (ROOT / "README.md").stat().st_size <= 9_000 and skinmtl.__doc__ is not None
+@pytest.mark.parametrize("link", ["nowhere.md", "index.md#nowhere"])
+def test_a_link_that_leads_nowhere_fails_the_build(tmp_path: Path, link: str) -> None:
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    (checks,) = re.findall(r"^validation:\n(?:  .*\n)+", text, re.MULTILINE)
+    (tmp_path / "mkdocs.yml").write_text(f"site_name: x\ntheme: {{name: mkdocs}}\nplugins: []\n{checks}")
+    (tmp_path / "docs").mkdir()
+    for place, code in ((link, 1), ("index.md#title", 0)):
+        (tmp_path / "docs" / "index.md").write_text(f"# Title\n\n[x]({place})\n")
+        assert built(tmp_path / "mkdocs.yml", tmp_path / "site").returncode == code
+
+
+def test_the_drawing_and_the_page_of_the_house_have_every_folder() -> None:
+    spec = importlib.util.spec_from_file_location("hooks", DOCS / "hooks.py")
+    assert spec is not None and spec.loader is not None
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    page = (DOCS / "explanation" / "house.md").read_text(encoding="utf-8")
+    for folder in (path.parent.name for path in (ROOT / "skinmtl").glob("*/__init__.py")):
+        assert f">{folder}</text>" in hooks.house() and f"| `skinmtl/{folder}` |" in page, folder
+
+
+def test_the_first_page_is_short() -> None:
+    assert len((ROOT / "README.md").read_bytes()) <= 9000
+
+
+# What the reference says of files and metrics
+
+
+def named_in(page: str) -> set[str]:
+    """What a page of the reference has as code."""
+    return set(re.findall(r"`([^`\n]+)`", (DOCS / "reference" / page).read_text(encoding="utf-8")))
+
+
+def is_named(name: str, known: set[str]) -> bool:
+    """Whether a name stands among those of a page, of which some have a part in <>."""
+    shapes = (re.split(r"<[^>]+>", one) for one in known if not one.startswith("<"))
+    return any(re.fullmatch(".+".join(map(re.escape, shape)), name) for shape in shapes)
+
+
+def check_reference(run: Run) -> None:
+    """The reference names every file, column, fact and metric of a run."""
+    known = named_in("run-folder.md")
+    files = [str(file.relative_to(run.path)) for file in run.path.rglob("*") if file.is_file()]
+    columns = [*pd.read_csv(run.path / "metrics.csv"), *run.predictions(), *run.info()]
+    assert [name for name in files if not {name, Path(name).name} & known] == []
+    assert [name for name in map(str, columns) if not is_named(name, known)] == []
+    assert is_named("prob_nv", known) and not is_named("probability", known)
+    assert [name for named in scores(run).values() for name in named if name not in named_in("metrics.md")] == []
+
+
+def scores(run: Run) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = json.loads((run.path / "scores.json").read_text())["parts"]["test"]["scores"]
+    return found
