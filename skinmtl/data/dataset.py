@@ -25,7 +25,7 @@ from skinmtl.data.transforms import Transform
 from skinmtl.errors import ResourceError, SkinmtlError, first_line
 from skinmtl.types import Batch, Sample
 
-HANGS = 300.0  # seconds without a batch after which a worker is taken for stuck, on a share that has gone say
+HANGS = 300.0  # seconds without a batch after which a worker is taken for stuck, such as on a network disk that is gone
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,16 @@ class Samples(Dataset[Sample | SkinmtlError]):
     """Samples by (epoch, position, row): the row says which image, all three how it is augmented.
 
     An image that cannot be read comes as the error itself, for `Loader` to raise: an exception raised in a worker
-    would arrive as a RuntimeError without its name. With `mix`, another is mixed into some. `masks` says for each row
-    whose mask it comes with; without it, its own. `targets` are further ones by batch key, (N, ...) by row.
+    would arrive as a RuntimeError without its name.
+
+    Args:
+        images: N images and masks at network size.
+        dx: (N,) index of each row's diagnosis, -1 where missing.
+        transform: the augmentation.
+        seed: of augmentation and mixing.
+        mix: how another image is mixed into some; None for no mixing.
+        masks: (N,) the row whose mask each row comes with; None for its own.
+        targets: further targets by their key in the batch, each (N, ...) by row.
     """
 
     def __init__(
@@ -118,7 +126,14 @@ def _raised(batch: Batch | SkinmtlError) -> Batch:
 
 
 def collate(samples: Sequence[Sample | SkinmtlError]) -> Batch | SkinmtlError:
-    """Samples stacked into tensors; images stay bytes. The first error, where there is one."""
+    """Stack samples into tensors; images stay bytes.
+
+    Args:
+        samples: as `Samples` gives them, of one size.
+
+    Returns:
+        The batch; or the first error, where there is one.
+    """
     errors = [sample for sample in samples if isinstance(sample, SkinmtlError)]
     if errors:
         return errors[0]
@@ -144,12 +159,12 @@ def collate(samples: Sequence[Sample | SkinmtlError]) -> Batch | SkinmtlError:
 
 
 def _stacked(values: Sequence[Any]) -> torch.Tensor:
-    """Numbers or arrays, one of each sample, as one tensor of their type."""
+    """Stack numbers or arrays, one of each sample, into one tensor of their type."""
     return torch.from_numpy(np.stack(values))
 
 
 def _one_thread(_: int) -> None:
-    """Workers share the cores already; more threads in each would only wait for one another."""
+    """Prepare a worker. Workers share the cores already; more threads in each would only wait for one another."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     _keep_memory_small()
