@@ -12,7 +12,7 @@ import pytest
 HERE = str(Path(__file__).parent)
 SLOW = ("training.train", "survivors.forked", "twoheads.fit", "skinmtl.distributed.launch.together")
 SLOW += ("skinmtl.training.run.run", "skinmtl.training.fit.fit", "skinmtl.evaluation.evaluate.evaluate")
-SLOW_NAMES = {"subprocess", "runpy", "fork", "Trainer", "load_run"}  # of modules, functions and classes
+SLOW_NAMES = {"subprocess", "runpy", "fork", "Trainer", "train", "load_run"}  # of modules, functions and classes
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,12 +25,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept: list[pytest.Item] = []
     left_out: list[pytest.Item] = []
     known: dict[object, bool] = {}
-    cases: Counter[tuple[str, str]] = Counter()
+    cases: Counter[str] = Counter()
     for item in items:
         assert isinstance(item, pytest.Function)
         if any(_is_slow(function, known) for function in (item.function, *_fixtures(item))):
             item.add_marker("trains")
-        name = (item.nodeid.partition("[")[0], item.name.partition("[")[0])
+        name = item.nodeid.partition("[")[0]
         cases[name] += 1
         fast = cases[name] == 1 and not any(item.get_closest_marker(mark) for mark in ("trains", "fault"))
         (kept if fast or not config.getoption("fast") else left_out).append(item)
