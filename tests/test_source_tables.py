@@ -16,6 +16,7 @@ from layouts import write_dataverse, write_own
 from skinmtl.cli import train
 from skinmtl.data import sources
 from skinmtl.data.sources import tables
+from skinmtl.data.sources.cases import COLUMNS
 from skinmtl.errors import Faults, SkinmtlError
 
 ROOT = Path(__file__).parents[1]
@@ -155,17 +156,21 @@ def test_what_is_no_table_is_said_in_a_line(tmp_path: Path, text: str, said: str
     assert said in line
 
 
-def test_a_named_column_too_many_is_ignored_and_said(published: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_further_column_is_kept_for_tasks_one_of_a_taken_name_is_ignored_and_both_are_said(
+    published: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO")
     file = published / "HAM10000_metadata.csv"
     text = file.read_text()
     expected = sources.read(published)
     try:
         pd.read_csv(file, dtype=str).assign(hospital="Wien", image="x").to_csv(file)  # an index without a name, too
-        assert sources.read(published).equals(expected)
+        found = sources.read(published)
     finally:
         file.write_text(text)
-    assert "ignored columns: hospital, image" in caplog.text
+    assert found[list(COLUMNS)].equals(expected) and list(expected) == list(COLUMNS)
+    assert (found["hospital"] == "Wien").all() and list(found) == [*COLUMNS, "hospital"]
+    assert "columns that only tasks read: hospital\n" in caplog.text and "ignored columns: image\n" in caplog.text
 
 
 def test_a_thousand_faults_of_one_kind_leave_room_for_the_others(tmp_path: Path) -> None:

@@ -32,7 +32,9 @@ def read(
     lesions: Path | None = None,
     names: Collection[str] = (),
 ) -> pd.DataFrame:
-    """Read a data set into a case table: one row per image, sorted by `image_id`, with the columns of `COLUMNS`.
+    """Read a data set into a case table: one row per image, sorted by `image_id`.
+
+    The columns are those of `COLUMNS`, then any others that the table has, as text.
 
     `image` and `mask` are absolute paths; `mask` is missing where there is none; `dx` is categorical over the diagnoses
     that occur, those of HAM10000 in the order of `DX` and before any others, and missing where none is known.
@@ -184,7 +186,9 @@ def _table(cases: Cases, mask_of: dict[str, str]) -> pd.DataFrame:
     present = set(table["dx"].dropna())
     names = [dx for dx in DX if dx in present] + sorted(present.difference(DX))
     table["dx"] = pd.Categorical(table["dx"], categories=names)
-    return table[list(COLUMNS)]
+    further = [name for name in rows if name not in (*COLUMNS, *table)]  # for tasks that name them
+    blank = {name: rows[name].where(rows[name] != "") for name in further}
+    return table[list(COLUMNS)].assign(**blank)
 
 
 def _report(table: pd.DataFrame, root: Path) -> None:

@@ -22,6 +22,7 @@ from skinmtl.data.sources.folders import (
 from skinmtl.data.sources.ham10000 import DX, HOW_TO_GET
 from skinmtl.data.sources.tables import (
     MOST_NAMED,
+    further_columns,
     list_fault,
     log_ignored_columns,
     misspelt_columns,
@@ -103,9 +104,10 @@ def kaggle(root: Path, names: Collection[str] = ()) -> Cases:
     file = _first(root, METADATA, HOW_TO_GET)
     raw, faults = read_table(file, PUBLISHED, names)
     require_columns(raw, PUBLISHED, file)
-    log_ignored_columns(raw, [*PUBLISHED, "dataset"], file)
+    further = further_columns(raw, [*PUBLISHED, "dataset", *OWN], file)
+    log_ignored_columns(raw, [*PUBLISHED, "dataset", *further], file)
     images, more = find_images(folders_starting_with(root, IMAGES), root / f"{IMAGES}_1")
-    columns = [name for name in (*PUBLISHED, "dataset") if name in raw]
+    columns = [*(name for name in (*PUBLISHED, "dataset") if name in raw), *further]
     return Cases(file, raw[columns].rename(columns={"dataset": "source"}), images, dx=DX, faults=faults + more)
 
 
@@ -158,9 +160,9 @@ def csv(root: Path, names: Collection[str] = ()) -> Cases:
     raw, faults = read_table(file, OWN, names)
     require_columns(raw, ("image",), file)
     faults += misspelt_columns(raw, OWN, file)
-    log_ignored_columns(raw, OWN, file)
+    further = further_columns(raw, OWN, file)
 
-    rows = raw[[name for name in OWN if name in raw]].copy()
+    rows = raw[[*(name for name in OWN if name in raw), *further]].copy()
     names = raw["image"]
     if "image_id" not in rows:
         rows["image_id"] = names.map(lambda name: Path(name).stem)

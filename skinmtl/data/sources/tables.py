@@ -140,6 +140,20 @@ def log_ignored_columns(table: pd.DataFrame, known: Iterable[str], path: Path) -
         logger.info("%s: ignored columns: %s", path, ", ".join(ignored))
 
 
+def further_columns(table: pd.DataFrame, known: Iterable[str], path: Path) -> list[str]:
+    """Find the columns that only a task which names them reads, and name them in the log.
+
+    Args:
+        table: as `read_table` returns it.
+        known: the columns that are read in any case.
+        path: the table's file.
+    """
+    further = [str(name) for name in table.columns if name not in set(known)]
+    if further:
+        logger.info("%s: columns that only tasks read: %s", path, ", ".join(map(printable, further)))
+    return further
+
+
 def misspelt_columns(table: pd.DataFrame, known: Sequence[str], path: Path) -> list[SkinmtlError]:
     """Find columns whose names are nearly those of columns that could be there and are not.
 
