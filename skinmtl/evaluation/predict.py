@@ -199,7 +199,7 @@ def load_run(path: Path | str, which: str = "best", device: str = "auto") -> Pre
     """The trained network of a run folder.
 
     Args:
-        path: the run's folder, such as outputs/demo/<run_id>.
+        path: the run's folder, such as `outputs/demo/<run_id>`.
         which: `best` (by the run's declared score) or `last`.
         device: `auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, ...
 
