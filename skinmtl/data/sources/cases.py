@@ -187,8 +187,7 @@ def _table(cases: Cases, mask_of: dict[str, str]) -> pd.DataFrame:
     names = [dx for dx in DX if dx in present] + sorted(present.difference(DX))
     table["dx"] = pd.Categorical(table["dx"], categories=names)
     further = [name for name in rows if name not in (*COLUMNS, *table)]  # for tasks that name them
-    blank = {name: rows[name].where(rows[name] != "") for name in further}
-    return table[list(COLUMNS)].assign(**blank)
+    return table[list(COLUMNS)].assign(**{name: rows[name].where(rows[name] != "") for name in further})
 
 
 def _report(table: pd.DataFrame, root: Path) -> None:
