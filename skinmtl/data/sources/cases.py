@@ -186,7 +186,7 @@ def _table(cases: Cases, mask_of: dict[str, str]) -> pd.DataFrame:
     present = set(table["dx"].dropna())
     names = [dx for dx in DX if dx in present] + sorted(present.difference(DX))
     table["dx"] = pd.Categorical(table["dx"], categories=names)
-    further = [name for name in rows if name not in (*COLUMNS, *table)]  # for tasks that name them
+    further = [str(name) for name in rows if name not in (*COLUMNS, *table)]  # for tasks that name them
     return table[list(COLUMNS)].assign(**{name: rows[name].where(rows[name] != "") for name in further})
 
 
