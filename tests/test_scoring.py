@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -352,6 +353,20 @@ def test_a_record_names_scorings_alone() -> None:
     assert isinstance(tables.made_of(RegressionScoring("age", "years").record()), RegressionScoring)
     for target in ("skinmtl.runs.run.Run", "os.system", "skinmtl.tasks.scoring.nothing", None):
         assert tables.made_of({"scoring": {"_target_": target, "path": "x"}}) is None
+
+
+def test_scores_a_page_and_a_comparison_of_finished_tables_do_not_load_torch(tmp_path: Path) -> None:
+    first, second = (run_with_further(tmp_path / name, seed=seed) for seed, name in enumerate("ab"))
+    code = """
+import sys
+from skinmtl.cli.commands import main
+codes = [main(command) for command in (["score", sys.argv[1]], ["compare", *sys.argv[1:3]], ["report", sys.argv[1]])]
+sys.exit(f"codes {codes}" if any(codes) else "torch" in sys.modules and "torch was loaded")
+"""
+    done = subprocess.run([sys.executable, "-c", code, first, second], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    code = "import sys, skinmtl.tasks.base; sys.exit('torch' in sys.modules and 'torch was loaded')"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 1, "the control"
 
 
 @pytest.mark.parametrize(
