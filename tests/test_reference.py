@@ -66,7 +66,11 @@ def test_every_key_of_every_file_and_every_argument_of_what_they_build_has_a_row
         nonlocal targets
         if isinstance(node, dict) and "_target_" in node and (seen := outline(node["_target_"])) is not None:
             targets += 1
-            missing = [f"{where}{name}" for name, one in seen[1].items() if one.is_key and f"{where}{name}" not in rows]
+            missing = [
+                f"{where}{name}"
+                for name, one in seen[1].items()
+                if one.is_key and name.isidentifier() and f"{where}{name}" not in rows
+            ]
             assert [key for key in missing if not any(row.startswith(f"{key}.") for row in rows)] == []
         for key, value in node.items() if isinstance(node, dict) else ():
             if not str(key).startswith("_") and key != "defaults":

@@ -159,14 +159,13 @@ def _with_above(name: str) -> Iterator[str]:
 def _option(conf: Path, group: str, name: str) -> Option:
     file = read(conf / group / f"{name}.yaml")
     headline, *notes = file.header or ("",)
-    own = [entry for entry in file.entries if not entry.is_special]
-    if file.package == "_global_":  # differences alone: what they are of stands with other groups
-        sets = [*((group, value) for group, value in file.chosen), *((_dotted((), e.path), e.value) for e in own)]
-        return Option(name, "", headline, tuple(notes), (), tuple(sets))
-    prefix = tuple((file.package or group.replace("/", ".")).split("."))
+    is_global = file.package == "_global_"
+    prefix = () if is_global else tuple((file.package or group.replace("/", ".")).split("."))
     merged = _merged(conf, group, name)
     targets = {path[:-1]: entry.value for path, entry in merged.items() if path[-1] == "_target_"}
-    keys = [_key(prefix, entry, targets) for entry in merged.values() if not entry.is_special]
+    leaves = [entry for entry in merged.values() if not entry.is_special]
+    # A file of differences has keys of its own only where it says what is built of them.
+    keys = [_key(prefix, entry, targets) for entry in leaves if not is_global or entry.path[:-1] in targets]
     for place, target in targets.items():
         given = {path[len(place)] for path in merged if path[: len(place)] == place}
         keys += [
@@ -174,8 +173,12 @@ def _option(conf: Path, group: str, name: str) -> Option:
             for key in parameters(target).values()
             if key.name not in given
         ]
-    changes = tuple((_dotted(prefix, entry.path), entry.value) for entry in own) if file.bases else ()
-    return Option(name, targets.get((), ""), headline, tuple(notes), tuple(keys), changes)
+    changes = list(file.chosen) if is_global else []
+    if is_global or file.bases:
+        own = {key.name for key in keys} if is_global else set()
+        entries = (entry for entry in file.entries if not entry.is_special)
+        changes += [(where, e.value) for e in entries if (where := _dotted(prefix, e.path)) not in own]
+    return Option(name, targets.get((), ""), headline, tuple(notes), tuple(keys), tuple(changes))
 
 
 def _merged(conf: Path, group: str, name: str) -> dict[Place, Entry]:
@@ -223,7 +226,7 @@ def parameters(target: str) -> Mapping[str, Key]:
     said = meanings(target)
     keys = {}
     for name, argument in seen[1].items():
-        if argument.is_key:
+        if argument.is_key and name.isidentifier():  # `**weights` takes any name
             default = NEEDED if argument.is_needed else _yaml(argument.default)
             meaning = said.get(name, "") if target.startswith(OWN) else f"{AS}{target}"
             keys[name] = Key(name, default, _kind(texts[name]), meaning)

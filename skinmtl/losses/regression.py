@@ -54,6 +54,9 @@ class Huber(ErrorLoss):
     """(p - v)^2 / 2 where the error is below `delta`, in standard deviations, and delta |p - v| - delta^2 / 2 beyond.
 
     Huber 1964, Annals of Mathematical Statistics 35(1).
+
+    Args:
+        delta: the error, in standard deviations, from which on a cost grows no faster than the error.
     """
 
     def __init__(self, delta: Annotated[float, Gt(0)] = 1.0) -> None:

@@ -33,6 +33,9 @@ class Classification(Task):
 
     `column` is `dx`, whose classes `diagnoses` may group, or any other column of text: its classes are the words in it,
     in the order of the alphabet. An image whose cell is blank trains the other tasks alone, and is not scored here.
+
+    Args:
+        column: of the case table, whose words are the classes.
     """
 
     score = "balanced_accuracy"

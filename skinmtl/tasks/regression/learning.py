@@ -34,6 +34,10 @@ class Regression(Task):
 
     The score that selects a checkpoint is `closeness`, 1 / (1 + e / s) with e the mean absolute error and s that of
     always saying the training images' median: 1/2 for that, 1 for no error, and always above 0.
+
+    Args:
+        column: of the case table, which holds the numbers.
+        unit: of the numbers, for reports.
     """
 
     score = "closeness"
