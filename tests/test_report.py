@@ -112,7 +112,7 @@ def test_page_holds_split_certificate_settings_and_what_is_not_provided(run: Pat
         "corrected by one dermatologist",
     ):
         assert words in text
-    for words in ("External validation", "Skin tone", "human reader", "No lesion stands in two parts."):
+    for words in ("External validation", "Skin tone", "human reader", "No lesion is in two splits."):
         assert words in text
 
 
@@ -130,7 +130,7 @@ def test_commands_lose_the_folders_of_their_absolute_paths(tmp_path: Path) -> No
 def test_page_says_how_to_read_it(run: Path) -> None:
     text = read(run).text
     assert "How to read this page" in text
-    assert "whole lesions are resampled, never single photographs" in text
+    assert "whole lesions are resampled, never single images" in text
 
 
 @pytest.mark.parametrize(
@@ -269,12 +269,12 @@ def test_a_score_is_suspicious_only_where_it_is_known_what_is_plausible(
 @pytest.mark.parametrize(
     ("split_by", "changes", "why"),
     [
-        ("lesion", {}, "The data name no lesions: photographs of one lesion"),
-        ("photograph", {}, "The split was drawn by photograph (data.split_by=photograph), not by lesion: "),
+        ("lesion", {}, "The data name no lesions: images of one lesion"),
+        ("photograph", {}, "The split was made by image (data.split_by=photograph), not by lesion: "),
         (
             "lesion",
             {"also": {"labels": {"images": 4, "leaky": True}}},
-            "A further source names no lesions: photographs",
+            "An auxiliary data set names no lesions: images",
         ),
     ],
 )
@@ -284,7 +284,7 @@ def test_a_leak_is_told_with_its_own_reason(tmp_path: Path, split_by: str, chang
     config["data"]["split_by"] = split_by
     (run / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
     text = read(run).text
-    assert why in text and text.count("photographs of one lesion may stand") == 1
+    assert why in text and text.count("images of one lesion may be") == 1
 
 
 def test_paths_in_the_command_are_blanks_that_nobody_takes_for_a_value(tmp_path: Path) -> None:

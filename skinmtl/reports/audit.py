@@ -21,7 +21,17 @@ MOST_SHOWN = 60  # pairs on the contact sheet
 
 
 def write_audit(findings: Findings, paths: Mapping[str, str], out: Path, title: str) -> Path:
-    """Write audit.json, duplicates.csv, groups.csv, distances.svg and the page audit.html; gives the page."""
+    """Write audit.json, duplicates.csv, groups.csv, distances.svg and the page audit.html.
+
+    Args:
+        findings: what the audit found.
+        paths: of images, by their ids.
+        out: the folder.
+        title: of the page.
+
+    Returns:
+        The page.
+    """
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "audit.json", findings.facts)
     write_text(out / "duplicates.csv", findings.pairs.to_csv(index=False))
@@ -41,7 +51,7 @@ def _drawn(findings: Findings, paths: Mapping[str, str], folder: Path) -> Iterab
     counts = looked["features"].to_numpy()
     drawn = features_in_place(counts[within], counts[~within], near_duplicates.RETAKE)
     file = save(drawn, folder / "features_in_place.svg")
-    caption = "Pairs that were compared closely, by how many local features lie in one place on both photographs."
+    caption = "Pairs that were compared closely, by how many local features lie in one place on both images."
     yield html.section("How sure", html.picture(file, caption))
     order = findings.pairs.sort_values(["same_lesion", "kind", "features"], ascending=[True, True, False])
     for name, pairs in (
@@ -56,7 +66,7 @@ def _drawn(findings: Findings, paths: Mapping[str, str], folder: Path) -> Iterab
 
 
 def _contact_sheet(pairs: pd.DataFrame, paths: Mapping[str, str], file: Path, across: int = 3) -> None:
-    """The photographs of pairs side by side, three pairs a row, each under its ids."""
+    """Write the images of pairs side by side, three pairs a row, each under its ids."""
     tiles = []
     for row in pairs.itertuples():
         both = [fit_image(read_image(Path(paths[str(name)])), (96, 128)) for name in (row.first, row.second)]

@@ -1,4 +1,4 @@
-"""A run's page: report.html, which stands alone, from the files of a run folder. Without torch."""
+"""The page of a run: report.html, which stands alone, from the files of a run folder. Without torch."""
 
 from __future__ import annotations
 
@@ -41,26 +41,26 @@ CURVES = Chart(
     4,
 )
 CHOSEN = {
-    "best": "Test photographs took no part in training, nor in the choice of the epoch. Validation photographs chose "
-    "the epoch, so their scores lean to the bright side.",
-    "last": "Test and validation photographs took no part in training. No epoch was chosen: these are the last one's "
+    "best": "Test images took no part in training, nor in the choice of the epoch. Validation images chose the epoch, "
+    "so their scores are optimistic.",
+    "last": "Test and validation images took no part in training. No epoch was chosen: these are the last one's "
     "weights.",
 }
 HOW_TO_READ = (
-    "An interval says how far a score would move had other lesions been sampled. A lesion's photographs are alike, so "
-    "whole lesions are resampled, never single photographs."
+    "An interval says how far a score would move had other lesions been sampled. A lesion's images are alike, so whole "
+    "lesions are resampled, never single images."
 )
 NOT_PROVIDED = (
-    "External validation: no photograph of another clinic, camera or country was tested.",
-    "A human reader: nobody looked at these test photographs for comparison.",
+    "External validation: no image from another clinic, camera or country was tested.",
+    "A human reader: nobody looked at these test images for comparison.",
     "Decision thresholds and prevalence of any practice: classes are taken by the largest probability.",
     "Variation between trainings: the intervals speak of the lesions sampled, not of other seeds or folds.",
-    "Photographs that show no lesion, or a lesion of a class that is not in the list.",
+    "Images that show no lesion, or a lesion of a class that is not in the list.",
 )
-# What is known of HAM10000, and said of it alone; of drawn photographs nothing of the kind has a meaning.
+# What is known of HAM10000, and said of it alone; of synthetic images nothing of the kind has a meaning.
 HAM_NOT_PROVIDED = (
-    "Skin tone: HAM10000 does not record it; nearly all photographs show light skin.",
-    "The official ISIC 2018 test scores: their masks and labels are another set, drawn in another way.",
+    "Skin tone: HAM10000 does not record it; nearly all images show light skin.",
+    "The official ISIC 2018 test scores: their masks and labels are another set, made in another way.",
 )
 SKIN_TONE = "Skin tone: no score is told by it."
 HAM_MASKS = (
@@ -71,9 +71,14 @@ HAM_LICENCE = "HAM10000 is licensed CC BY-NC 4.0, and so are weights trained on 
 
 
 def write_run_report(folder: Path, ending: Mapping[str, Any] | None = None) -> Path:
-    """Write report.html into a run's folder and give its path; what the folder lacks is "not recorded".
+    """Write report.html into a run's folder; what the folder lacks is "not recorded".
 
-    `ending` is what run.json will say once the page is there.
+    Args:
+        folder: the run's.
+        ending: what run.json will say once the page is there.
+
+    Returns:
+        The page.
 
     Raises:
         InputError: the folder is no run.
@@ -138,11 +143,11 @@ def _not_provided(info: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _why_leaky(info: Mapping[str, Any], split_by: object) -> str:
-    """What made a split leak: it was drawn so, or lesions are not known, of the data, of a further source."""
+    """Why a split leaks: it was made so, or lesions are not known, of the data or of an auxiliary data set."""
     if split_by == "photograph":
-        return "The split was drawn by photograph (data.split_by=photograph), not by lesion"
+        return "The split was made by image (data.split_by=photograph), not by lesion"
     if any(facts.get("leaky") for facts in (info.get("also") or {}).values()):
-        return "A further source names no lesions"
+        return "An auxiliary data set names no lesions"
     if info.get("init_from") is not None:
         return "The weights that it started from may have seen its lesions, or the data name none"
     return "The data name no lesions"
@@ -152,14 +157,12 @@ def _stamps(
     info: Mapping[str, Any], scores: Mapping[str, Any], tasks: Mapping[str, Description], split_by: object
 ) -> Iterator[str]:
     if info.get("synthetic"):
-        yield html.stamp(
-            "SYNTHETIC", "The photographs are made up. These scores say nothing about patients.", made=True
-        )
+        yield html.stamp("SYNTHETIC", "The images are synthetic. These scores say nothing about patients.", made=True)
     if info.get("leaky") or "LEAKY" in str(scores.get("stamp")):
-        text = f"{_why_leaky(info, split_by)}: photographs of one lesion may stand in training and test. "
+        text = f"{_why_leaky(info, split_by)}: images of one lesion may be in training and test. "
         yield html.stamp("LEAKY", text + "These scores are too good, their intervals too narrow: compare with nothing.")
     if info.get("shuffled"):
-        text = "A negative control: each training photograph came with the mask or the diagnosis of another."
+        text = "A negative control: each training image came with the mask or the diagnosis of another."
         yield html.stamp("SHUFFLED", text, made=True)
     for name, task in tasks.items():
         for score in (score for score in SUSPICIOUS if score in task.labels and not task.prefix):
@@ -255,8 +258,8 @@ def _subgroups(table: pd.DataFrame, scorings: Sequence[Scoring]) -> str:
             rows = [_subgroup(str(name), rows, wanted) for name, rows in test.groupby(groups, observed=True)]
             drawn.append(html.table([label, "images", *wanted], rows))
     note = (
-        f"Test part. Fewer than {TOO_FEW} lesions: too few to say anything. Balanced accuracy is over the classes that "
-        "occur in a group, so groups of other classes differ by that alone."
+        f"Test split. Fewer than {TOO_FEW} lesions: too few to say anything. Balanced accuracy is over the classes "
+        "that occur in a group, so groups of other classes differ by that alone."
     )
     return html.section("Subgroups", html.paragraph(note, soft=True), *drawn)
 
@@ -284,20 +287,23 @@ def _split(info: Mapping[str, Any]) -> str:
         ("split, sha256", said(split.get("hash"))),
         ("fold", f"{said(split.get('fold'))} of {said(split.get('folds'))}, counted from 0"),
         ("pairs of duplicates merged", said(split.get("merged_pairs"))),
-        ("photographs, sha256", said(dig(info, "data", "hash"))),
+        ("images, sha256", said(dig(info, "data", "hash"))),
         ("layout", said(dig(info, "data", "layout"))),
         ("images in all", said(dig(info, "data", "images"))),
-        *((f"{name} trains, too", _also(facts)) for name, facts in (info.get("also") or {}).items()),
+        *(
+            (f"auxiliary data set {name}, in training alone", _auxiliary(facts))
+            for name, facts in (info.get("also") or {}).items()
+        ),
     ]
     classes = info.get("dx_classes") or list(dig(split, "train", "classes", default={}))
     keys = [("images",), ("lesions",), *(("classes", name) for name in classes)]
     parts = [(part, [said(dig(split, part, *key)) for key in keys]) for part in ("train", "val", "test")]
-    note = html.paragraph("No lesion stands in two parts.") if info.get("leaky") is False else ""
-    counts = html.table(["part", "images", "lesions", *classes], parts, "Images by part and class")
+    note = html.paragraph("No lesion is in two splits.") if info.get("leaky") is False else ""
+    counts = html.table(["split", "images", "lesions", *classes], parts, "Images by split and class")
     return html.section("Split certificate", html.facts(rows), counts, note)
 
 
-def _also(facts: Mapping[str, Any]) -> str:
+def _auxiliary(facts: Mapping[str, Any]) -> str:
     if facts.get("lesion_ids") is not False:
         return f"{said(facts.get('images'))} images"
     vouched = facts.get("disjoint")
@@ -319,13 +325,13 @@ def _training(info: Mapping[str, Any]) -> str:
         *((f"seconds, {key}", said(value)) for key, value in (seconds or {"total": None}).items()),
         ("training images per second", NOT_RECORDED if rate is None else f"{rate:.1f}"),
         ("device", said(info.get("device"))),
-        ("processes × photographs a batch", _batch(info)),
+        ("processes × images a batch", _batch(info)),
         ("vector instructions", said(info.get("capability"))),
         ("precision", said(info.get("precision"))),
-        ("evaluated by", "the mean over four mirror images" if info.get("test_time_flips") else "one look at each"),
+        ("test-time augmentation", "mean over four mirror images" if info.get("test_time_flips") else "none"),
         ("threads of cores", f"{said(info.get('threads'))} of {said(info.get('cores'))}"),
         ("exit code", said(info.get("exit_code"))),
-        ("times that it went on after a stop", str(len(info.get("resumed") or []))),
+        ("times resumed", str(len(info.get("resumed") or []))),
     ]
     versions = [(name, said(value)) for name, value in (info.get("versions") or {"versions": None}).items()]
     return html.section("Training", html.facts(rows)) + "\n" + html.section("Versions", html.facts(versions))
@@ -341,8 +347,8 @@ def _command(info: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _batch(info: Mapping[str, Any]) -> str:
-    processes, photographs = info.get("world_size"), info.get("global_batch")
-    return f"{processes} × {photographs // processes}" if processes and photographs else NOT_RECORDED
+    processes, images = info.get("world_size"), info.get("global_batch")
+    return f"{processes} × {images // processes}" if processes and images else NOT_RECORDED
 
 
 def _known_config(run: Run) -> tuple[Mapping[Any, Any], str]:
