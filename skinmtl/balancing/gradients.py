@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from annotated_types import Ge, Gt, Interval
 from numpy.typing import NDArray
-from scipy.optimize import minimize, nnls
+from scipy.optimize import brentq, nnls
 from torch import Tensor, nn
 
 from skinmtl.distributed import collectives
@@ -20,6 +19,7 @@ from skinmtl.errors import ConfigError
 
 Every = Annotated[int, Ge(0)]
 Floats = NDArray[np.float64]
+ZERO = 1e-10  # of the longest gradient's length: what is shorter is rounding
 
 
 class Gradients(nn.Module, ABC):
@@ -174,23 +174,15 @@ class MGDA(Pairwise):
         return torch.stack([first, 1 - first])
 
     def of_several(self, inner: Floats) -> Floats:
-        """The point of least norm.
-
-        The w >= 0 that makes |sum_i w_i g_i|^2 + (1 - sum_i w_i)^2 least, over its sum: where the slope of the first is
-        the same for all w_i > 0, and no smaller elsewhere, it is so for their shares.
-        """
-        # The shortest gradient says how long a combination may be at most; beside it the others' scale is none.
-        root = _root(inner / inner.diagonal().min())
-        rows, target = np.vstack([root, np.ones(len(inner))]), np.append(np.zeros(len(root)), 1.0)
-        w = nnls(rows, target)[0]
-        return np.asarray(w / w.sum())
+        """The point of least norm."""
+        return _shortest(_root(inner))
 
 
 class CAGrad(Pairwise):
     """The step within `c` |g_0| of the mean gradient g_0 that is best for the task that gains least.
 
     g_0 + c |g_0| g_w / |g_w|, g_w = sum_i w_i g_i, where w >= 0 of sum 1 makes g_w . g_0 + c |g_0| |g_w| least; c = 0
-    is the mean. Liu et al. 2021, arXiv:2110.14048, who find w of more than two tasks by SciPy's SLSQP, as here.
+    is the mean, which is also taken where g_w is 0 and no step serves all. Liu et al. 2021, arXiv:2110.14048.
     """
 
     def __init__(self, c: Annotated[float, Interval(ge=0, lt=1)] = 0.4, cosine_every: Every = 50) -> None:
@@ -214,28 +206,47 @@ class CAGrad(Pairwise):
         return 0.5 + more * torch.stack([w, 1 - w])
 
     def of_several(self, inner: Floats) -> Floats:
-        """One over their number each, and c |g_0| / |g_w| of g_w."""
-        count = len(inner)
-        mean, radius = inner.mean(1), self.c * math.sqrt(max(0.0, inner.mean()))
+        """One over their number each, and c |g_0| / |g_w| of g_w.
 
-        def length(w: Floats) -> float:
-            return math.sqrt(max(0.0, float(w @ inner @ w)))
+        As radius |x| is the least of (m radius^2 + |x|^2 / m) / 2 over m > 0, w is that of the shortest combination of
+        the g_i + m g_0, for the one m at which |g_w| = m radius.
+        """
+        root, even = _root(inner), np.full(len(inner), 1 / len(inner))
+        mean = root @ even
+        radius = self.c * float(np.linalg.norm(mean))
 
-        def cost(w: Floats) -> tuple[float, Floats]:
-            return float(w @ mean) + radius * length(w), mean + radius * (inner @ w) / max(length(w), 1e-12)
+        def combination(m: float) -> Floats:
+            return _shortest(root + m * mean[:, None])
 
-        # From the even mixture and from each task alone: where |g_w| is nearly 0 the slope is steep, and one may stop.
-        starts = [np.full(count, 1 / count), *np.eye(count)]
-        options = {"bounds": [(0, 1)] * count, "constraints": {"type": "eq", "fun": lambda w: w.sum() - 1}}
-        found = [minimize(cost, start, jac=True, method="SLSQP", tol=1e-14, **options).x for start in starts]
-        w = min((np.clip(w, 0, None) / np.clip(w, 0, None).sum() for w in found), key=lambda w: cost(w)[0])
-        return np.asarray(1 / count + (radius / length(w) if length(w) > 0 else 0.0) * w)
+        def too_long(m: float) -> float:
+            return float(np.linalg.norm(root @ combination(m))) - m * radius
+
+        if radius < ZERO or too_long(ZERO / radius) <= 0:
+            return even
+        # The longest gradient has length 1, and so has no combination more.
+        w = combination(brentq(too_long, ZERO / radius, 2 / radius, xtol=1e-14 / radius, rtol=1e-14))
+        return even + w * radius / float(np.linalg.norm(root @ w))
 
 
 def _root(inner: Floats) -> Floats:
     """(n, n) rows as long, and at the same angles, as the gradients of these inner products are as columns."""
     values, vectors = np.linalg.eigh(inner)
     return np.asarray(np.sqrt(values.clip(min=0))[:, None] * vectors.T)
+
+
+def _shortest(vectors: Floats) -> Floats:
+    """(n,) weights, none negative and of sum 1, of the shortest combination of the columns of (d, n).
+
+    The w >= 0 that makes |sum_i w_i g_i|^2 + (1 - sum_i w_i)^2 least, over its sum: where the slope of the first is the
+    same for all w_i > 0, and no smaller elsewhere, it is so for their shares.
+    """
+    length = np.linalg.norm(vectors, axis=0)
+    if not length.all():
+        w: Floats = (length == 0).astype(np.float64)
+    else:  # the shortest says how long a combination may be at most; beside it the others' scale is none
+        rows = np.vstack([vectors / length.min(), np.ones(len(length))])
+        w = nnls(rows, np.append(np.zeros(len(vectors)), 1.0))[0]
+    return np.asarray(w / w.sum())
 
 
 class GradNorm(Gradients):
