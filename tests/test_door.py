@@ -191,14 +191,14 @@ def test_a_spoilt_experiment_file_is_one_line_that_names_what_to_mend(
         (["-m", "seed=0", "optm=adam"], ["optm: there is no such key"]),
         (
             [
-                *("+optim.lrr=1", "+trainer.max_epoch=1", "+model.dx_classes=3", "data.batch_size=8.5"),
+                *("+optim.lrr=1", "+trainer.max_epoch=1", "+model.size=3", "data.batch_size=8.5"),
                 "+callbacks.x={_target_:pytorch_lightning.callbacks.Timer}",
                 "schedule._target_=os.system",
             ],
             [
                 "optim.lrr: AdamW has no such argument; fix: did you mean 'lr'?",
                 "trainer.max_epoch: Trainer has no such argument",
-                "model.dx_classes: MultiTaskNet is given this by the run",
+                "model.size: MultiTaskNet is given this by the run",
                 "data.batch_size: 8.5 does not fit; fix: it should be a valid integer",
                 "callbacks.x: Timer: the learning rate's schedule ends with the last epoch",
                 "schedule._target_: 'os.system' is not an admitted constructor",

@@ -37,6 +37,7 @@ from skinmtl.training.fit import fit as fit_module
 from skinmtl.training.lightning_module import MultiTaskModule
 from skinmtl.training.optim import Cosine
 from skinmtl.training.quiet import calm
+from skinmtl.training.tasks import prepared
 
 EPOCHS, BATCHES = 3, 3
 TINY = [*SHORT, "model/encoder=conv_pool", "model.encoder.layers=1", "model.encoder.filters=2"]
@@ -86,7 +87,7 @@ def fit(folder: Path, data: DataModule, words: Sequence[str], stop_at: int = -1)
     config = copy.deepcopy(composed(tuple(words)))
     with calm():
         pl.seed_everything(0, verbose=False)
-        module, stop = build_module(config, data), Stop()
+        module, stop = build_module(config, data, prepared(config.task, data)), Stop()
         began = {name: t.clone() for name, t in module.network.state_dict().items()}
         folder.mkdir(exist_ok=True)
         ours = [StopsAt(stop_at, stop), Best(folder / "checkpoints"), Steps(module.steps_per_epoch)]

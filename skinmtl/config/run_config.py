@@ -10,6 +10,7 @@ from annotated_types import Gt, Interval
 from omegaconf import DictConfig, OmegaConf
 
 from skinmtl.config.build import Node
+from skinmtl.config.tasks import settle
 
 BESIDE = ("resume", "init_from", "allow_change")  # how a run begins, which is no part of what it is
 
@@ -77,6 +78,8 @@ class RunConfig:
     @classmethod
     def of(cls, cfg: DictConfig) -> RunConfig:
         """Take the values of a composed config, resolved; nothing is checked (see `skinmtl.config.check`)."""
+        cfg = cfg.copy()
+        settle(cfg)
         plain = OmegaConf.to_container(cfg, resolve=True)
         assert isinstance(plain, dict)
         return cls(**{str(key): value for key, value in plain.items()})

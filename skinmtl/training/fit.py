@@ -36,7 +36,7 @@ from skinmtl.training.init_from import keep_seen, start_from
 from skinmtl.training.lightning_module import MultiTaskModule
 from skinmtl.training.record import data_facts, seconds_with_former
 from skinmtl.training.resume import Start, check_data
-from skinmtl.training.tasks import build_tasks, class_weights, prepare, say
+from skinmtl.training.tasks import class_weights, prepared, say
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +53,7 @@ def train(config: RunConfig, here: Run, start: Start, stop: Stop) -> None:
     with _logger(config, here) as board:
         pl.seed_everything(config.seed, verbose=False)
         data = build_data(config)
-        tasks = build_tasks(config.task)
-        prepare(tasks, data)
+        tasks = prepared(config.task, data)
         check_data(here, data, start)
         with collectives.first_first():
             module = build_module(config, data, tasks)

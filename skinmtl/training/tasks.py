@@ -22,6 +22,13 @@ def build_tasks(nodes: Mapping[str, Any]) -> list[Task]:
     return [build(node, name=str(name)) for name, node in nodes.items()]
 
 
+def prepared(nodes: Mapping[str, Any], data: DataModule) -> list[Task]:
+    """Build the tasks of a config's `task` and prepare them for these data, as `prepare` does."""
+    tasks = build_tasks(nodes)
+    prepare(tasks, data)
+    return tasks
+
+
 def columns(tasks: Sequence[Task]) -> dict[str, str]:
     """Give the column of the case table that says which images have a task's target, by the task's name."""
     return {task.name: task.column for task in tasks}

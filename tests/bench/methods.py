@@ -30,6 +30,7 @@ from skinmtl.distributed.launch import keep_memory
 from skinmtl.training.build import build_data, build_module
 from skinmtl.training.callbacks.clock import Clock
 from skinmtl.training.quiet import calm
+from skinmtl.training.tasks import prepared
 from skinmtl.types import Batch
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -77,7 +78,7 @@ def seconds(config: RunConfig, data: DataModule, batches: list[Batch], steps: in
     accelerator = "gpu" if torch.cuda.is_available() else "cpu"
     with calm():
         trainer = one_epoch(config, folder, accelerator, [clock], steps + WARM)
-        trainer.fit(build_module(config, data), Held(batches, steps + WARM))
+        trainer.fit(build_module(config, data, prepared(config.task, data)), Held(batches, steps + WARM))
     return clock.seconds * data.batch_size / clock.images
 
 

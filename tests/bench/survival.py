@@ -37,6 +37,7 @@ from skinmtl.training.callbacks.metrics_csv import MetricsFile
 from skinmtl.training.callbacks.nonfinite import Finite
 from skinmtl.training.callbacks.resumable import Resumable
 from skinmtl.training.quiet import calm
+from skinmtl.training.tasks import prepared
 from skinmtl.types import Batch
 
 WARM = 5  # steps that are not timed
@@ -87,7 +88,7 @@ def turn(ours: bool, args: argparse.Namespace, data: DataModule, batches: list[B
             saves[0] += time.perf_counter() - start
 
         trainer.save_checkpoint = timed  # type: ignore[method-assign,assignment]
-        trainer.fit(build_module(config, data), Held(batches, args.steps))
+        trainer.fit(build_module(config, data, prepared(config.task, data)), Held(batches, args.steps))
     ends = steps.ends[WARM:]
     return Turn(statistics.median(b - a for a, b in zip(ends, ends[1:], strict=False)), saves[0])
 

@@ -34,6 +34,7 @@ from skinmtl.training.callbacks.clock import Clock
 from skinmtl.training.callbacks.metrics_csv import MetricsFile
 from skinmtl.training.callbacks.nonfinite import Finite
 from skinmtl.training.quiet import calm
+from skinmtl.training.tasks import prepared
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 WARM = 5  # steps that are not timed
@@ -93,7 +94,7 @@ def ours(root: Path, folder: Path, images: int) -> float:
         callbacks = [*averaging, clock, Finite()]
         steps = images // data.batch_size + WARM
         trainer = one_epoch(config, folder, "cpu", callbacks, steps)
-        trainer.fit(build_module(config, data), data)
+        trainer.fit(build_module(config, data, prepared(config.task, data)), data)
     assert clock.images_per_second is not None
     return clock.images_per_second
 
