@@ -12,8 +12,10 @@ from skinmtl.tasks.classification.learning import Classification
 from skinmtl.tasks.segmentation.learning import Segmentation
 
 
-def segmentation(loss: nn.Module | None = None, classes: Sequence[str] = ("skin", "lesion")) -> Segmentation:
-    return _given(Segmentation(name="seg"), loss, classes)
+def segmentation(
+    loss: nn.Module | None = None, classes: Sequence[str] = ("skin", "lesion"), name: str = "seg"
+) -> Segmentation:
+    return _given(Segmentation(name=name), loss, classes)
 
 
 def classification(loss: nn.Module | None = None, classes: Sequence[str] = "abc", name: str = "cls") -> Classification:

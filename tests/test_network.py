@@ -14,7 +14,7 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 import torchvision
-from kinds import outputs
+from kinds import classification, outputs, segmentation
 from safetensors.torch import save_file
 
 from skinmtl.errors import ConfigError, InputError
@@ -284,3 +284,16 @@ def test_looking_at_a_network_of_ones_own_leaves_it_and_all_chance_as_they_were(
     network.requires_grad_(False)
     with pytest.raises(ConfigError, match="no parameter to train"):
         check_logits(network, outputs(), SIZE)
+
+
+def test_two_tasks_of_one_kind_have_parts_of_their_own() -> None:
+    tasks = [segmentation(), segmentation(classes="abc", name="rim"), classification()]
+    network = MultiTaskNet(outputs=tasks, size=SIZE)
+    logits = network(torch.zeros(2, 3, *SIZE, dtype=torch.uint8))
+    assert {name: tuple(values.shape) for name, values in logits.items()} == {
+        "seg": (2, 1, *SIZE),
+        "rim": (2, 3, *SIZE),
+        "cls": (2, 3),
+    }
+    parts = {name for name, _ in network.named_children()}
+    assert parts == {"encoder", "decoder", "mask_head", "rim_decoder", "rim_mask_head", "class_head"}

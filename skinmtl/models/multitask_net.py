@@ -79,7 +79,7 @@ class MultiTaskNet(nn.Module):
             made = _build(partial(output.head, body), arch if output.dense else None, encoder)
             self._heads[output.name] = made
             for part, module in output.parts(made).items():
-                self.add_module(part, module)
+                self.add_module(f"{output.name}_{part}" if hasattr(self, part) else part, module)
         self._dense, self._size = [output.name for output in dense], size
         self._encoder_rate, self._rate_decay = encoder_rate, rate_decay
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
