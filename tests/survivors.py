@@ -13,9 +13,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
+from hangs import HANGS
 from hydra.core.global_hydra import GlobalHydra
 from training import CONF, SHORT
 
+from skinmtl import runs
 from skinmtl.runs import checkpoints
 from skinmtl.runs.run import Run
 
@@ -69,6 +71,7 @@ def command(folder: Path, root: Path, words: Sequence[str]) -> int:
 
     skinmtl.training.fit.evaluate = lambda run: None  # type: ignore[assignment]
     skinmtl.training.fit.write_run_report = lambda path, ending: path  # type: ignore[assignment]
+    runs.run.PATIENCE = HANGS  # where much else runs, the workers of a killed run take their time to end
     places = [f"data.root={root}", "data.synthetic=null", f"hydra.run.dir={folder}"]
     places += [f"data.{key}={folder.parent / key}" for key in ("cache_dir", "split_dir")]
     GlobalHydra.instance().clear()

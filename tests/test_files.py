@@ -139,7 +139,7 @@ def test_two_that_only_look_do_not_take_each_other_for_a_training(
 
 @FORK
 def test_a_run_that_another_process_holds_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # for a killed process's folder to be let go
+    monkeypatch.setattr("skinmtl.runs.run.PATIENCE", 0)
     Run(tmp_path).info_file.write_text("{}")
     with locked(tmp_path):
         assert Run(tmp_path).is_held()

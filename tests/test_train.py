@@ -8,7 +8,6 @@ import hashlib
 import json
 import shutil
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -302,7 +301,7 @@ def test_a_run_in_other_hands_is_left_alone(
         train(stopped, synthetic_root, long)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "run.json").write_text("half a fi")
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # for a killed process's folder to be let go
+    monkeypatch.setattr("skinmtl.runs.run.PATIENCE", 0)
     with Run(stopped).held():
         train(tmp_path / "c", synthetic_root, long)
         assert Run(tmp_path / "c").info()["status"] == "finished", "a run of its own"

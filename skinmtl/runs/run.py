@@ -20,6 +20,7 @@ from skinmtl.files import locked, write_json
 from skinmtl.runs import aliases, predictions
 
 KILLED = "killed"  # the status of a run that ended without a word
+PATIENCE = 2.0  # seconds for what a killed process had started to let go of its folder
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Run:
         with ExitStack() as stack:
             try:
                 # What a killed process had started may hold it for a moment longer.
-                stack.enter_context(locked(self.path, patience=2))
+                stack.enter_context(locked(self.path, PATIENCE))
             except BlockingIOError:
                 what = "another process is training this run"
                 raise InputError(str(self.path), what, "wait for it, or stop it first") from None
