@@ -22,7 +22,7 @@ COLOURS = {"akiec": (200, 90, 90), "bcc": (90, 200, 90), "mel": (90, 90, 200), "
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
-    """160 photographs of 120 lesions, four diagnoses that differ in the colour of the skin, a dark disc on each."""
+    """160 images of 120 lesions, four diagnoses that differ in the colour of the skin, a dark disc on each."""
     folder, rng = tmp_path_factory.mktemp("planted"), np.random.default_rng(0)
     rows, y, x = [], *np.mgrid[: SIZE[0], : SIZE[1]]
     for number in range(160):
@@ -144,7 +144,7 @@ def test_photographs_without_mask_or_diagnosis_are_left_out(planted: pd.DataFram
 
 @pytest.fixture
 def run(synthetic_root: Path, tmp_path: Path) -> Run:
-    """The folder of a finished run on the shared photographs, whose network is always right."""
+    """The folder of a finished run on the shared images, whose network is always right."""
     table = sources.read(synthetic_root)
     run = Run(tmp_path / "run")
     split = splits.make_split(table, 3, 0)

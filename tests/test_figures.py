@@ -43,7 +43,7 @@ def probabilities(table: pd.DataFrame) -> NDArray[np.float64]:
 
 
 def example(seed: int = 0) -> of_masks.Example:
-    """A noisy photograph of 450 x 600 pixels with a dark ellipse, its mask, and a mask a little beside it."""
+    """A noisy image of 450 x 600 pixels with a dark ellipse, its mask, and a mask a little beside it."""
     y, x = np.mgrid[:450, :600]
     true, beside = (((x - c) / 150) ** 2 + ((y - 225) / 110) ** 2 < 1 for c in (300, 320))
     skin = np.where(true[..., None], (110, 70, 50), (222, 180, 160))

@@ -1,4 +1,4 @@
-"""A folder of photographs becomes a folder of predictions: nothing passed over in silence, nothing left from before."""
+"""A folder of images becomes a folder of predictions: nothing passed over in silence, nothing left from before."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_predict_writes_masks_overlays_and_a_table(run: Run, photograph: Path, t
 def test_a_folder_with_a_broken_photograph_is_predicted_but_for_that(
     run: Run, photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (photograph.parent / "broken.jpg").write_bytes(b"<html>not a photograph</html>")
+    (photograph.parent / "broken.jpg").write_bytes(b"<html>not an image</html>")
     assert commands.main(["predict", str(run.path), str(photograph.parent), "--out", str(tmp_path / "out")]) == 2
     assert list(pd.read_csv(tmp_path / "out" / "errors.csv")["file"]) == ["broken.jpg"]
     assert list(pd.read_csv(tmp_path / "out" / "predictions.csv")["file"]) == ["new.png"]
@@ -241,7 +241,7 @@ def test_photographs_of_mixed_sizes_are_predicted_in_bounded_batches_as_one_at_a
 def test_a_stop_leaves_a_folder_that_holds_what_its_table_says(run: Run, tmp_path: Path) -> None:
     files, out = drawn(tmp_path / "in", 9), tmp_path / "out"
     asked = iter([False] * 14)
-    with pytest.raises(Interrupted, match=r"of 9 photographs are predicted, skipped\.csv names the others"):
+    with pytest.raises(Interrupted, match=r"of 9 images are predicted, skipped\.csv names the others"):
         prediction_folder.write_predictions(run.path, files, out, "cpu", stopped=lambda: next(asked, True))
     accounts(out)
     table, skipped = (pd.read_csv(out / name) for name in ("predictions.csv", "skipped.csv"))
@@ -263,7 +263,7 @@ def test_a_signal_stops_a_call_and_what_a_killed_one_left_is_cleared(
 
     monkeypatch.setattr(prediction_folder, "_write_one", terminated)
     assert predict(run, *files, "--out", out) == 75
-    assert "1 of 3 photographs are predicted" in capsys.readouterr().err
+    assert "1 of 3 images are predicted" in capsys.readouterr().err
     accounts(out)
 
 

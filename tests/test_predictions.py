@@ -103,7 +103,7 @@ def test_distances_that_cannot_be_are_refused() -> None:
     tables.check(written)
     wrong = written.copy()
     wrong.loc[0, "hd95"] = 50.1
-    with pytest.raises(Faults, match=rf"{written['image_id'][0]}: hd95 is above the photograph's diagonal.* \(1 row\)"):
+    with pytest.raises(Faults, match=rf"{written['image_id'][0]}: hd95 is above the image's diagonal.* \(1 row\)"):
         tables.check(wrong)
 
 
@@ -196,7 +196,7 @@ def changed(column: str, value: object) -> Callable[[pd.DataFrame], pd.DataFrame
         (changed("dice", 0.1), "iou is above dice"),
         (changed("iou", 0.01), "iou is not that of the pixels beside it"),
         (changed("tp_lesion", 1), "dice is not that of the pixels beside it"),
-        (changed("tn_lesion", 5), "its pixels do not add up to one size of photograph"),
+        (changed("tn_lesion", 5), "its pixels do not add up to one size of image"),
         (changed("split", "Test"), "split is spelt 'Test' and 'test'"),
         (changed("split", None), "SYN_000003: no split"),
         (changed("image_id", None), "row 5: no image_id"),
@@ -227,10 +227,10 @@ def test_what_was_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture
     of.to_csv(tmp_path / "t.csv", index=False)
     assert commands.main(["score", str(tmp_path / "t.csv")]) == 0
     said = capsys.readouterr().err
-    assert "test: no row names a lesion: photographs are resampled" in said
-    assert "test: 2 of 40 photographs have no diagnosis" in said
-    assert said.count("1 of 40 photographs have no ") == 1, "one sentence for all of it"
-    assert "test: 1 of 40 photographs have no dice, iou, and count in no score of it" in said
+    assert "test: no row names a lesion: images are resampled" in said
+    assert "test: 2 of 40 images have no diagnosis" in said
+    assert said.count("1 of 40 images have no ") == 1, "one sentence for all of it"
+    assert "test: 1 of 40 images have no dice, iou, and count in no score of it" in said
 
 
 def test_an_old_table_of_ours_has_its_pooled_distances_by_that_name(

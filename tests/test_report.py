@@ -497,12 +497,12 @@ def test_scores_from_before_the_standard_definitions_go_by_the_older_names(tmp_p
     run = write_run(tmp_path / "run")
     stored = stored_scores(run)
     now = read(run).text
-    assert "HD95, pixels of the photograph" in now and "Expected calibration error" in now
+    assert "HD95, pixels of the image" in now and "Expected calibration error" in now
     del stored["version"]
     (run / "scores.json").write_text(json.dumps(stored))
     text = read(run).text
     assert "HD95 of both directions pooled, as before version 2" in text
-    assert "HD95, pixels of the photograph" not in text
+    assert "HD95, pixels of the image" not in text
     assert "Expected calibration error of bins of equal numbers, as before version 2" in text
 
 

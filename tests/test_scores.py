@@ -135,7 +135,7 @@ def test_the_interval_is_that_of_a_plain_loop_over_lesions() -> None:
 
 def test_resampling_photographs_instead_of_lesions_would_be_too_narrow() -> None:
     draw = np.random.default_rng(0)
-    each = np.repeat(draw.uniform(0, 1, 40), 6)  # six photographs of a lesion are all alike
+    each = np.repeat(draw.uniform(0, 1, 40), 6)  # six images of a lesion are all alike
     of = pd.DataFrame({"image_id": range(240), "lesion_id": np.repeat(range(40), 6), "split": "test", "dice": each})
     of = of.assign(iou=each, tp_lesion=1, fp_lesion=1, fn_lesion=1, tn_lesion=1)
     widths = []
@@ -374,7 +374,7 @@ def test_scores_of_each_photograph_equal_scikit_learns_and_absent_classes_have_s
     recall = [sk.recall_score(*pair, labels=[1], average="macro") for pair in flat[2:]]
     assert border["mean_image_recall"]["value"] == pytest.approx(np.mean(recall))
     both = [sk.recall_score(*pair, labels=[1, 2], average="macro") for pair in flat[2:]]
-    first = sk.recall_score(*flat[0], labels=[2], average="macro")  # of a photograph the classes that it has
+    first = sk.recall_score(*flat[0], labels=[2], average="macro")  # of an image the classes that it has
     assert part["scores"]["seg"]["mean_image_sensitivity"]["value"] == pytest.approx(np.mean([first, *both]))
 
 
@@ -562,7 +562,7 @@ def test_groups_of_the_split_are_resampled_whole() -> None:
 
 def test_photographs_are_resampled_where_no_row_names_a_lesion_and_that_is_said() -> None:
     found = scores.evaluate(table().assign(lesion_id=None), draws=5)
-    assert "photographs, for no row names a lesion" in found["interval"]
+    assert "images, for no row names a lesion" in found["interval"]
     assert "no row names a lesion" in found["notes"][0]
 
 
@@ -577,8 +577,8 @@ def test_a_table_differs_by_nothing_from_itself_with_its_worst_cells_blank() -> 
         for name, row in scores.paired(*pair).items():
             assert row["difference"] == 0 and not row["low"] < 0 and not row["high"] > 0, name
     said = scores.uncompared(of, blank)
-    assert "masks: 100 of 400 photographs left out, whose dice is missing (0 in the first table, 100 in the" in said[0]
-    assert "diagnoses: 30 of 400 photographs left out" in said[1]
+    assert "masks: 100 of 400 images left out, whose dice is missing (0 in the first table, 100 in the" in said[0]
+    assert "diagnoses: 30 of 400 images left out" in said[1]
     assert scores.uncompared(of, of) == []
     kept = of.drop(worst).reset_index(drop=True)
     one, other = (scores.paired(of, each)["mean_image_dice"]["first"] for each in (blank, of))
@@ -588,7 +588,7 @@ def test_a_table_differs_by_nothing_from_itself_with_its_worst_cells_blank() -> 
 def test_pixels_of_another_size_of_photograph_are_not_compared() -> None:
     of = table()
     small = of.assign(**{f"{name}_lesion": of[f"{name}_lesion"] // 4 for name in ("tp", "fp", "fn", "tn")})
-    with pytest.raises(InputError, match=r"i0: \d+ pixels in one table, \d+ in the other \(\d+ photographs\)"):
+    with pytest.raises(InputError, match=r"i0: \d+ pixels in one table, \d+ in the other \(\d+ images\)"):
         scores.paired(of, small)
 
 

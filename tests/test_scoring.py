@@ -176,7 +176,7 @@ def test_two_tables_are_compared_in_every_task_that_both_have() -> None:
     assert "age_mean_absolute_error" not in scores.paired(first, fewer)
     assert "only the first table has age: they are not compared" in scores.uncompared(first, fewer)
     other = second.assign(age_true_value=second["age_true_value"] + 1)
-    with pytest.raises(InputError, match="age_true_value of .* photographs differs"):
+    with pytest.raises(InputError, match="age_true_value of .* images differs"):
         scores.paired(first, other)
 
 

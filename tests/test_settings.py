@@ -182,12 +182,12 @@ ARMS = {"mask": 1.0, "diagnosis": 0.7, "both": 1.0, "both_masks_shuffled": 0.3, 
 def test_arms_are_compared_with_the_arm_of_one_task_and_controls_do_not_help(tmp_path: Path) -> None:
     sweep = write_arms(tmp_path / "sweep", ARMS)
     said = sharing(read_jobs(sweep))
-    # Outlines do not follow the skill of these runs: they are the same in every arm.
+    # Masks do not follow the skill of these runs: they are the same in every arm.
     assert [line.rpartition(": ")[2] for line in said] == ["cannot tell", "helps", "cannot tell", "hurts"]
     assert "both minus mask: Dice" in said[0] and "both_masks_shuffled minus diagnosis: Balanced" in said[3]
     text = (study_report(sweep, tmp_path / "out") / "README.md").read_text()
     rows = [line for line in text.splitlines() if "minus" in line and line.startswith("| ")]
-    assert len(rows) == 2 * 2 + 2 * 5, "two scores of outlines, five of diagnoses, each asked twice"
+    assert len(rows) == 2 * 2 + 2 * 5, "two scores of segmentation, five of classification, each asked twice"
     assert sum("negative control" in row for row in rows) == 7
     assert "**SHUFFLED" in text
 

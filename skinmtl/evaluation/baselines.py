@@ -1,7 +1,7 @@
 """What simple methods reach on a run's own split: colours alone for the diagnosis, one threshold for the outline.
 
-Every setting of theirs is chosen on the validation photographs, so that a network that beats them beats them at their
-best. They are scored as the network is: by `scores`, on the test photographs.
+Every setting of theirs is chosen on the validation images, so that a network that beats them beats them at their
+best. They are scored as the network is: by `scores`, on the test images.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ BINS = 8  # of each channel, all three together: 512 colours
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C: small regularises much
 
 CHANNELS = ("grey", "blue", "saturation")
-BLUR = 1 / 60  # of the photograph's height: fine hair and grain go, the outline stays
+BLUR = 1 / 60  # of the image's height: fine hair and grain go, the outline stays
 
 Item = TypeVar("Item")
 Features = NDArray[np.float64]
@@ -52,7 +52,7 @@ def compare_run(run: Run, data_root: Path | None = None) -> pd.DataFrame:
     """The test scores of a run and of the simple methods on the same split; see `compare`.
 
     Raises:
-        InputError: the photographs or the split file are not those that the run was trained under.
+        InputError: the images or the split file are not those that the run was trained under.
     """
     cfg, facts = run.config().data, run.info()
     check_saved(run.config(), "data")
@@ -128,7 +128,7 @@ def _tasks(predictions: pd.DataFrame) -> set[str]:
 
 
 def colours(table: pd.DataFrame, size: Size) -> tuple[str, pd.DataFrame]:
-    """Multinomial logistic regression on a colour histogram of the whole photograph; setting and predictions table.
+    """Multinomial logistic regression on a colour histogram of the whole image; setting and predictions table.
 
     Fitted on the training rows with balanced class weights. Colour space and regularisation are those of the best
     balanced accuracy on the validation rows. The table has the validation and test rows.
@@ -182,7 +182,7 @@ def _fit(features: Features, dx: NDArray[np.object_], strength: float) -> Pipeli
 
 
 def otsu(table: pd.DataFrame, mask_classes: MaskClasses = BINARY) -> tuple[str, pd.DataFrame]:
-    """Otsu's threshold on each photograph at its own size; setting and predictions table.
+    """Otsu's threshold on each image at its own size; setting and predictions table.
 
     Channel, blur, and whether only the largest piece counts, are those of the best mean Dice on the validation rows.
     The table has the validation and test rows; what has no mask has no Dice.
@@ -234,6 +234,6 @@ def _largest(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _known(table: pd.DataFrame) -> pd.DataFrame:
-    """What a predictions table says of its photographs, `dx` as it stands in a file."""
+    """What a predictions table says of its images, `dx` as it stands in a file."""
     columns = table[["image_id", "lesion_id", "split", "dx"]]
     return columns.astype({"dx": "object"}).reset_index(drop=True)

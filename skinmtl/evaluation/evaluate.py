@@ -1,4 +1,4 @@
-"""A run and a split: one row per photograph of validation and test; scores and figures are functions of the rows."""
+"""A run and a split: one row per image of validation and test; scores and figures are functions of the rows."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def evaluate(run: Run, data_root: Path | None = None, device: str = "auto") -> d
 
     Args:
         run: a run that has kept a checkpoint.
-        data_root: where the photographs are now; default: where they were when the run trained.
+        data_root: where the images are now; default: where they were when the run trained.
         device: as for `load_run`.
 
     Raises:
-        InputError: the split file is not the one that the checkpoint was trained under, or the photographs differ.
+        InputError: the split file is not the one that the checkpoint was trained under, or the images differ.
     """
     data = run_data(run, data_root)
     predictor = load_run(run.path, device=device)
@@ -68,7 +68,7 @@ def evaluate(run: Run, data_root: Path | None = None, device: str = "auto") -> d
 
 
 def run_data(run: Run, data_root: Path | None = None) -> DataModule:
-    """The photographs and the split that a run was trained under, checked against what its checkpoint says."""
+    """The images and the split that a run was trained under, checked against what its checkpoint says."""
     cfg = run.config()
     check_saved(cfg, "data", "augment", "sampler")
     # No cache and no further sources: they are for training. What duplicates merged stands in the split's own groups.

@@ -1,4 +1,4 @@
-"""A run and photographs: probabilities, masks, overlays. One inference loop, for evaluation and new photographs."""
+"""A run and images: probabilities, masks, overlays. One inference loop, for evaluation and new images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from skinmtl.tasks.segmentation.prediction import MaskPrediction
 
 Photograph = Path | str | NDArray[Any] | Tensor
 SHAPES = "give (H, W, 3) uint8 RGB, 0 to 255, or floats from 0 to 1; grey (H, W) or (H, W, 1) and RGBA, too; or a file"
-TOGETHER = 32  # photographs that pass through the network at once
+TOGETHER = 32  # images that pass through the network at once
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ class Prediction:
 
 
 class Predictor:
-    """A trained network, ready for photographs of any size. Runs in float32.
+    """A trained network, ready for images of any size. Runs in float32.
 
-    With `flips`, probabilities are means over the photograph as it is and mirrored along either axis and both, each
+    With `flips`, probabilities are means over the image as it is and mirrored along either axis and both, each
     mask turned back: four times the work.
 
     Research use only: not a medical device.
@@ -100,29 +100,29 @@ class Predictor:
     @overload
     def predict(self, image: NDArray[Any] | Tensor) -> Any: ...  # noqa: ANN401 -- its shape says which of the two
     def predict(self, image: Photograph | list[Any] | tuple[Any, ...]) -> Prediction | list[Prediction]:
-        """Predict one photograph, or a batch of them as a list.
+        """Predict one image, or a batch of them as a list.
 
         Args:
             image: a file; or an array or tensor whose last axis is colour: (H, W, 3) RGB, (H, W, 4) RGBA without
                 transparency, (H, W) or (H, W, 1) grey. Of uint8, values are 0 to 255; of a float type, 0 to 1, neither
-                normalised nor scaled, and they are rounded to bytes: x and x / 255 are one photograph. Or a batch: a
+                normalised nor scaled, and they are rounded to bytes: x and x / 255 are one image. Or a batch: a
                 list or tuple of any of these, of any sizes, or an array (B, H, W, 3), (B, H, W, 4) or (B, H, W, 1).
 
         Raises:
-            InputError: a file is not a whole photograph, or an array is none by these rules.
+            InputError: a file is not a whole image, or an array is none by these rules.
         """
         if isinstance(image, list | tuple) or (isinstance(image, np.ndarray | Tensor) and image.ndim == 4):
             return list(self.predict_each(image))
         return next(self.predict_each([image]))
 
     def predict_each(self, images: Iterable[Photograph], batch_size: int = TOGETHER) -> Iterator[Prediction]:
-        """A prediction for each photograph, in order, as they are asked for: for more of them than memory holds.
+        """A prediction for each image, in order, as they are asked for: for more of them than memory holds.
 
         `batch_size` of them pass through the network together. That moves a probability by less than 1e-5 and no more
         than the pixels of a mask that are as near to a threshold.
 
         Args:
-            images: photographs as `predict` takes them, one at a time; a generator may read them.
+            images: images as `predict` takes them, one at a time; a generator may read them.
             batch_size: how many are read ahead, of which the network's size alone is kept.
 
         Raises:
@@ -151,7 +151,7 @@ class Predictor:
 
 
 def as_bytes(image: Photograph) -> NDArray[np.uint8]:
-    """One photograph as (H, W, 3) uint8 RGB, by the rules of `Predictor.predict`.
+    """One image as (H, W, 3) uint8 RGB, by the rules of `Predictor.predict`.
 
     Raises:
         InputError: it is none by these rules.

@@ -1,4 +1,4 @@
-"""A folder of predictions: masks, overlays and tables of many photographs, all of one call or nothing."""
+"""A folder of predictions: masks, overlays and tables of many images, all of one call or nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from skinmtl.runs.run import Run
 from skinmtl.tasks.scoring import Scoring, ordered
 from skinmtl.terminal import tracked
 
-PIXELS = 2**26  # of photographs held in memory at once, or one that is larger
+PIXELS = 2**26  # of images held in memory at once, or one that is larger
 WRITTEN = ("masks", "overlays", "errors.csv", "skipped.csv", "README.txt", "predictions.csv")  # the last comes last
 PARTIAL = ".partial"  # within the folder that is written to: what is not finished
 
@@ -37,22 +37,22 @@ def write_predictions(
     replace: bool = False,
     stopped: Callable[[], bool] = lambda: False,
 ) -> int:
-    """Predict photographs into a folder; gives the number that could not be read.
+    """Predict images into a folder; gives the number that could not be read.
 
-    Writes `masks/<name>.png` (the photograph's own size; 0 and 255, or a palette picture whose index is the mask class
-    where there are more than two), `overlays/<name>.png`, `predictions.csv` (one row per photograph: file, diagnosis,
+    Writes `masks/<name>.png` (the image's own size; 0 and 255, or a palette picture whose index is the mask class
+    where there are more than two), `overlays/<name>.png`, `predictions.csv` (one row per image: file, diagnosis,
     every probability, the share of the image that each mask class but the background has), `errors.csv` (file, what is
     wrong) and `skipped.csv` (file, why). The folder holds all of it or nothing: no more, and no other, than its tables
-    say. Photographs are named by their stems, which differ.
+    say. Images are named by their stems, which differ.
 
     Args:
         run: a run's folder.
-        photographs: as `photographs.listed` gives them.
+        images: as `photographs.listed` gives them.
         out: the folder; what else lies there stays.
         device: as for `load_run`.
         passed_over: names of further files, and why, for `skipped.csv`.
         replace: have the predictions of a call before replaced, all of them.
-        stopped: asked before each photograph; once true, what is done is written, and the others are in `skipped.csv`.
+        stopped: asked before each image; once true, what is done is written, and the others are in `skipped.csv`.
 
     Raises:
         InputError: the folder is a run's, holds predictions already, or files of other names than ours that no table
@@ -83,7 +83,7 @@ def write_predictions(
                 )
         left = [path for path in photographs if path not in done and path not in errors]
         if len(left) == len(photographs):
-            raise Interrupted(str(out), "stopped before the first photograph; nothing is written", "start again")
+            raise Interrupted(str(out), "stopped before the first image; nothing is written", "start again")
         skipped = [*passed_over, *((printable_name(path.name), "not reached: stopped") for path in left)]
         tables = {
             "errors.csv": pd.DataFrame(errors.values(), columns=["file", "error", "fix"]),
@@ -96,7 +96,7 @@ def write_predictions(
         write_text(partial / "README.txt", f"Research use only: not a medical device.{licence}\n")
         _put(partial, out, written)
     if left:
-        what = f"stopped: {len(done)} of {len(photographs)} photographs are predicted, skipped.csv names the others"
+        what = f"stopped: {len(done)} of {len(photographs)} images are predicted, skipped.csv names the others"
         raise Interrupted(str(out), what, "predict those with another --out, or all of them again with --replace")
     return len(errors)
 
@@ -104,7 +104,7 @@ def write_predictions(
 def _each(
     predictor: Predictor, photographs: Iterable[Path], stopped: Callable[[], bool]
 ) -> Iterator[tuple[Path, NDArray[np.uint8] | None, Prediction | InputError]]:
-    """Each photograph with its pixels and its prediction, or with what is wrong; batches bounded by their pixels."""
+    """Each image with its pixels and its prediction, or with what is wrong; batches bounded by their pixels."""
     batch: list[tuple[Path, NDArray[np.uint8]]] = []
 
     def predicted() -> Iterator[tuple[Path, NDArray[np.uint8], Prediction]]:

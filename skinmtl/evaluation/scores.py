@@ -162,7 +162,7 @@ def uncompared(
             known = [scoring.known(table) for table in both]
             if count := int((~(known[0] & known[1])).sum()):
                 mine, theirs = (int((~each).sum()) for each in known)
-                what = f"{count} of {len(both[0])} photographs left out, whose {scoring.truth} is missing"
+                what = f"{count} of {len(both[0])} images left out, whose {scoring.truth} is missing"
                 said.append(f"{noun}: {what} ({mine} in the first table, {theirs} in the second)")
     doubts = [tables.doubts(table.reset_index(), own) for table, own in zip(both, found, strict=True)]
     return said + list(dict.fromkeys(sentence for each in doubts for sentence in each))
@@ -216,7 +216,7 @@ def _check_comparable(
     fix = "compare tables of one split"
     if not first.index.equals(second.index):
         count = len(first.index.symmetric_difference(second.index))
-        raise InputError("predictions", f"{count} photographs are in one table only", fix)
+        raise InputError("predictions", f"{count} images are in one table only", fix)
     if first.empty:
         raise InputError("predictions", f"no {part} rows", "evaluate the runs first")
     truths = dict.fromkeys(scoring.truth for own in scorings for scoring in own if not scoring.is_measured)
@@ -243,4 +243,4 @@ def _check_same(first: pd.DataFrame, second: pd.DataFrame, name: str, is_truth: 
     if is_truth:
         differ &= a.notna() & b.notna()
     if differ.any():
-        raise InputError("predictions", f"{name} of {int(differ.sum())} photographs differs", fix)
+        raise InputError("predictions", f"{name} of {int(differ.sum())} images differs", fix)

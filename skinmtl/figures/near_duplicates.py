@@ -13,7 +13,7 @@ from skinmtl.figures.style import legend_above, panels_above
 
 @unstyled
 def features_in_place(within: NDArray[np.int64], across: NDArray[np.int64], least: int) -> Figure:
-    """Pairs of photographs by how many local features lie in one place on both, on a logarithmic axis.
+    """Pairs of images by how many local features lie in one place on both, on a logarithmic axis.
 
     Args:
         within: counts of pairs of one lesion, (N,).

@@ -26,7 +26,7 @@ WIDTH = 5.0  # inches
 
 @unstyled
 def save(figure: Figure, path: Path, stamp: str = "") -> Path:
-    """Write a figure as .svg, .png or .jpg (photographs: a tenth of the bytes); same figure, same bytes.
+    """Write a figure as .svg, .png or .jpg (images: a tenth of the bytes); same figure, same bytes.
 
     Its words are drawn as they are written, in whatever fonts have their letters. `stamp` is a word such as LEAKY that
     nobody may overlook: it goes where the picture goes.

@@ -1,7 +1,7 @@
-"""The predictions table, one row per photograph: read as it was written, and refused where it cannot be so.
+"""The predictions table, one row per image: read as it was written, and refused where it cannot be so.
 
 Names come back as they stand, whatever they look like (`0`, `True`, `NA`, `1.0`): a blank cell is missing, and nothing
-else is; where a word such as NA would be one lesion of many photographs, `check` refuses it. Only the columns that hold
+else is; where a word such as NA would be one lesion of many images, `check` refuses it. Only the columns that hold
 measures are numbers, and only `leaky`, `synthetic` and `shuffled` are yes or no.
 """
 
@@ -155,7 +155,7 @@ def _of_today(table: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 
 def is_leaky(table: pd.DataFrame) -> bool:
-    """Whether a table says of itself that photographs of one lesion may have trained and been tested."""
+    """Whether a table says of itself that images of one lesion may have trained and been tested."""
     return marks(table)["leaky"]
 
 
@@ -167,14 +167,14 @@ def marks(table: pd.DataFrame) -> dict[str, bool]:
 def units(table: pd.DataFrame) -> tuple[pd.Series, str]:
     """What is resampled, a name for each row, and in words what that is.
 
-    The groups that the split kept together, where the table has them; else lesions; else photographs.
+    The groups that the split kept together, where the table has them; else lesions; else images.
     """
     lesions = table["lesion_id"].fillna(table["image_id"])
     if "group" in table and table["group"].notna().any():
         return table["group"].fillna(lesions), "lesions, those that duplicates join as one (column group)"
     if table["lesion_id"].notna().any():
         return lesions, "lesions (column lesion_id)"
-    return lesions, "photographs, for no row names a lesion"
+    return lesions, "images, for no row names a lesion"
 
 
 # --- whether it can be so ---------------------------------------------------------------------------------------------
@@ -199,7 +199,7 @@ def check(
         alone = len(table.columns) == 1
         fix = "separate columns by commas" if alone else "add them"
         raise Faults([InputError(where, f"columns missing: {', '.join(missing)}", fix)])
-    found = [] if len(table) else [InputError(where, "no rows", "give one row per photograph")]
+    found = [] if len(table) else [InputError(where, "no rows", "give one row per image")]
     for what, rows, fix in (*_wrong_names(table), *faults):
         if rows.any():
             first, *others = _names(table, rows)
@@ -211,17 +211,17 @@ def check(
 
 
 def _names(table: pd.DataFrame, rows: NDArray[np.bool_]) -> list[str]:
-    """The first rows, by their photographs."""
+    """The first rows, by their images."""
     places = np.flatnonzero(rows)[:NAMED]
     ids = table["image_id"].iloc[places]
     return [f"row {place + 2}" if pd.isna(name) else str(name) for place, name in zip(places, ids, strict=True)]
 
 
 def _wrong_names(table: pd.DataFrame) -> Iterator[Fault]:
-    yield "no image_id", _missing(table, "image_id"), "name every photograph"
+    yield "no image_id", _missing(table, "image_id"), "name every image"
     twice = (table["image_id"].duplicated() & table["image_id"].notna()).to_numpy()
-    yield "stands there twice", twice, "keep one row per photograph"
-    yield "no split", _missing(table, "split"), "write the part that a photograph is in, such as test"
+    yield "stands there twice", twice, "keep one row per image"
+    yield "no split", _missing(table, "split"), "write the part that an image is in, such as test"
     parts = table["split"].dropna().astype(str)
     spelt = parts.str.strip().str.casefold()
     for name, same in parts.groupby(spelt):
@@ -230,7 +230,7 @@ def _wrong_names(table: pd.DataFrame) -> Iterator[Fault]:
             yield what, (table["split"].isin(set(same))).to_numpy(), f"write {name} everywhere"
     for name in (name for name in ("lesion_id", "group") if name in table):
         cells = table[name].astype("str")
-        # A photograph of that name may be a lesion of its own; shared, it would join strangers.
+        # An image of that name may be a lesion of its own; shared, it would join strangers.
         word = (is_missing(cells) & table[name].notna() & (cells != table["image_id"])).to_numpy(dtype=bool)
         yield f"{name} is a word for missing", word, "leave the cell blank where nobody knows"
     if "group" in table:
@@ -253,9 +253,9 @@ def measure(table: pd.DataFrame, name: str) -> Floats:
 def left_out(table: pd.DataFrame) -> Iterator[str]:
     """Images that name no lesion, in a sentence."""
     if not table["lesion_id"].notna().any():
-        yield "no row names a lesion: photographs are resampled, and intervals are too narrow"
+        yield "no row names a lesion: images are resampled, and intervals are too narrow"
     elif blank := int(table["lesion_id"].isna().sum()):
-        yield f"{blank} of {len(table)} photographs name no lesion, and count as one each"
+        yield f"{blank} of {len(table)} images name no lesion, and count as one each"
 
 
 def doubts(table: pd.DataFrame) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """What the runs of each setting of a study reach, and by how much two settings differ. NumPy and pandas only.
 
 The unit of replication is one training: its seed and its fold. Where all folds of a seed are there, their test parts
-are pooled into one, so that every photograph is tested once, and the unit is the seed.
+are pooled into one, so that every image is tested once, and the unit is the seed.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ def compared(descriptions: Iterable[Description]) -> list[Compared]:
 
 @dataclass(frozen=True)
 class Replicate:
-    """One training, or a seed's folds pooled (`fold` is then None): its test photographs and what it reaches there."""
+    """One training, or a seed's folds pooled (`fold` is then None): its test images and what it reaches there."""
 
     seed: object
     fold: object
     images: tuple[str, ...]
     lesions: int
-    units: tuple[int, ...]  # by photograph, what is resampled with it
+    units: tuple[int, ...]  # by image, what is resampled with it
     tasks: tuple[Description, ...]
     classes: dict[str, tuple[str, ...]]  # by score: what its task told apart
     values: dict[str, float]
@@ -109,7 +109,7 @@ class Setting:
         return np.array([each.values[score] for each in self.replicates])
 
     def tested(self) -> tuple[int, int] | None:
-        """Photographs and lesions tested by all replicates together; None where test parts overlap in part."""
+        """Images and lesions tested by all replicates together; None where test parts overlap in part."""
         parts = self._parts()
         return None if parts is None else (sum(len(part.images) for part in parts), sum(part.lesions for part in parts))
 
@@ -120,7 +120,7 @@ class Setting:
         return _percentiles(np.mean([each.draws[score] for each in self.replicates], axis=0))
 
     def _parts(self) -> list[Replicate] | None:
-        """A replicate for each test part, None unless the parts have no photograph in common."""
+        """A replicate for each test part, None unless the parts have no image in common."""
         parts = list({each.images: each for each in self.replicates}.values())
         images = [image for part in parts for image in part.images]
         return parts if len(images) == len(set(images)) else None
@@ -131,7 +131,7 @@ class Difference:
     """One setting minus another in a score: mean over pairs of replicates, 95% interval over lesions, each pair's own.
 
     A pair is one seed and one fold under both settings. `pairs` is empty where the two were tested on different
-    photographs; each is then resampled by itself.
+    images; each is then resampled by itself.
     """
 
     value: float
@@ -197,7 +197,7 @@ def _seeds(tested: Sequence[tuple[Job, Tested]]) -> list[object]:
 
 
 def _whole(tested: Sequence[tuple[Job, Tested]]) -> bool:
-    """Whether every seed has all of its folds, so that each photograph is tested once."""
+    """Whether every seed has all of its folds, so that each image is tested once."""
     for seed in _seeds(tested):
         mine = [(job, test.table) for job, test in tested if job.seed == seed]
         wanted = sorted(map(str, range(dig(mine[0][0].info, "split", "folds", default=0))))
@@ -224,7 +224,7 @@ def difference(one: Setting, other: Setting, score: str) -> Difference | None:
     if one.replicates[0].classes[score] != other.replicates[0].classes[score]:
         return None
     if any(mine.units != theirs.units for mine, theirs in both):
-        what = "the same photographs are resampled by groups in one and by lesions in the other"
+        what = "the same images are resampled by groups in one and by lesions in the other"
         raise InputError(f"{one.name} and {other.name}", what, "run `skinmtl evaluate` on the older runs")
     is_error = next(each.lower_is_better for each in compared_in([one]) if each.key == score)
     if both:

@@ -38,17 +38,17 @@ ARM = "arm"
 COSINE = "gradients/cosine"
 # What is asked of which arms of a study: the first minus the second, in the scores of the second.
 COMPARED = (
-    ("outlines", "both", "mask"),
-    ("diagnoses", "both", "diagnosis"),
-    ("outlines, negative control", "both_diagnoses_shuffled", "mask"),
-    ("diagnoses, negative control", "both_masks_shuffled", "diagnosis"),
+    ("segmentation", "both", "mask"),
+    ("classification", "both", "diagnosis"),
+    ("segmentation, negative control", "both_diagnoses_shuffled", "mask"),
+    ("classification, negative control", "both_masks_shuffled", "diagnosis"),
 )
-LEARNED = 0.95  # training accuracy below which a network has not learned its photographs by heart
+LEARNED = 0.95  # training accuracy below which a network has not learned its images by heart
 MARKS = ("<!-- results -->", "<!-- /results -->")
 FIGURES = {
     "scores": "Test scores of each setting: dots are means over replicates, bars their 95% intervals over lesions, "
     "rings the replicates.",
-    "tradeoff": "The main score of one task against that of another on the test part: each setting's means with 95% "
+    "tradeoff": "The main score of one task against that of another on the test split: each setting's means with 95% "
     "intervals over lesions. Up and to the right is better at both.",
     "cosines": "Cosine between the tasks' gradients on the encoder while training, mean over a setting's runs: below "
     "zero what serves one task harms the other.",
@@ -165,9 +165,9 @@ def _answer(jobs: Sequence[Job], settings: Sequence[Setting], drawn: Sequence[st
     """The lines between the marks of README.md."""
     lines = []
     if any(job.info.get("synthetic") for job in jobs):
-        lines += ["**SYNTHETIC: the photographs are made up. These scores say nothing about patients.**", ""]
+        lines += ["**SYNTHETIC: the images are made up. These scores say nothing about patients.**", ""]
     if any(job.info.get("leaky") for job in jobs):
-        lines += ["**LEAKY: photographs of one lesion may stand in training and test. Compare with nothing.**", ""]
+        lines += ["**LEAKY: images of one lesion may stand in training and test. Compare with nothing.**", ""]
     if any(job.info.get("shuffled") for job in jobs):
         lines += ["**SHUFFLED: some runs are negative controls, whose training targets were dealt out at random.**", ""]
     shown = [one for one in compared_in(settings) if any(one.key in s.scores for s in settings)]
@@ -175,9 +175,9 @@ def _answer(jobs: Sequence[Job], settings: Sequence[Setting], drawn: Sequence[st
     lines += _table(["setting", "n", "unit of replication", "images", "lesions", *(one.words for one in shown)], rows)
     lines += [
         "",
-        "Test part. Each cell: mean over the n replicates ± their standard deviation; in brackets the 95% interval of "
+        "Test split. Each cell: mean over the n replicates ± their standard deviation; in brackets the 95% interval of "
         f"that mean (percentile bootstrap over lesions, {DRAWS} draws, seed 0), which takes the trainings as given. "
-        "Replicates share resamplings where they share test photographs. No interval where only some are shared.",
+        "Replicates share resamplings where they share test images. No interval where only some are shared.",
         *_differences(settings, shown),
     ]
     lines += _sharing_table(jobs)
@@ -192,19 +192,19 @@ def _answer(jobs: Sequence[Job], settings: Sequence[Setting], drawn: Sequence[st
 
 
 def _differences(settings: Sequence[Setting], shown: Sequence[Compared]) -> list[str]:
-    """Tables of each setting minus the first: paired on the same photographs, else each resampled on its own."""
+    """Tables of each setting minus the first: paired on the same images, else each resampled on its own."""
     first, *others = settings
     lines: list[str] = []
     for paired, note in (
         (
             True,
-            f"Difference to {first.name}, each pair of replicates on the same photographs and the same resampled "
+            f"Difference to {first.name}, each pair of replicates on the same images and the same resampled "
             "lesions, 95% interval. Of two pairs or more it is said whether it helps or hurts, for which the interval "
             f"and every pair have to be on one side of zero; else we {UNTOLD}:",
         ),
         (
             False,
-            f"Difference to {first.name}, each on test photographs of its own and resampled by itself, 95% interval:",
+            f"Difference to {first.name}, each on test images of its own and resampled by itself, 95% interval:",
         ),
     ):
         rows = []
@@ -237,7 +237,7 @@ def _sharing_table(jobs: Sequence[Job]) -> list[str]:
     if not rows:
         return []
     note = (
-        "Each pair is one seed and one fold under both arms, on the same photographs and the same resampled lesions. "
+        "Each pair is one seed and one fold under both arms, on the same images and the same resampled lesions. "
         f"It helps or hurts where the interval and every pair are on one side of zero; else we {UNTOLD}. "
         "A negative control that helps would say that the test is wrong."
     )

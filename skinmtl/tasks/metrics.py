@@ -37,7 +37,7 @@ class ImageDice(Metric):
     """Mean over images of 2 |A and B| / (|A| + |B|) at network size; where both are empty they agree, so count one.
 
     A and B are a class's predicted and true pixels. Of several classes beside the background an image counts with the
-    mean over them. The predictions table has the Dice that is reported, at the photograph's own size.
+    mean over them. The predictions table has the Dice that is reported, at the image's own size.
     """
 
     total: Tensor

@@ -98,7 +98,7 @@ def reliability(target: NDArray[np.int64], probabilities: NDArray[np.float64], b
     figure, (axes, below) = panels_above(2, WIDTH * 1.15, sharex=True, height_ratios=[3, 1])
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="perfect")
     axes.plot(mean[used], accuracy[used], color=BLUE, marker="o", label="network")
-    axes.set(ylabel="share right", ylim=(-0.02, 1.02))
+    axes.set(ylabel="accuracy", ylim=(-0.02, 1.02))
     legend_above(axes)
     below.bar((np.arange(bins) + 0.5) / bins, n, width=0.9 / bins, color=SKY)
     below.set(xlabel=f"probability of the predicted class (n = {n.sum()})", ylabel="images", xlim=(-0.02, 1.02))

@@ -139,7 +139,7 @@ class ClassificationScoring(Scoring):
         malignant: Sequence[str] = MALIGNANT,
         title: str | None = None,
     ) -> None:
-        super().__init__(name, title)
+        super().__init__(name, title or ("Classification" if name == self.plain else None))
         self.classes, self.malignant = tuple(classes), tuple(malignant)
 
     def arguments(self) -> dict[str, Any]:
@@ -217,7 +217,7 @@ class ClassificationScoring(Scoring):
             return
         one, several = self.noun
         if blank := int(table[self.truth].isna().sum()):
-            yield f"{blank} of {len(table)} photographs have no {one}, and count in no score of it"
+            yield f"{blank} of {len(table)} images have no {one}, and count in no score of it"
         if table[self.truth].nunique() == 1:
             only = table[self.truth].dropna().iloc[0]
             yield f"{only} is the only {one}: how well {several} are told apart is undefined"
@@ -311,8 +311,8 @@ class ClassificationScoring(Scoring):
         rows.append(("mean over classes", ["", support, *over]))
         head = ["class", "training images", "test images", "precision (PPV)", "recall (sensitivity)", "F1"]
         note = (
-            "Test part, each class against all others. Precision depends on how common the class is in this test "
-            "part. Means are over the classes that occur."
+            "Test split, each class against all others. Precision depends on how common the class is in this test "
+            "split. Means are over the classes that occur."
         )
         if not all(name.isascii() and len(name) <= LONGEST for name in classes):
             note += (

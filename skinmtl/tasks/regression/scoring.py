@@ -157,7 +157,7 @@ class RegressionScoring(Scoring):
     def left_out(self, table: pd.DataFrame) -> Iterator[str]:
         """Images whose true number is missing."""
         if self.is_in(table) and (blank := int(table[self.truth].isna().sum())):
-            yield f"{blank} of {len(table)} photographs have no {self.name}, and count in no score of it"
+            yield f"{blank} of {len(table)} images have no {self.name}, and count in no score of it"
 
     # --- its scores
 

@@ -73,7 +73,7 @@ class Boundary(NamedTuple):
 def boundary(predicted: NDArray[np.uint8], target: NDArray[np.uint8]) -> Boundary:
     """How far the edges of two (H, W) masks are apart; all classes but the background count as lesion.
 
-    (The edges of a band along an outline are that outline, moved: they would be told the same thing twice.)
+    (The edges of a band along a contour are that contour, moved: they would be told the same thing twice.)
     An edge is the lesion's pixels that touch its outside (4-neighbours; beyond the picture is outside). Of the
     distances of each edge's pixels to the other edge, `hd95` is the larger of the two directions' 95th percentiles, as
     MONAI has it; `assd` is the mean of both directions taken together, and `hd95_pooled` their 95th percentile, which

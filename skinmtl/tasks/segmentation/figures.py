@@ -21,7 +21,7 @@ TRUE_CONTOUR, PREDICTED_CONTOUR = SKY, "#F0E442"
 
 
 class Example(NamedTuple):
-    """One row of a gallery: photograph (H, W, 3) uint8 RGB, masks (H, W) of class indices or None, a line of text."""
+    """One row of a gallery: image (H, W, 3) uint8 RGB, masks (H, W) of class indices or None, a line of text."""
 
     image: NDArray[np.uint8]
     target: NDArray[np.uint8] | None
@@ -52,7 +52,7 @@ def dice_histogram(dice: NDArray[np.float64]) -> Figure:
 def overlay(
     image: NDArray[np.uint8], prediction: NDArray[Any] | None, target: NDArray[Any] | None = None
 ) -> NDArray[np.uint8]:
-    """A copy of a photograph with the predicted contour in yellow and, where given, the true one in blue.
+    """A copy of an image with the predicted contour in yellow and, where given, the true one in blue.
 
     Of several classes beside the background every edge between two is drawn: a border has an outer and an inner one.
 
@@ -92,7 +92,7 @@ def mask_palette(classes: int) -> list[int]:
 
 @unstyled
 def gallery(rows: Sequence[Example | tuple[Any, Any, Any, str]]) -> Figure:
-    """Photographs beside the same with true and predicted contours, a row each, under one legend. Save as .jpg."""
+    """Images beside the same with true and predicted contours, a row each, under one legend. Save as .jpg."""
     examples = [Example(*row) for row in rows]
     height = 0.4 + sum(0.25 + WIDTH / 2 * e.image.shape[0] / e.image.shape[1] for e in examples)
     figure = Figure(figsize=(WIDTH, height), layout="compressed")
@@ -114,7 +114,7 @@ def gallery(rows: Sequence[Example | tuple[Any, Any, Any, str]]) -> Figure:
 
 
 def _fitted(image: NDArray[np.uint8], width: int = 400) -> NDArray[np.uint8]:
-    """A photograph or a mask at one width, so that contours are equally thick and a gallery stays small."""
+    """An image or a mask at one width, so that contours are equally thick and a gallery stays small."""
     size = (width, round(image.shape[0] * width / image.shape[1]))
     smooth = cv2.INTER_AREA if image.shape[1] > width else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(image, size, interpolation=smooth if image.ndim == 3 else cv2.INTER_NEAREST))

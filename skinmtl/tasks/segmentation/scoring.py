@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from skinmtl.tasks.segmentation.prediction import MaskPrediction
 
-JACCARD_THRESHOLD = 0.65  # below it an outline counts as failed: ISIC 2018 Task 1, arXiv:1902.03368
+JACCARD_THRESHOLD = 0.65  # below it a mask counts as failed: ISIC 2018 Task 1, arXiv:1902.03368
 CELLS = ("tn", "fp", "fn", "tp")  # of the confusion matrix of two classes, row by row: true, then predicted
 EXAMPLES = 6  # images of each gallery
 DISTANCES = ("dice_input", "hd95", "hd95_pooled", "assd")
@@ -136,7 +136,7 @@ class SegmentationScoring(Scoring):
             "Dice at the network's size", lambda m: m.mean_of("dice_input"), compared=False
         ),
         "mean_image_hd95": Metric(
-            "HD95, pixels of the photograph", lambda m: m.mean_of("hd95"), compared=False, lower_is_better=True
+            "HD95, pixels of the image", lambda m: m.mean_of("hd95"), compared=False, lower_is_better=True
         ),
         "mean_image_hd95_pooled": Metric(
             "HD95 of both directions pooled, as before version 2",
@@ -145,7 +145,7 @@ class SegmentationScoring(Scoring):
             lower_is_better=True,
         ),
         "mean_image_assd": Metric(
-            "ASSD, pixels of the photograph", lambda m: m.mean_of("assd"), compared=False, lower_is_better=True
+            "ASSD, pixels of the image", lambda m: m.mean_of("assd"), compared=False, lower_is_better=True
         ),
         "mean_image_sensitivity": Metric(
             "Sensitivity of pixels, mean over images", _of_pixels(_sensitivity), compared=False
@@ -177,26 +177,26 @@ class SegmentationScoring(Scoring):
     }
     charts = {
         "dice_histogram": Chart(
-            "Dice per image at the photograph's own size. {n} The mean hides the tail on the left: "
-            "outlines that failed.",
+            "Dice per image at the image's own size. {n} The mean hides the tail on the left: "
+            "images whose mask failed.",
             2,
         )
     }
     galleries = {
         "gallery_worst": "Lowest Dice. {n} Failures, and sometimes doubtful true masks.",
-        "gallery_typical": "Dice nearest the median. {n} What an ordinary outline looks like.",
+        "gallery_typical": "Dice nearest the median. {n} What an ordinary prediction looks like.",
         "gallery_best": "Highest Dice. {n} Chosen by the score, so they show nothing but the best case.",
     }
     how_to_read = (
-        "Dice and IoU are taken for each photograph at its own size, then averaged. An empty outline where there is a "
-        "lesion counts 0, and its boundary distance is the photograph's diagonal.",
+        "Dice and IoU are taken for each image at its own size, then averaged. An empty mask where there is a "
+        "lesion counts 0, and its boundary distance is the image's diagonal.",
         "HD95: 95% of the pixels of either edge lie within this distance of the other edge, the larger of the two "
         "directions. ASSD: the mean distance of both edges' pixels.",
     )
     detail_keys = ("mask_classes", "pixels")
 
     def __init__(self, name: str = plain, classes: Sequence[str] = (), title: str | None = None) -> None:
-        super().__init__(name, title or ("Outlines" if name == self.plain else None))
+        super().__init__(name, title or ("Segmentation" if name == self.plain else None))
         self.classes = tuple(classes)
 
     def arguments(self) -> dict[str, Any]:
@@ -276,7 +276,7 @@ class SegmentationScoring(Scoring):
         if {"height", "width"} <= set(own) and possible:
             diagonal = np.hypot(measure(own, "height"), measure(own, "width"))
             for name in (name for name in LENGTHS if name in own):
-                what, fix = "is above the photograph's diagonal", "give distances in pixels of the photograph"
+                what, fix = "is above the image's diagonal", "give distances in pixels of the image"
                 yield f"{self.column(name)} {what}", measure(own, name) > diagonal + ROUNDING, fix
         if "dice" in own and possible:
             rows = measure(own, "iou") > measure(own, "dice") + ROUNDING
@@ -301,7 +301,7 @@ class SegmentationScoring(Scoring):
             totals.append(np.sum([measure(own, name) for name in pixel_columns(self.classes)], axis=0))
         for total in totals[1:]:
             rows = np.isfinite(totals[0]) & np.isfinite(total) & (total != totals[0])
-            yield "its pixels do not add up to one size of photograph", rows, fix
+            yield "its pixels do not add up to one size of image", rows, fix
 
     def left_out(self, table: pd.DataFrame) -> Iterator[str]:
         """Images without a mask, and pixels that are counted for nothing."""
@@ -310,7 +310,7 @@ class SegmentationScoring(Scoring):
             if name in table and (blank := int(table[name].isna().sum())):
                 blanks.setdefault(blank, []).append(name)
         for blank, names in blanks.items():
-            yield f"{blank} of {len(table)} photographs have no {', '.join(names)}, and count in no score of it"
+            yield f"{blank} of {len(table)} images have no {', '.join(names)}, and count in no score of it"
         if self.classes and not self.is_in(table):
             yield "pixels are counted and there is no dice: masks are not scored"
 
@@ -346,8 +346,8 @@ class SegmentationScoring(Scoring):
         if differ.any():
             place = int(differ.argmax())
             what = f"{first.index[place]}: {a.iloc[place]:.0f} pixels in one table, {b.iloc[place]:.0f} in the other"
-            what += f" ({int(differ.sum())} photographs)"
-            raise InputError("predictions", what, "count the pixels of both at the photographs' own sizes")
+            what += f" ({int(differ.sum())} images)"
+            raise InputError("predictions", what, "count the pixels of both at the images' own sizes")
 
     def _sizes(self, table: pd.DataFrame) -> pd.Series:
         """Pixels of each image, as they were counted."""
@@ -402,7 +402,7 @@ class SegmentationScoring(Scoring):
             for name, row in zip(classes, details.get("pixels") or [], strict=False)
         ]
         note = (
-            "Test part, pixels at the photographs' own sizes. Means are over images; where neither outline has a "
+            "Test split, pixels at the images' own sizes. Means are over images; where neither mask has a "
             "class, Dice and IoU count one, precision and recall nothing. Pooled: pixels of all images counted "
             "together."
         )
