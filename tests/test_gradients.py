@@ -24,6 +24,7 @@ from twoheads import CLASSES, TwoHeads, cut, fit, module, parameters, photograph
 
 from skinmtl.balancing.gradients import MGDA, CAGrad, Gradients, GradNorm, PCGrad, Sum, TaskGradients, UPGrad, cosine
 from skinmtl.balancing.weighting import Fixed, Geometric, Uncertainty
+from skinmtl.data.transforms import derive_seed
 from skinmtl.distributed import collectives
 from skinmtl.distributed.launch import together
 from skinmtl.errors import ConfigError
@@ -636,9 +637,54 @@ def test_three_tasks_are_refused_by_a_method_of_ones_own_that_is_written_for_two
         assert three(make(name, 50)).gradients.cosine_every == 50
 
 
+THREE = (*TASKS, "site")
+
+
+class ThreeHeads(TwoHeads):
+    """With a second class of the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.site_head = nn.Linear(4, len(CLASSES))
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        features = self.encoder(image.float() / 64 - 2)
+        pooled = features.mean((2, 3))
+        return {"seg": self.mask_head(features), "cls": self.class_head(pooled), "site": self.site_head(pooled)}
+
+
 def three(method: Gradients) -> MultiTaskModule:
     """A module of three tasks, as somebody makes one from Python."""
-    classes = [classification(CrossEntropy(class_counts=[1, 1, 1]), CLASSES, name) for name in ("cls", "site")]
+    classes = [classification(CrossEntropy(class_counts=[1, 1, 1]), CLASSES, name) for name in THREE[1:]]
     tasks = [segmentation(BCE()), *classes]
     step = {"seed": 0, "total_steps": 1, "steps_per_epoch": 1, "facts": {}}
-    return MultiTaskModule(TwoHeads(), tasks, Fixed(), torch.optim.SGD, Constant(), gradients=method, **step)
+    optimizer = partial(torch.optim.SGD, lr=0.1)
+    return MultiTaskModule(ThreeHeads(), tasks, Fixed(), optimizer, Constant(), gradients=method, **step)
+
+
+@pytest.mark.parametrize("name", ["sum", *METHODS])
+def test_three_tasks_are_trained_as_the_method_says(name: str, tmp_path: Path) -> None:
+    method = GradNorm(cosine_every=1, tasks=THREE) if name == "gradnorm" else make(name, every=1)
+    if name == "apart":
+        method.of_many = True  # type: ignore[misc]
+    one, batch = three(method), photographs(6)
+    batch["site"] = torch.randint(0, 3, (6,), generator=torch.Generator().manual_seed(1))
+    encoder = list(one.network.encoder.parameters())  # type: ignore[union-attr,arg-type]
+    before, logits = torch.cat([p.detach().flatten() for p in encoder]), one.network(batch["image"])
+    losses = [task(logits[key], batch) for key, task in one.tasks.items()]
+    tasks = [torch.autograd.grad(loss, encoder, retain_graph=True) for loss in losses]
+    rows = np.stack([np.concatenate([g.double().numpy().ravel() for g in task]) for task in tasks])
+    fit(one, [batch], metrics=tmp_path / "metrics.csv")
+    step = (before - torch.cat([p.detach().flatten() for p in encoder])).numpy() / 0.1
+    reference = make("sum" if name == "gradnorm" else name)
+    reference.start_step(derive_seed(0, 0))
+    np.testing.assert_allclose(step, combined(reference, rows), atol=2e-5 * np.abs(rows).max())
+    if name in REFERENCES:
+        assert not np.allclose(step, rows.sum(0), atol=1e-3 * np.abs(rows).max()), "which is not the sum's"
+
+    # The cosine of each two, and their mean.
+    table = pd.read_csv(tmp_path / "metrics.csv")
+    angles = rows @ rows.T / np.outer(*[np.linalg.norm(rows, axis=1)] * 2)
+    each = {f"gradients/cosine/{THREE[i]}/{THREE[j]}": angles[i, j] for i, j in ((0, 1), (0, 2), (1, 2))}
+    for key, value in {**each, "gradients/cosine": np.mean(list(each.values()))}.items():
+        assert table[key].dropna().tolist() == pytest.approx([value], abs=1e-4), key

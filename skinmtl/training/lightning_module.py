@@ -21,6 +21,8 @@ from skinmtl.tasks.base import Task
 from skinmtl.tasks.metrics import Means
 from skinmtl.types import Batch, Logits
 
+COSINE = "gradients/cosine"
+
 
 class Schedule(Protocol):
     """What a schedule of `skinmtl.training.optim` offers."""
@@ -36,8 +38,8 @@ class MultiTaskModule(pl.LightningModule):
 
     Logs `stage/task/loss`, `stage/task/<score>` and `stage/score`, the mean of the tasks' scores, which selects the
     best checkpoint and stops a run early; `weight/<task>`, the mean over an epoch's steps of what the task's loss was
-    multiplied by; `gradients/cosine`, between the tasks' gradients on the encoder, of each two where there are more.
-    `gradients` None is their plain sum.
+    multiplied by; `gradients/cosine`, between the tasks' gradients on the encoder; of more than two the
+    mean, and that of each two. `gradients` None is their plain sum.
     `facts` are plain values that a checkpoint carries, so that it can be used without its run folder.
     """
 
@@ -240,12 +242,17 @@ class MultiTaskModule(pl.LightningModule):
         by_task.forget()
 
     def _cosines(self, inner: Tensor) -> dict[str, float]:
-        """The cosine between each two tasks' gradients, where neither is zero, by what it is logged as."""
+        """The mean cosine between two tasks' gradients, and that of each two where there are more, by logged name.
+
+        Two of which one is zero are left out.
+        """
         names = list(self.tasks)
-        pairs = list(combinations(range(len(names)), 2))
-        keys = [f"gradients/cosine/{names[i]}/{names[j]}" for i, j in pairs] if len(pairs) > 1 else ["gradients/cosine"]
-        found = {key: cosine(inner, *pair) for key, pair in zip(keys, pairs, strict=True)}
-        return {key: value for key, value in found.items() if value is not None}
+        each = {(i, j): cosine(inner, i, j) for i, j in combinations(range(len(names)), 2)}
+        found = {f"{COSINE}/{names[i]}/{names[j]}": value for (i, j), value in each.items() if value is not None}
+        if not found:
+            return {}
+        mean = {COSINE: sum(found.values()) / len(found)}
+        return mean | found if len(each) > 1 else mean
 
     def hold(self, parameters: set[nn.Parameter]) -> None:
         """Leave these parameters of the encoder out when the tasks' gradients are compared: they take no step."""
