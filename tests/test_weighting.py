@@ -90,6 +90,28 @@ def test_geometric_is_scipys_mean_and_autograds_gradient() -> None:
     assert shares[0] == pytest.approx(shares[1]), "scales do not matter"
 
 
+def test_every_weighting_of_three_tasks_is_its_formula() -> None:
+    names, values = ("seg", "cls", "age"), np.array([0.2, 5.0, 1.5])
+    of = {name: torch.tensor(value, dtype=torch.float64) for name, value in zip(names, values, strict=True)}
+    assert float(Fixed(cls=0.5, age=2.0)(of)) == pytest.approx(0.2 + 2.5 + 3.0), "1 where none is given"
+    assert float(Geometric(tasks=names)(of)) == pytest.approx(gmean(values))
+    uncertainty, s = Uncertainty(tasks=names), np.array([0.3, -0.7, 0.1])
+    with torch.no_grad():
+        uncertainty.log_variance.copy_(torch.tensor(s))
+    assert float(uncertainty(of)) == pytest.approx(np.sum(np.exp(-s) * values + s / 2), rel=1e-6)
+    dwa = DWA(2.0, tasks=names)
+    for epoch in (values, values * [0.5, 0.9, 0.7]):
+        dwa.end_epoch({name: torch.tensor(value) for name, value in zip(names, epoch, strict=True)})
+    e = np.exp(np.array([0.5, 0.9, 0.7]) / 2.0)
+    np.testing.assert_allclose([float(w) for w in dwa.weights().values()], 3 * e / e.sum(), rtol=1e-6)
+    random, sampled = Random(tasks=names), []
+    for chance in (0, 1):
+        random.start_step(chance)
+        sampled.append([float(w) for w in random.weights().values()])
+        assert sum(sampled[-1]) == pytest.approx(1)
+    assert sampled[0] != sampled[1] and len(set(sampled[0])) == 3
+
+
 def seen(seg: bool, cls: bool) -> dict[str, Tensor]:
     return {"seg": torch.tensor(seg), "cls": torch.tensor(cls)}
 
