@@ -21,7 +21,7 @@ help:
 setup: .venv/ready  ## build .venv (the others do it too)
 	@echo "skinmtl: .venv is ready; go on with: source .venv/bin/activate"
 
-demo: .venv/ready  ## train, evaluate and report on photographs drawn by code
+demo: .venv/ready  ## train, evaluate and report on synthetic images
 	$(python) train.py experiment=demo
 
 check: .venv/ready  ## lint, format, layers and types
@@ -46,7 +46,7 @@ errors: .venv/ready  ## write tests/errors.txt anew: every one-line error, for a
 docs: .venv/ready  ## the documentation, built strictly into site/; read it by: python -m http.server -d site
 	NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict  # not --quiet, which would pass over warnings
 
-bench: .venv/ready  ## loader, step, saves and GPU on real photographs, which SKINMTL_DATA names; how each is called
+bench: .venv/ready  ## loader, step, saves and GPU on real images, which SKINMTL_DATA names; how each is called
 	@grep -h -e '^"""[A-Z]' -e '^    python tests/bench/' tests/bench/*.py | tr -d '"'
 	@if [ -z "$(SKINMTL_DATA)" ]; then \
 	  echo "skinmtl: error: SKINMTL_DATA: not set, so nothing was measured; fix:" \

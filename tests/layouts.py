@@ -45,7 +45,7 @@ def metadata(lesions: int) -> pd.DataFrame:
 
 
 def write_dataverse(root: Path, lesions: int = 42, size: tuple[int, int] = (24, 32)) -> pd.DataFrame:
-    """Photographs, masks and metadata as the Dataverse has them; gives the metadata."""
+    """Images, masks and metadata as the Dataverse has them; gives the metadata."""
     table = metadata(lesions)
     parts = [root / "HAM10000_images_part_1", root / "HAM10000_images_part_2"]
     masks = root / "HAM10000_segmentations_lesion_tschandl"

@@ -87,3 +87,9 @@ def test_auxiliary_data_are_still_taken_by_their_name_of_before(caplog: pytest.L
     node = {"_target_": "skinmtl.data.auxiliary.AuxiliaryData", "root": "x"}
     assert aliases.renamed(saved) == {"data": {"auxiliary": {"labels": node}}}
     assert readable(["auxiliary=[labels]"], sweep=False) == ["auxiliary=[labels]"] and len(caplog.messages) == 2
+
+
+def test_a_value_of_before_is_known_in_configs_and_in_studies() -> None:
+    cfg = OmegaConf.create({"data": {"split_by": "photograph"}, "logger": {"photographs": True}})
+    assert aliases.renamed(cfg) == {"data": {"split_by": "image"}, "logger": {"images": True}}
+    assert aliases.value("data.split_by", "lesion") == "lesion" and aliases.value("name", "photograph") == "photograph"

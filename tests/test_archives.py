@@ -171,7 +171,7 @@ def test_two_members_at_one_place(
     assert "the same place as" in refused(pack(place / f"a.{kind}", published, (name, b"other")), capsys)
 
 
-def test_a_mirror_that_has_every_photograph_twice_is_taken(place: Path, published: Path) -> None:
+def test_a_mirror_that_has_every_image_twice_is_taken(place: Path, published: Path) -> None:
     copies = [
         (file.relative_to(published).as_posix().lower().replace("isic", "ISIC"), file.read_bytes())
         for file in published.glob("HAM10000_images_part_*/*.jpg")

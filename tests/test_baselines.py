@@ -46,7 +46,7 @@ def value(scores: pd.DataFrame, score: str, method: str = "") -> float:
 
 
 def shuffled(table: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """The diagnoses dealt out among the lesions anew."""
+    """The diagnoses shuffled among the lesions anew."""
     lesions = table.drop_duplicates("lesion_id").set_index("lesion_id")["dx"].astype("str")
     dealt = pd.Series(np.random.default_rng(seed).permutation(lesions.to_numpy()), index=lesions.index)
     dx = dealt.reindex(table["lesion_id"]).to_numpy()
@@ -66,7 +66,7 @@ def test_shuffled_diagnoses_are_named_by_chance(planted: pd.DataFrame) -> None:
     assert 0.12 < np.mean(reached) < 0.38  # chance is 0.25
 
 
-def test_masks_of_other_photographs_are_not_found(planted: pd.DataFrame) -> None:
+def test_masks_of_other_images_are_not_found(planted: pd.DataFrame) -> None:
     mixed = planted.assign(mask=np.random.default_rng(0).permutation(planted["mask"]))
     apart = value(baselines.compare(planted, SIZE), "mean_image_dice")
     assert value(baselines.compare(mixed, SIZE), "mean_image_dice") < apart - 0.2
@@ -85,7 +85,7 @@ def test_scores_are_those_of_scikit_learn(planted: pd.DataFrame) -> None:
     assert value(scores, "macro_auroc") == pytest.approx(auroc)
 
 
-def test_nothing_is_learned_from_test_photographs(planted: pd.DataFrame) -> None:
+def test_nothing_is_learned_from_test_images(planted: pd.DataFrame) -> None:
     known = planted["split"] != "test"
     other = planted.assign(dx=planted["dx"].where(known, "nv"), mask=planted["mask"].where(known, planted["mask"][0]))
     for method in (lambda table: baselines.colours(table, SIZE), baselines.otsu):
@@ -132,7 +132,7 @@ def test_the_largest_piece_has_no_holes() -> None:
     assert baselines.dark_side(image, "grey", blur=False, largest=True).sum() == 20 * 20
 
 
-def test_photographs_without_mask_or_diagnosis_are_left_out(planted: pd.DataFrame) -> None:
+def test_images_without_mask_or_diagnosis_are_left_out(planted: pd.DataFrame) -> None:
     some = planted.assign(
         mask=planted["mask"].where(planted.index % 3 > 0), dx=planted["dx"].where(planted.index % 5 > 0)
     )
@@ -181,13 +181,13 @@ def test_a_runs_network_stands_beside_them_on_its_own_lesions(run: Run) -> None:
     assert (others["ahead"] <= others["ahead_high"]).all()
 
 
-def test_photographs_that_moved_are_found_where_they_are_said_to_be(run: Run, synthetic_root: Path) -> None:
+def test_images_that_moved_are_found_where_they_are_said_to_be(run: Run, synthetic_root: Path) -> None:
     moved = shutil.copytree(synthetic_root, run.path / "moved")
     assert baselines.compare_run(run, moved).equals(baselines.compare_run(run))
 
 
 @pytest.mark.parametrize("key", ["data", "split"])
-def test_a_run_on_other_photographs_or_another_split_is_refused(run: Run, key: str) -> None:
+def test_a_run_on_other_images_or_another_split_is_refused(run: Run, key: str) -> None:
     run.update({key: {"hash": "0" * 64}})
     with pytest.raises(InputError, match=f"not the {key} that the run was trained under"):
         baselines.compare_run(run)

@@ -26,7 +26,7 @@ SIZE = (20, 28)
 
 @pytest.fixture
 def table(tmp_path: Path) -> pd.DataFrame:
-    """33 photographs; the first has no mask."""
+    """33 images; the first has no mask."""
     write_dataverse(tmp_path / "data", lesions=22)
     (tmp_path / "data" / "HAM10000_segmentations_lesion_tschandl" / "ISIC_0000000_segmentation.png").unlink()
     return sources.read(tmp_path / "data")
@@ -45,44 +45,44 @@ def again(table: pd.DataFrame, kept: Path) -> Path:
     return path
 
 
-def pixels(photographs: Images) -> list[tuple[bytes, bytes]]:
-    return [tuple(array.tobytes() for array in photographs.read(row)) for row in range(len(photographs))]
+def pixels(images: Images) -> list[tuple[bytes, bytes]]:
+    return [tuple(array.tobytes() for array in images.read(row)) for row in range(len(images))]
 
 
 def test_a_cache_holds_the_pixels_that_decoding_gives(table: pd.DataFrame, kept: Path) -> None:
     assert pixels(Images.of(table, SIZE, kept)) == pixels(Images.of(table, SIZE))
     stored = np.load(kept)  # a plain .npy: anybody's tool reads it
-    photograph = reading.read_image(Path(table["image"][5]))
-    assert np.array_equal(stored["image"][5], reading.fit_image(photograph, SIZE))
+    image = reading.read_image(Path(table["image"][5]))
+    assert np.array_equal(stored["image"][5], reading.fit_image(image, SIZE))
     mask = reading.read_mask(Path(table["mask"][5]))
     assert np.array_equal(stored["mask"][5], reading.fit_mask(mask, SIZE))
     assert not stored["mask"][0].any() and not Images.of(table, SIZE, kept).has_mask(0)
 
 
 def test_pixels_are_mapped_and_cannot_be_written_to(table: pd.DataFrame, kept: Path) -> None:
-    photographs = Images.of(table, SIZE, kept)
-    image, mask = photographs.read(3)
-    assert np.shares_memory(image, photographs.read(3)[0])
+    images = Images.of(table, SIZE, kept)
+    image, mask = images.read(3)
+    assert np.shares_memory(image, images.read(3)[0])
     for array in (image, mask):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 0
-    assert len(pickle.dumps(photographs)) < kept.stat().st_size / 4
+    assert len(pickle.dumps(images)) < kept.stat().st_size / 4
 
 
-def test_a_warm_cache_is_used_as_it_is_and_opens_no_photograph(
+def test_a_warm_cache_is_used_as_it_is_and_opens_no_image(
     table: pd.DataFrame, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     began = kept.stat()
 
     def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a photograph was opened")
+        raise AssertionError("an image was opened")
 
     for name in ("read_image", "read_mask"):
         monkeypatch.setattr(reading, name, refuse)
     assert again(table, kept) == kept
     assert (kept.stat().st_mtime_ns, kept.stat().st_ino) == (began.st_mtime_ns, began.st_ino)
     Images.of(table, SIZE, kept).read(7)
-    with pytest.raises(AssertionError, match="a photograph was opened"):
+    with pytest.raises(AssertionError, match="an image was opened"):
         Images.of(table, SIZE).read(7)
 
 
@@ -136,13 +136,13 @@ def test_damage_that_comes_later_is_met_by_decoding(
     table: pd.DataFrame, kept: Path, what: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = pixels(Images.of(table, SIZE))
-    photographs = Images.of(table, SIZE, kept)
+    images = Images.of(table, SIZE, kept)
     if what == "flipped":
-        assert photographs.read(7)
+        assert images.read(7)
         _flip(BEGIN + 7 * cache_file.record(SIZE).itemsize + 100)(kept)
     else:
         kept.unlink()
-    assert pixels(photographs) == expected
+    assert pixels(images) == expected
     assert len([record for record in caplog.records if "decoded instead" in record.message]) == 1
     assert not kept.exists()
     assert pixels(Images.of(table, SIZE, again(table, kept))) == expected
@@ -219,7 +219,7 @@ def test_mask_classes_have_caches_of_their_own_side_by_side(table: pd.DataFrame,
     assert pixels(read) != pixels(Images.of(table, SIZE, kept))
 
 
-def test_unreadable_photographs_are_listed_and_leave_nothing(table: pd.DataFrame, tmp_path: Path) -> None:
+def test_unreadable_images_are_listed_and_leave_nothing(table: pd.DataFrame, tmp_path: Path) -> None:
     for row in (3, 8):
         Path(table["image"][row]).unlink()
     Path(table["image"][3]).symlink_to("nowhere")
@@ -259,7 +259,7 @@ def test_a_folder_that_cannot_be_written_means_no_cache(
 
 
 def _get(table: pd.DataFrame, folder: Path, barrier: object, decoded: object, pause: float) -> None:
-    """In a process of its own: build, slowly, and count the photographs decoded."""
+    """In a process of its own: build, slowly, and count the images decoded."""
     read = reading.read_image
 
     def slow(*args: object, **options: object) -> np.ndarray:
@@ -302,13 +302,13 @@ def test_what_a_killed_build_left_is_swept_and_a_living_one_is_let_be(
     (left,) = folder.glob(".*.tmp")
     cache_file.sweep(folder)
     assert left.exists()  # its process lives
-    process.kill()  # long before the last photograph
+    process.kill()  # long before the last image
     process.join()
     assert left.exists() and not list(folder.glob("*.npy"))
     cache_file.sweep(folder)
     assert not left.exists()
 
-    left.write_bytes(b"half")  # the same photographs: taken over
+    left.write_bytes(b"half")  # the same images: taken over
     (folder / ".other.tmp").write_bytes(b"half")  # others: swept
     path = cache.get(table, SIZE, folder)
     assert path is not None and [file for file in folder.iterdir() if file.suffix != ".json"] == [path]

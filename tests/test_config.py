@@ -90,7 +90,7 @@ def test_every_choice_passes(option: str) -> None:
 
 
 @pytest.mark.parametrize("study", STUDIES)
-def test_every_job_of_a_study_passes_on_the_synthetic_photographs(study: str) -> None:
+def test_every_job_of_a_study_passes_on_the_synthetic_images(study: str) -> None:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = hydra_compose("config", [f"study={study}"], return_hydra_config=True)
@@ -742,7 +742,7 @@ def test_their_like_that_do_are_not(words: list[str]) -> None:
 )
 def test_runs_of_as_many_steps_are_not_stopped_early_by_a_score(study: str) -> None:
     stopping = compose([f"study={study}"]).callbacks.early_stopping
-    # leak_gap trains each of its runs until it knows its photographs by heart.
+    # leak_gap trains each of its runs until it knows its images by heart.
     assert stopping is None or (study == "leak_gap" and stopping.monitor == "train/cls/accuracy")
 
 

@@ -79,7 +79,7 @@ def test_what_cannot_be_read_or_kept_stops_nobody(files: list[str], tmp_path: Pa
 def test_an_older_data_hash_is_told_by_sizes_and_said_to_be(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_dataverse(tmp_path / "data")
     table = sources.read(tmp_path / "data")
-    # Made by the version before this one, of the same photographs.
+    # Made by the version before this one, of the same images.
     sizes = [[os.path.getsize(path) for path in table[name]] for name in ("image", "mask")]
     rows = zip(table["image_id"], table["lesion_id"], map(str, table["dx"]), *sizes, strict=True)
     old = cache._digest([list(row) for row in rows])

@@ -421,8 +421,8 @@ def test_real_images_come_as_batches() -> None:
 
 def test_split_by_photograph_leaks_and_is_stamped(root: Path) -> None:
     with pytest.raises(ConfigError, match="data.split_by: images of one lesion would train and test"):
-        make(root, split_by="photograph")
-    data = make(root, split_by="photograph", allow_leak=True)
+        make(root, split_by="image")
+    data = make(root, split_by="image", allow_leak=True)
     lesions = {stage: set(data.table["lesion_id"].iloc[data.rows(stage)]) for stage in ("train", "test")}
     assert data.leaky and lesions["train"] & lesions["test"]
     honest = make(root, allow_leak=True)
@@ -746,8 +746,8 @@ def test_class_aware_counts_joined_lesions_as_one(root: Path) -> None:
 
 
 def test_why_scores_leak_is_said(root: Path, caplog: pytest.LogCaptureFixture) -> None:
-    make(root, split_by="photograph", allow_leak=True)
-    assert "LEAKY: images of one lesion may train and test (data.split_by=photograph puts them there)" in caplog.text
+    make(root, split_by="image", allow_leak=True)
+    assert "LEAKY: images of one lesion may train and test (data.split_by=image puts them there)" in caplog.text
     assert "no lesion ids" not in caplog.text
 
 

@@ -1,4 +1,4 @@
-"""Two processes train as one would: the same gradients, every photograph once, one folder, the same bits again."""
+"""Two processes train as one would: the same gradients, every image once, one folder, the same bits again."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from skinmtl.types import Batch, Logits, Sample
 
 ROOT = Path(__file__).parents[1]
 COUNTS = [50, 9, 3]
-LABELS = {  # which of the eight photographs have a mask and which a diagnosis; the first four are the first process's
+LABELS = {  # which of the eight images have a mask and which a diagnosis; the first four are the first process's
     "all": ([1, 1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1, 1]),
     "4 and 1": ([1, 1, 1, 1, 0, 0, 1, 0], [1, 1, 1, 1, 0, 1, 0, 0]),
     "masks only and diagnoses only": ([1, 1, 1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1, 1, 1]),
@@ -78,7 +78,7 @@ class Tiny(nn.Module):
 
 
 class Drawn(Dataset[Sample]):
-    """Photographs of noise; remembers who was asked for."""
+    """Images of noise; remembers who was asked for."""
 
     def __init__(self) -> None:
         rng = np.random.default_rng(0)
@@ -182,7 +182,7 @@ def test_gradients_of_unequal_labels_are_those_of_one_process(two: list[Mapping[
 
 
 @pytest.mark.parametrize("n", range(1, 18))
-def test_validation_counts_every_photograph_once_whoever_has_it(two: list[Mapping[str, Any]], n: int) -> None:
+def test_validation_counts_every_image_once_whoever_has_it(two: list[Mapping[str, Any]], n: int) -> None:
     drawn = Drawn()
     batch = collate([drawn[(0, row, row)] for row in range(n)])
     assert isinstance(batch, dict)
@@ -307,7 +307,7 @@ def drawn_alone(run: Run, epoch: int) -> tuple[list[int], pd.Series[str]]:
     return rows[data.sampler.order(*data._labels(rows), cfg.seed, epoch)].tolist(), data.table["image_id"]
 
 
-def test_the_photographs_of_a_step_are_those_that_one_process_would_draw(sweep: Path) -> None:
+def test_the_images_of_a_step_are_those_that_one_process_would_draw(sweep: Path) -> None:
     run = Run(sweep / "0")
     first, second = (found["rows"] for found in recorded(run.path))
     for epoch in range(2):

@@ -65,7 +65,7 @@ def reach(decoder: nn.Module, features: list[Tensor]) -> list[Tensor | None]:
     return list(torch.autograd.grad(corner, features, allow_unused=True))
 
 
-def test_through_the_pyramid_a_pixel_sees_the_whole_photograph() -> None:
+def test_through_the_pyramid_a_pixel_sees_the_whole_image() -> None:
     channels = [3, 8, 8]
     features = features_of(channels, 64)  # the coarsest 16 x 16
     near, far = (reach(make, features)[-1] for make in (DECODERS["unet"].make(channels, False), AtrousUnet(channels)))
@@ -74,7 +74,7 @@ def test_through_the_pyramid_a_pixel_sees_the_whole_photograph() -> None:
     assert far[..., -1, -1].abs().max() > 0
 
 
-def test_the_pyramid_trains_on_a_batch_of_one_photograph() -> None:
+def test_the_pyramid_trains_on_a_batch_of_one_image() -> None:
     image = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
     own(0, "resnet_unet_deeplab", "resnet18")(image)["seg"].mean().backward()
     with pytest.raises(ValueError, match="more than 1 value per channel"):  # the control: smp's pyramid as it is

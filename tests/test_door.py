@@ -33,7 +33,7 @@ def run(given, folder, command):
     seed = given["seed"]
     print("world size", os.environ.get("WORLD_SIZE"), "full error", os.environ.get("HYDRA_FULL_ERROR"))
     if seed == 2:
-        raise InputError("ISIC_0000002.jpg", "half a photograph", "fetch it again")
+        raise InputError("ISIC_0000002.jpg", "half an image", "fetch it again")
     if seed == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     if seed == 4:
@@ -223,9 +223,9 @@ def test_names_are_refused_all_at_once_before_torch_is_imported(
     ("error", "code", "said"),
     [
         (
-            InputError("a.jpg", "half a photograph", "fetch it again"),
+            InputError("a.jpg", "half an image", "fetch it again"),
             2,
-            "a.jpg: half a photograph; fix: fetch it again",
+            "a.jpg: half an image; fix: fetch it again",
         ),
         (ModuleNotFoundError("No module named 'x'", name="x"), 2, "environment: x is not installed"),
         (Diverged("loss", "not a number", "lower the rate"), 3, "loss: not a number"),
@@ -264,7 +264,7 @@ def test_every_kind_of_error_has_its_exit_code(
 
 def test_a_traceback_is_shown_on_demand(call: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch) -> None:
     def run(**nodes: object) -> float:
-        raise InputError("a.jpg", "half a photograph", "fetch it again")
+        raise InputError("a.jpg", "half an image", "fetch it again")
 
     monkeypatch.setenv("SKINMTL_DEBUG", "1")
     code, err = call([], run)
@@ -305,7 +305,7 @@ def test_a_failing_job_stops_no_other_and_all_are_listed(tmp_path: Path) -> None
         ("failed", "2", ""),
         ("finished", "0", "0.0"),
     ]
-    assert "half a photograph; fix: fetch it again" in done.stderr
+    assert "half an image; fix: fetch it again" in done.stderr
     assert "job 0  score 0.1000 after" in done.stderr
     table = done.stderr.partition("overrides")[2]
     assert all(f"seed={seed}" in table for seed in (0, 1, 2)), "a table of all jobs at the end"

@@ -146,7 +146,7 @@ def test_a_certificate_of_a_torn_split_says_so(table: pd.DataFrame) -> None:
     assert fold["lesions_on_two_sides"] > 500
     here = fold["test_images_with_a_sibling_in_training"]["here"]
     dealt = fold["test_images_with_a_sibling_in_training"]["split_by_image"]
-    assert here == pytest.approx(dealt["mean"], rel=0.1)  # dealt out singly, as that split was
+    assert here == pytest.approx(dealt["mean"], rel=0.1)  # shuffled singly, as that split was
 
 
 def test_a_certificate_counts_further_images_as_training(table: pd.DataFrame) -> None:

@@ -80,7 +80,7 @@ def test_batch_norm_takes_the_place_of_a_bias() -> None:
     assert sum(p.numel() for p in without.parameters()) == weights + channels
 
 
-def test_a_photograph_that_is_pooled_to_nothing_is_refused() -> None:
+def test_a_image_that_is_pooled_to_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"data\.size: \[8, 8\] does not suit encoder ConvPool"):
         net(ConvPool(4), size=(8, 8))
 

@@ -55,7 +55,7 @@ def test_the_top_level_is_the_house_and_nothing_else() -> None:
     assert misplaced([name for name in names if name != "LICENSE"]) == {"LICENSE"}
 
 
-def test_no_photographs_weights_or_large_files_are_kept(tmp_path: Path) -> None:
+def test_no_images_weights_or_large_files_are_kept(tmp_path: Path) -> None:
     recorded = [name for name in tracked() if name.startswith("tests/recorded/")]  # of synthetic images, by older code
     assert sum((ROOT / name).stat().st_size for name in recorded) < 300_000
     assert heavy([name for name in tracked() if name not in recorded], ROOT) == []

@@ -20,7 +20,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from scipy.optimize import minimize_scalar, nnls
 from torch import Tensor, nn
 from training import forking, train
-from twoheads import CLASSES, TwoHeads, cut, fit, module, parameters, photographs
+from twoheads import CLASSES, TwoHeads, cut, fit, images, module, parameters
 
 from skinmtl.balancing.gradients import MGDA, CAGrad, Gradients, GradNorm, PCGrad, Sum, TaskGradients, UPGrad, cosine
 from skinmtl.balancing.weighting import Fixed, Geometric, Uncertainty
@@ -199,10 +199,10 @@ def test_each_head_is_passed_once_and_the_encoder_once_a_task() -> None:
 
         return hook
 
-    # The first convolution asks for no gradient of the photograph, and of its last stage a hook sees every pass.
+    # The first convolution asks for no gradient of the image, and of its last stage a hook sees every pass.
     for name, part in (("encoder", network.encoder[3]), *((n, getattr(network, n)) for n in list(passes)[1:])):
         part.register_full_backward_hook(count(name))
-    batch = photographs(4)
+    batch = images(4)
     terms = terms_of(network, batch)
     apart = TaskGradients(network.encoder)
     apart.backward(sum(terms.values()), list(terms.values()), torch.ones(2), torch.ones(2))
@@ -266,7 +266,7 @@ METHODS = ("apart", "pcgrad", "cagrad", "mgda", "upgrad", "gradnorm")
 
 @pytest.mark.parametrize("name", METHODS)
 def test_training_is_that_of_a_plain_loop(name: str) -> None:
-    batches = [photographs(6, seed, masks=(1, 1, 0), diagnoses=(1, 0)) for seed in range(4)]
+    batches = [images(6, seed, masks=(1, 1, 0), diagnoses=(1, 0)) for seed in range(4)]
     one = module(Fixed(seg=1.5), make(name))
     fit(one, batches)
     torch.testing.assert_close(parameters(one.network), plain_loop(name, batches, (1.5, 1.0)), rtol=1e-4, atol=1e-5)
@@ -275,7 +275,7 @@ def test_training_is_that_of_a_plain_loop(name: str) -> None:
 
 
 def test_the_sum_taken_apart_is_the_sum_whatever_the_weighting() -> None:
-    batches = [photographs(6, seed) for seed in range(3)]
+    batches = [images(6, seed) for seed in range(3)]
     for weighting in (Fixed, partial(Uncertainty, tasks=TASKS), partial(Geometric, tasks=TASKS)):
         whole, apart = module(weighting(), Sum()), module(weighting(), Apart())
         fit(whole, batches)
@@ -285,7 +285,7 @@ def test_the_sum_taken_apart_is_the_sum_whatever_the_weighting() -> None:
 
 @pytest.mark.parametrize("name", ["sum", "pcgrad", "gradnorm"])
 def test_with_one_task_every_method_is_plain_training(name: str) -> None:
-    batches = [photographs(6, seed) for seed in range(2)]
+    batches = [images(6, seed) for seed in range(2)]
     plain, one = module(tasks=["cls"]), module(tasks=["cls"], gradients=make(name, every=1))
     fit(plain, batches)
     fit(one, batches)
@@ -297,7 +297,7 @@ def test_a_frozen_encoder_leaves_the_heads_to_train() -> None:
     frozen = module(gradients=PCGrad(cosine_every=1))
     frozen.network.encoder.requires_grad_(False)  # type: ignore[union-attr]
     before = {name: p.clone() for name, p in frozen.network.named_parameters()}
-    fit(frozen, [photographs(6)])
+    fit(frozen, [images(6)])
     assert {n for n, p in frozen.network.named_parameters() if not torch.equal(p, before[n])} == {
         n for n in before if "head" in n
     }
@@ -305,7 +305,7 @@ def test_a_frozen_encoder_leaves_the_heads_to_train() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_two_batches_of_one_step_are_one_batch_of_both(name: str) -> None:
-    whole = [photographs(8, seed) for seed in range(3)]
+    whole = [images(8, seed) for seed in range(3)]
     halves = [cut(batch, *half) for batch in whole for half in ((0, 4), (4, 8))]
     one, two, wrong = (module(gradients=make(name)) for _ in range(3))
     fit(one, whole)
@@ -331,7 +331,7 @@ class Scaled(MixedPrecision):
 @pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler.step..:UserWarning")  # the first step is left out
 @pytest.mark.parametrize(("name", "fused"), [*((name, False) for name in METHODS), ("pcgrad", True)])
 def test_float16s_scale_is_taken_back_and_an_overflow_is_no_step(name: str, fused: bool) -> None:
-    batches = [photographs(6, seed) for seed in range(2)]
+    batches = [images(6, seed) for seed in range(2)]
     optimizer = partial(torch.optim.SGD, lr=0.1, fused=fused)
     plain, scaled = (module(gradients=make(name), optimizer=optimizer) for _ in range(2))
     over = module(Fixed(seg=1e6), make(name), optimizer=optimizer)
@@ -358,7 +358,7 @@ class Dtypes(pl.Callback):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_under_bf16_autocast_gradients_are_float32_and_near(name: str) -> None:
-    batches = [photographs(6, seed) for seed in range(2)]
+    batches = [images(6, seed) for seed in range(2)]
     plain, mixed, dtypes = module(gradients=make(name)), module(gradients=make(name)), Dtypes()
     start = parameters(plain)
     fit(plain, batches)
@@ -379,7 +379,7 @@ def logged(path: Path) -> pd.Series:
 @pytest.mark.parametrize("name", ["sum", "pcgrad"])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_looking_at_the_cosine_changes_no_bit(name: str, accumulate: int, tmp_path: Path) -> None:
-    batches = [photographs(6, seed) for seed in range(6)]
+    batches = [images(6, seed) for seed in range(6)]
     blind, seeing = module(gradients=make(name)), module(gradients=make(name, every=2))
     options = {"accumulate_grad_batches": accumulate, "log_every_n_steps": 5}
     fit(blind, batches, 2, tmp_path / "blind.csv", **options)
@@ -392,7 +392,7 @@ def test_looking_at_the_cosine_changes_no_bit(name: str, accumulate: int, tmp_pa
 
 
 def test_the_cosine_is_that_of_the_tasks_gradients_whatever_the_method(tmp_path: Path) -> None:
-    batch = photographs(8)
+    batch = images(8)
     network = TwoHeads()
     terms = terms_of(network, batch)
     rows = [
@@ -447,7 +447,7 @@ TOGETHER = {
 
 
 def steps() -> list[Batch]:
-    return [photographs(8, seed, **LABELS) for seed in range(3)]
+    return [images(8, seed, **LABELS) for seed in range(3)]
 
 
 def half(name: str, folder: Path, rank: int, accumulate: int = 1) -> Tensor:
@@ -667,7 +667,7 @@ def test_three_tasks_are_trained_as_the_method_says(name: str, tmp_path: Path) -
     method = GradNorm(cosine_every=1, tasks=THREE) if name == "gradnorm" else make(name, every=1)
     if name == "apart":
         method.of_many = True  # type: ignore[misc]
-    one, batch = three(method), photographs(6)
+    one, batch = three(method), images(6)
     batch["site"] = torch.randint(0, 3, (6,), generator=torch.Generator().manual_seed(1))
     encoder = list(one.network.encoder.parameters())  # type: ignore[union-attr,arg-type]
     before, logits = torch.cat([p.detach().flatten() for p in encoder]), one.network(batch["image"])

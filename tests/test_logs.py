@@ -51,13 +51,13 @@ def test_what_is_said_is_heard_once(capsys: pytest.CaptureFixture[str], caplog: 
     try:
         for _ in range(2):  # a second run in the same notebook
             with spoken(), spoken():
-                room.info("89 photographs")
-        assert capsys.readouterr().err.splitlines() == ["89 photographs"] * 2
+                room.info("89 images")
+        assert capsys.readouterr().err.splitlines() == ["89 images"] * 2
         room.info("after the run")
         assert capsys.readouterr().err == ""
         root.addHandler(logging.StreamHandler(sys.stderr))  # a notebook that has its own
         with spoken():
-            room.info("89 photographs")
-        assert capsys.readouterr().err == "89 photographs\n"
+            room.info("89 images")
+        assert capsys.readouterr().err == "89 images\n"
     finally:
         root.handlers = handlers

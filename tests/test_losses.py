@@ -76,7 +76,7 @@ NAMES = [*FILES, *(f"{name} sqrt" for name in WEIGHTED)]
 
 @dataclass(frozen=True)
 class Case:
-    """A loss and how many logits a pixel or a photograph has."""
+    """A loss and how many logits a pixel or an image has."""
 
     name: str
     channels: int
@@ -245,12 +245,12 @@ of_diagnoses = pytest.mark.parametrize("name", [name for name in NAMES if name.s
 
 @of_diagnoses
 @pytest.mark.parametrize("dx", [[3, 0], [3, -1], [3, 3]])
-def test_a_diagnosis_without_training_photographs_gives_the_loss_of_a_rare_one(name: str, dx: list[int]) -> None:
+def test_a_diagnosis_without_training_images_gives_the_loss_of_a_rare_one(name: str, dx: list[int]) -> None:
     logits = torch.randn(2, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
     value = loss_of(name)(logits, batch([False] * 2, dx))
     value.backward()
     assert logits.grad is not None and torch.isfinite(logits.grad).all()
-    # The third has the fewest photographs of those that have any: with its logits, and labels, exchanged, the same.
+    # The third has the fewest images of those that have any: with its logits, and labels, exchanged, the same.
     rarest = loss_of(name)(logits[:, [0, 1, 3, 2]], batch([False] * 2, [2 if one == 3 else one for one in dx]))
     assert value.item() == pytest.approx(rarest.item(), rel=1e-6) and 0.01 < value.item() < 10
     right = loss_of(name)(10 * nn.functional.one_hot(torch.tensor(dx).clamp(min=0), 4).float(), batch([False] * 2, dx))
@@ -260,7 +260,7 @@ def test_a_diagnosis_without_training_photographs_gives_the_loss_of_a_rare_one(n
 @of_diagnoses
 @pytest.mark.parametrize("counts", [[0, 0, 0], []])
 def test_no_diagnosis_in_training_is_an_answer(name: str, counts: list[int]) -> None:
-    with pytest.raises(InputError, match="class_counts: no training photograph has a diagnosis; fix: give diagnoses"):
+    with pytest.raises(InputError, match="class_counts: no training image has a diagnosis; fix: give diagnoses"):
         build(OmegaConf.load(FILES[name.split()[0]]), class_counts=counts)
 
 
@@ -591,7 +591,7 @@ def _dice_bce(logits: Tensor, mask: Tensor) -> float:
 @pytest.mark.parametrize(("weights", "power"), [("none", 0), ("sqrt", -0.5), ("balanced", -1)])
 def test_class_weights_follow_the_counts(weights: str, power: float) -> None:
     weight = CrossEntropy(class_counts=COUNTS, class_weights=weights).weight.numpy()  # type: ignore[arg-type]
-    assert weight[3] == weight.max(), "without training photographs as the rarest that has some"
+    assert weight[3] == weight.max(), "without training images as the rarest that has some"
     np.testing.assert_allclose(weight[:3] / weight[0], (np.array(COUNTS[:3]) / COUNTS[0]) ** power, rtol=1e-6)
     assert (weight * COUNTS).sum() / sum(COUNTS) == pytest.approx(1)
 

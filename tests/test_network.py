@@ -1,4 +1,4 @@
-"""One constructor over all architectures: only the parts that are trained, logits where the photograph is."""
+"""One constructor over all architectures: only the parts that are trained, logits where the image is."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_network_has_the_parts_of_its_tasks_and_no_more() -> None:
 
 @pytest.mark.parametrize("arch", DECODERS)
 @pytest.mark.parametrize("encoder", ["resnet18", "tu-tf_efficientnet_lite0"])
-def test_logits_lie_where_the_photograph_lies(arch: str, encoder: str) -> None:
+def test_logits_lie_where_the_image_lies(arch: str, encoder: str) -> None:
     network = net(arch, encoder).eval()
     logits = network(torch.zeros(2, 3, 64, 96, dtype=torch.uint8))
     assert {task: tuple(values.shape) for task, values in logits.items()} == {"seg": (2, 1, 64, 96), "cls": (2, 7)}
@@ -75,7 +75,7 @@ def test_heads_are_sized_from_the_data() -> None:
     assert logits["cls"].shape[1] == 2
 
 
-def test_a_unet_takes_the_photographs_own_size_and_deeplab_says_which_fits() -> None:
+def test_a_unet_takes_the_images_own_size_and_deeplab_says_which_fits() -> None:
     logits = net(size=(45, 60)).eval()(torch.zeros(1, 3, 45, 60, dtype=torch.uint8))
     assert logits["seg"].shape == (1, 1, 45, 60)
     with pytest.raises(ConfigError, match=r"data\.size.*\[48, 64\] or \[32, 48\]"):
@@ -137,7 +137,7 @@ def test_real_imagenet_weights_fit(real_data: Callable[[str], Path]) -> None:
     filled, empty = net(encoder="tu-tf_efficientnet_lite0", weights=str(file)), net(encoder="tu-tf_efficientnet_lite0")
     name = "model.conv_stem.weight"
     assert not torch.equal(filled.encoder.state_dict()[name], empty.encoder.state_dict()[name])
-    # Each weight of the encoder is the file's, and each head reads what they make of a photograph.
+    # Each weight of the encoder is the file's, and each head reads what they make of an image.
     published = torch.load(file, weights_only=True)
     theirs = {f"model.{key}": value for key, value in published.items()}
     shared = filled.encoder.state_dict().keys() & theirs.keys()
@@ -263,7 +263,7 @@ class Plain(torch.nn.Module):
 @pytest.mark.parametrize(
     ("spoilt", "says"),
     [
-        ("bytes", r"does not take \(2, 3, 64, 96\) uint8 photographs.*scale them itself"),
+        ("bytes", r"does not take \(2, 3, 64, 96\) uint8 images.*scale them itself"),
         ("dict", "gives a tuple, no dict of logits by task"),
         ("cls", r"gives no logits\['cls'\]"),
         ("shape", r"float32 of shape \(2, 1, 64, 48\).*give float32 logits of shape \(2, 1, 64, 96\)"),

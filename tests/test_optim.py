@@ -76,7 +76,7 @@ def test_where_all_learn_at_the_whole_rate_the_optimiser_is_as_it_comes() -> Non
     assert with_rates(make, {}) is make
 
 
-def test_the_encoders_rate_decays_towards_the_photograph() -> None:
+def test_the_encoders_rate_decays_towards_the_image() -> None:
     kinds = {"outputs": outputs(dx_classes=3), "size": (16, 16)}
 
     def shares(**rates: float) -> list[float]:

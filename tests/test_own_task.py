@@ -114,7 +114,7 @@ def right(read):
 
 
 class QuestionsScoring(Scoring):
-    short = "share right"
+    short = "accuracy"
     metrics = {"mean_share_right": Metric("Questions answered right", right, headline=3)}
 
     def __init__(self, name: str, columns: list[str], title: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""New photographs through a trained run: from Python and from the command line."""
+"""New images through a trained run: from Python and from the command line."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def run(synthetic_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture
-def photograph(tmp_path: Path) -> Path:
+def image(tmp_path: Path) -> Path:
     pixels = np.random.default_rng(0).integers(0, 256, (75, 101, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "new.png")
     return tmp_path / "new.png"
 
 
-def test_three_lines_of_python_give_mask_and_probabilities(run: Run, photograph: Path) -> None:
-    prediction = skinmtl.load_run(run.path).predict(photograph)
+def test_three_lines_of_python_give_mask_and_probabilities(run: Run, image: Path) -> None:
+    prediction = skinmtl.load_run(run.path).predict(image)
     assert prediction.mask is not None and prediction.probabilities is not None
     assert prediction.mask.shape == (75, 101)
     assert prediction.mask.dtype == np.uint8 and set(np.unique(prediction.mask)) <= {0, 1}
@@ -44,13 +44,13 @@ def test_three_lines_of_python_give_mask_and_probabilities(run: Run, photograph:
     assert prediction.dx == max(prediction.probabilities, key=lambda name: prediction.probabilities[name])
 
 
-def test_probabilities_are_resized_and_then_thresholded(run: Run, photograph: Path) -> None:
-    prediction = skinmtl.load_run(run.path).predict(photograph)
+def test_probabilities_are_resized_and_then_thresholded(run: Run, image: Path) -> None:
+    prediction = skinmtl.load_run(run.path).predict(image)
     assert prediction.mask_probability is not None
     np.testing.assert_array_equal(prediction.mask, prediction.mask_probability > 0.5)
 
 
-def test_a_photograph_is_predicted_alike_alone_and_in_a_batch(run: Run) -> None:
+def test_a_image_is_predicted_alike_alone_and_in_a_batch(run: Run) -> None:
     images = [np.random.default_rng(i).integers(0, 256, (40 + i, 60, 3), dtype=np.uint8) for i in range(5)]
     predictor = skinmtl.load_run(run.path)
     for alone, together in zip(map(predictor.predict, images), predictor.predict_each(images, 5), strict=True):
@@ -80,7 +80,7 @@ def test_a_run_says_whether_it_is_predicted_with_flips(synthetic_root: Path, tmp
     one, mirrored = predictor.predict(image), predictor.predict(image[:, ::-1])
     assert one.probabilities == pytest.approx(mirrored.probabilities, abs=1e-5)
     assert run.info()["test_time_flips"] is True
-    assert "the mean over four mirror images" in (run.path / "report.html").read_text()
+    assert "test-time augmentation, the mean over four mirror images" in (run.path / "report.html").read_text()
 
 
 def test_evaluation_predicts_what_prediction_predicts(run: Run, synthetic_root: Path) -> None:
@@ -94,13 +94,13 @@ def test_evaluation_predicts_what_prediction_predicts(run: Run, synthetic_root: 
 
 
 def test_a_run_that_still_trains_predicts_with_its_best_weights_so_far_and_says_so(
-    run: Run, photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Run, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = Run(shutil.copytree(run.path, tmp_path / "copy"))
     for status, said in (("running", True), ("finished", False)):
         copy.update({"status": status})
         with copy.held():
-            assert commands.main(["predict", str(copy.path), str(photograph), "--out", str(tmp_path / status)]) == 0
+            assert commands.main(["predict", str(copy.path), str(image), "--out", str(tmp_path / status)]) == 0
         assert ("not finished (running)" in capsys.readouterr().err) is said
 
 
@@ -213,7 +213,7 @@ OPAQUE = np.dstack([COLOUR, np.full((48, 64), 255, np.uint8)])
         (COLOUR[:, ::-1], COLOUR[:, ::-1]),
     ],
 )
-def test_one_photograph_is_the_same_bytes_however_it_is_handed_in(image: object, bytes_of_it: np.ndarray) -> None:
+def test_one_image_is_the_same_bytes_however_it_is_handed_in(image: object, bytes_of_it: np.ndarray) -> None:
     np.testing.assert_array_equal(as_bytes(image), bytes_of_it)
 
 
@@ -244,14 +244,14 @@ NAN = np.where(np.arange(48 * 64 * 3).reshape(48, 64, 3) == 7, np.nan, 0.5)
         (None, "NoneType"),
     ],
 )
-def test_an_array_that_is_no_photograph_is_refused(run: Run, image: object, says: str) -> None:
+def test_an_array_that_is_no_image_is_refused(run: Run, image: object, says: str) -> None:
     with pytest.raises(InputError, match=says):
         skinmtl.load_run(run.path).predict(image)
 
 
-def test_a_batch_is_a_list_of_predictions(run: Run, photograph: Path) -> None:
+def test_a_batch_is_a_list_of_predictions(run: Run, image: Path) -> None:
     predictor = skinmtl.load_run(run.path)
-    for batch in ([COLOUR, photograph, GREY / 255], (str(photograph),), np.stack([COLOUR, COLOUR])):
+    for batch in ([COLOUR, image, GREY / 255], (str(image),), np.stack([COLOUR, COLOUR])):
         together = predictor.predict(batch)
         assert len(together) == len(batch)
         for one, image in zip(together, batch, strict=True):
@@ -261,7 +261,7 @@ def test_a_batch_is_a_list_of_predictions(run: Run, photograph: Path) -> None:
         predictor.predict(torch.zeros(2, 3, 48, 64, dtype=torch.uint8))
 
 
-def test_photographs_are_read_a_batch_ahead_and_answered_one_by_one(run: Run) -> None:
+def test_images_are_read_a_batch_ahead_and_answered_one_by_one(run: Run) -> None:
     read: list[int] = []
 
     def reading() -> Iterator[np.ndarray]:

@@ -31,7 +31,7 @@ def run(synthetic_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture
-def photograph(tmp_path: Path) -> Path:
+def image(tmp_path: Path) -> Path:
     return draw(tmp_path / "new.png")
 
 
@@ -62,8 +62,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def test_predict_writes_masks_overlays_and_a_table(run: Run, photograph: Path, tmp_path: Path) -> None:
-    assert commands.main(["predict", str(run.path), str(photograph), "--out", str(tmp_path / "out")]) == 0
+def test_predict_writes_masks_overlays_and_a_table(run: Run, image: Path, tmp_path: Path) -> None:
+    assert commands.main(["predict", str(run.path), str(image), "--out", str(tmp_path / "out")]) == 0
     with Image.open(tmp_path / "out" / "masks" / "new.png") as file:
         mask = np.array(file)
     assert mask.shape == (75, 101) and set(np.unique(mask)) <= {0, 255}
@@ -74,22 +74,20 @@ def test_predict_writes_masks_overlays_and_a_table(run: Run, photograph: Path, t
     assert "not a medical device" in (tmp_path / "out" / "README.txt").read_text()
 
 
-def test_a_folder_with_a_broken_photograph_is_predicted_but_for_that(
-    run: Run, photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_folder_with_a_broken_image_is_predicted_but_for_that(
+    run: Run, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (photograph.parent / "broken.jpg").write_bytes(b"<html>not an image</html>")
-    assert commands.main(["predict", str(run.path), str(photograph.parent), "--out", str(tmp_path / "out")]) == 2
+    (image.parent / "broken.jpg").write_bytes(b"<html>not an image</html>")
+    assert commands.main(["predict", str(run.path), str(image.parent), "--out", str(tmp_path / "out")]) == 2
     assert list(pd.read_csv(tmp_path / "out" / "errors.csv")["file"]) == ["broken.jpg"]
     assert list(pd.read_csv(tmp_path / "out" / "predictions.csv")["file"]) == ["new.png"]
     assert "errors.csv" in capsys.readouterr().err
 
 
-def test_two_photographs_of_one_name_are_refused_before_anything_is_written(
-    run: Run, photograph: Path, tmp_path: Path
-) -> None:
+def test_two_images_of_one_name_are_refused_before_anything_is_written(run: Run, image: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
-    shutil.copy(photograph, tmp_path / "other" / "new.png")
-    both = [str(photograph), str(tmp_path / "other" / "new.png")]
+    shutil.copy(image, tmp_path / "other" / "new.png")
+    both = [str(image), str(tmp_path / "other" / "new.png")]
     assert commands.main(["predict", str(run.path), *both, "--out", str(tmp_path / "out")]) == 2
     assert not (tmp_path / "out").exists()
 
@@ -97,7 +95,7 @@ def test_two_photographs_of_one_name_are_refused_before_anything_is_written(
 def test_every_file_of_a_folder_is_predicted_or_named(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "photographs"
+    folder = tmp_path / "images"
     for name, kind in (("a.jpg", "jpeg"), ("b.jfif", "jpeg"), ("c.JPE", "jpeg"), ("plain", "png"), ("bitmap", "bmp")):
         draw(folder / name, kind=kind)
     draw(folder / "sub" / "e.jpg", kind="jpeg")
@@ -133,7 +131,7 @@ def test_every_file_of_a_folder_is_predicted_or_named(
     accounts(tmp_path / "out")
 
 
-def test_a_folder_without_a_photograph_says_what_it_holds(
+def test_a_folder_without_a_image_says_what_it_holds(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "letters").mkdir()
@@ -148,19 +146,19 @@ def test_a_raw_picture_is_no_tiff_and_a_jpeg_called_heic_is_a_jpeg(tmp_path: Pat
     assert listing.unsupported_format(mislabelled) is None
 
 
-def test_a_photograph_given_twice_is_one(tmp_path: Path) -> None:
+def test_a_image_given_twice_is_one(tmp_path: Path) -> None:
     file = draw(tmp_path / "a.png")
     assert listing.list_images([file, tmp_path, file]).images == [file]
 
 
 @pytest.mark.parametrize("names", [("a.jpg", "a.png"), ("A.jpg", "a.jpg"), ("1/a.jpg", "2/a.jpg")])
-def test_photographs_whose_masks_would_have_one_name_are_refused(tmp_path: Path, names: tuple[str, str]) -> None:
+def test_images_whose_masks_would_have_one_name_are_refused(tmp_path: Path, names: tuple[str, str]) -> None:
     files = [draw(tmp_path / name) for name in names]
     with pytest.raises(InputError, match="one name but for their ending or folder"):
         listing.list_images(files)
 
 
-def test_listing_ten_thousand_photographs_takes_no_time_for_each_pair(tmp_path: Path) -> None:
+def test_listing_ten_thousand_images_takes_no_time_for_each_pair(tmp_path: Path) -> None:
     began = time.process_time()
     assert len(listing.list_images([tmp_path / f"{i}.jpg" for i in range(10_015)]).images) == 10_015
     assert time.process_time() - began < 1.5, "1.9 s went into comparing names alone when each was counted in a list"
@@ -183,16 +181,16 @@ def test_predictions_of_a_call_before_are_kept_or_replaced_and_never_mixed(
 
 
 def test_files_that_no_table_knows_are_never_replaced(
-    run: Run, photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Run, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     draw(tmp_path / "data" / "masks" / "of_mine.png")
     for words in ([], ["--replace"]):
-        assert predict(run, photograph, "--out", tmp_path / "data", *words) == 2
+        assert predict(run, image, "--out", tmp_path / "data", *words) == 2
     assert "masks/of_mine.png, which no predictions.csv there knows" in capsys.readouterr().err
-    assert predict(run, photograph, "--out", tmp_path / "out") == 0
+    assert predict(run, image, "--out", tmp_path / "out") == 0
     draw(tmp_path / "out" / "masks" / "of_mine.png")
     before = contents(tmp_path / "out")
-    assert predict(run, photograph, "--out", tmp_path / "out", "--replace") == 2
+    assert predict(run, image, "--out", tmp_path / "out", "--replace") == 2
     assert "masks/of_mine.png, which no predictions.csv there knows" in capsys.readouterr().err
     assert contents(tmp_path / "out") == before
 
@@ -212,7 +210,7 @@ def test_tables_without_a_row_can_be_read(run: Run, tmp_path: Path) -> None:
     assert pd.read_csv(tmp_path / "out" / "predictions.csv").columns[0] == "file"
 
 
-def test_photographs_of_mixed_sizes_are_predicted_in_bounded_batches_as_one_at_a_time(
+def test_images_of_mixed_sizes_are_predicted_in_bounded_batches_as_one_at_a_time(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = drawn(tmp_path / "in", 9)
@@ -267,15 +265,15 @@ def test_a_signal_stops_a_call_and_what_a_killed_one_left_is_cleared(
     accounts(out)
 
 
-def test_a_call_that_fails_leaves_nothing(run: Run, photograph: Path, tmp_path: Path) -> None:
+def test_a_call_that_fails_leaves_nothing(run: Run, image: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError):
-        prediction_folder.write_predictions(run.path, [photograph], tmp_path / "out", device="cuda:99")
+        prediction_folder.write_predictions(run.path, [image], tmp_path / "out", device="cuda:99")
     assert not (tmp_path / "out").exists()
 
 
-def test_two_calls_do_not_write_one_folder(run: Run, photograph: Path, tmp_path: Path) -> None:
+def test_two_calls_do_not_write_one_folder(run: Run, image: Path, tmp_path: Path) -> None:
     with prediction_folder._beside(tmp_path / "out"), pytest.raises(InputError, match="another call is writing there"):
-        prediction_folder.write_predictions(run.path, [photograph], tmp_path / "out", "cpu")
+        prediction_folder.write_predictions(run.path, [image], tmp_path / "out", "cpu")
 
 
 @pytest.mark.parametrize("name", ["n" * 251 + ".png", "a,b\n.png", "%s {}.png"])
@@ -286,15 +284,15 @@ def test_a_name_of_any_kind_is_a_row_and_a_mask(run: Run, tmp_path: Path, name: 
     accounts(tmp_path / "out")
 
 
-def test_licence_of_ham10000_is_told_of_its_photographs_alone(run: Run, photograph: Path, tmp_path: Path) -> None:
+def test_licence_of_ham10000_is_told_of_its_images_alone(run: Run, image: Path, tmp_path: Path) -> None:
     copy = Run(shutil.copytree(run.path, tmp_path / "copy"))
     for layout, told in (("csv", False), ("dataverse", True)):
         copy.update({"data": {"layout": layout}, "synthetic": False})
-        assert predict(copy, photograph, "--out", tmp_path / layout) == 0
+        assert predict(copy, image, "--out", tmp_path / layout) == 0
         assert ("CC BY-NC" in (tmp_path / layout / "README.txt").read_text()) is told
 
 
-def test_a_link_to_a_photograph_is_a_photograph_of_its_own_name(tmp_path: Path) -> None:
+def test_a_link_to_a_image_is_a_image_of_its_own_name(tmp_path: Path) -> None:
     first = draw(tmp_path / "in" / "a.png")
     (tmp_path / "in" / "b.png").symlink_to("a.png")
     os.link(first, tmp_path / "in" / "c.png")
@@ -305,13 +303,13 @@ def test_a_link_to_a_photograph_is_a_photograph_of_its_own_name(tmp_path: Path) 
 
 @pytest.mark.parametrize("replace", [False, True])
 def test_predictions_never_take_the_place_of_what_a_run_is_scored_by(
-    run: Run, photograph: Path, tmp_path: Path, replace: bool
+    run: Run, image: Path, tmp_path: Path, replace: bool
 ) -> None:
     before = run.predictions_file.read_bytes()
     with pytest.raises(InputError, match="is a run's folder"):
-        prediction_folder.write_predictions(run.path, [photograph], run.path, replace=replace)
+        prediction_folder.write_predictions(run.path, [image], run.path, replace=replace)
     assert run.predictions_file.read_bytes() == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "predictions.csv").write_text("image_id,dx\n1,nv\n")
     with pytest.raises(InputError, match="is not one of skinmtl predict" if replace else "holds predictions already"):
-        prediction_folder.write_predictions(run.path, [photograph], tmp_path / "mine", replace=replace)
+        prediction_folder.write_predictions(run.path, [image], tmp_path / "mine", replace=replace)

@@ -79,7 +79,7 @@ def test_a_blank_cell_is_missing_and_nothing_else_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("word", ["NA", "nan", "None", "NULL", "unknown", "#N/A", "-"])
 @pytest.mark.parametrize("column", ["lesion_id", "group"])
-def test_a_word_for_missing_is_no_lesion_of_several_photographs(tmp_path: Path, column: str, word: str) -> None:
+def test_a_word_for_missing_is_no_lesion_of_several_images(tmp_path: Path, column: str, word: str) -> None:
     written = table(images=30)
     written["group"] = written["lesion_id"]
     tables.check(written)
@@ -89,7 +89,7 @@ def test_a_word_for_missing_is_no_lesion_of_several_photographs(tmp_path: Path, 
         tables.check(predictions.read(tmp_path / "t.csv"))
 
 
-def test_a_photograph_may_be_called_as_a_word_for_missing(tmp_path: Path) -> None:
+def test_a_image_may_be_called_as_a_word_for_missing(tmp_path: Path) -> None:
     written = table(images=30)
     for column in ("image_id", "lesion_id"):
         written[column] = ["none", *written[column][1:]]
@@ -263,7 +263,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_a_hundred_thousand_photographs_are_scored_within_a_minute_and_two_gigabytes(tmp_path: Path) -> None:
+def test_a_hundred_thousand_images_are_scored_within_a_minute_and_two_gigabytes(tmp_path: Path) -> None:
     many = [table(seed, fold=seed, images=10_000).replace({"split": "val"}, "test") for seed in range(10)]
     pd.concat(many).to_csv(tmp_path / "t.csv", index=False)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -292,7 +292,7 @@ def test_lesions_that_a_table_parts_by_a_space_are_said(column: str) -> None:
     assert f"test: 2 names in {column} differ from another in letters or spaces alone" in said_of(parted)
 
 
-def test_a_photograph_that_stands_there_twice_in_two_spellings_is_said() -> None:
+def test_a_image_that_stands_there_twice_in_two_spellings_is_said() -> None:
     of = table(images=60)
     of.loc[59, "image_id"] = of.loc[58, "image_id"].upper() + " "
     assert "test: 2 names in image_id differ" in said_of(of)

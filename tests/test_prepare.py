@@ -54,7 +54,7 @@ def zipped(folder: Path, prefix: str = "") -> bytes:
 
 
 def published_files(root: Path) -> dict[str, bytes]:
-    """The files of the Dataverse: photographs loose in their zips, masks in a folder, clutter of a Mac."""
+    """The files of the Dataverse: images loose in their zips, masks in a folder, clutter of a Mac."""
     parts = [f"HAM10000_images_part_{number}" for number in (1, 2)]
     files = {f"{part}.zip": zipped(root / part) for part in parts}
     files |= {"HAM10000_metadata.csv": (root / "HAM10000_metadata.csv").read_bytes()}
@@ -239,12 +239,12 @@ def test_metadata_that_is_wrong_is_said_by_its_own_name(root: Path, out: Path) -
     assert os.listdir(out.parent) == ["found"]
 
 
-@pytest.mark.parametrize("kind", ["nothing", "empty folder", "photographs alone", "text"])
+@pytest.mark.parametrize("kind", ["nothing", "empty folder", "images alone", "text"])
 def test_what_holds_no_ham10000_is_refused(tmp_path: Path, out: Path, root: Path, kind: str) -> None:
     there = tmp_path / "there"
     if kind == "empty folder":
         there.mkdir()
-    elif kind == "photographs alone":
+    elif kind == "images alone":
         there = root / "HAM10000_images_part_1"
     elif kind == "text":
         there.write_text("hello")
@@ -392,7 +392,7 @@ def test_a_broken_manifest_is_said(root: Path, out: Path, text: str) -> None:
     assert "not a manifest" in faults(lambda: verify.check(out))[0]
 
 
-def test_twenty_photographs_with_zeros_for_an_end_are_found_without_a_manifest(tmp_path: Path) -> None:
+def test_twenty_images_with_zeros_for_an_end_are_found_without_a_manifest(tmp_path: Path) -> None:
     write_dataverse(tmp_path, lesions=42)
     assert not verify.check(tmp_path).faults
     images = sorted(tmp_path.glob("HAM10000_images_part_*/*.jpg"))[:20]
@@ -435,7 +435,7 @@ def test_counts_are_explained(root: Path) -> None:
     assert any("no lesion ids" in note for note in verify.counted(table.assign(lesion_id=table["image_id"])))
 
 
-def test_photographs_that_are_the_same_bytes_are_named(root: Path, out: Path) -> None:
+def test_images_that_are_the_same_bytes_are_named(root: Path, out: Path) -> None:
     first, second = sorted(root.glob("HAM10000_images_part_1/*.jpg"))[:2]
     second.write_bytes(first.read_bytes())
     assert f"{first.stem} = {second.stem}: the same bytes, of 2 lesions" in command.bring([root], out).notes

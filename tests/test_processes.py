@@ -64,7 +64,7 @@ def test_threads_are_a_share_of_the_cores_unless_somebody_says_otherwise(monkeyp
 @pytest.mark.parametrize(
     ("kind", "error", "code", "said"),
     [
-        ("input", InputError, 2, "half a photograph"),
+        ("input", InputError, 2, "half an image"),
         ("bug", ValueError, None, "a mistake of ours"),
         ("kill", ProcessDied, 137, "killed by SIGKILL"),
     ],
@@ -88,7 +88,7 @@ def test_an_answer_is_taken_for_the_cause_and_not_what_it_brings_about(tmp_path:
 
 def test_who_does_not_listen_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "PATIENCE", 0.5)
-    with pytest.raises(InputError, match="no photograph"):
+    with pytest.raises(InputError, match="no image"):
         together(ignore_stops, TWO, tmp_path)
 
 

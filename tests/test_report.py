@@ -270,7 +270,7 @@ def test_a_score_is_suspicious_only_where_it_is_known_what_is_plausible(
     ("split_by", "changes", "why"),
     [
         ("lesion", {}, "The data name no lesions: images of one lesion"),
-        ("photograph", {}, "The split was made by image (data.split_by=photograph), not by lesion: "),
+        ("image", {}, "The split was made by image (data.split_by=image), not by lesion: "),
         (
             "lesion",
             {"also": {"labels": {"images": 4, "leaky": True}}},
@@ -448,9 +448,9 @@ def test_tradeoff_is_drawn_for_weights_of_losses_and_for_nothing_else(sweep: Pat
 
 
 def write_leaking(folder: Path, learned: float, key: str = "data.split_by") -> Path:
-    """Two runs, one split by lesion and one, better, by photograph, with a training accuracy at the end."""
-    for number, (by, skill) in enumerate((("lesion", 0.7), ("photograph", 1.0))):
-        run = write_run(folder / str(number), skill=skill, leaky=by == "photograph")
+    """Two runs, one split by lesion and one, better, by image, with a training accuracy at the end."""
+    for number, (by, skill) in enumerate((("lesion", 0.7), ("image", 1.0))):
+        run = write_run(folder / str(number), skill=skill, leaky=by == "image")
         (run / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump([f"{key}={by}", "seed=0"]))
         table = pd.concat([metrics(), pd.DataFrame({"train/cls/accuracy": [0.5, learned]})])
         table.to_csv(run / "metrics.csv", index=False)

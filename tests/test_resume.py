@@ -149,7 +149,7 @@ def test_where_auto_is_another_precision_the_run_is_not_gone_on_with_in_silence(
     assert choose_run(fresh, str(run.path), CONFIG, 1, allow_change=True) == run
 
 
-def test_other_photographs_may_be_allowed_and_another_split_may_not(tmp_path: Path) -> None:
+def test_other_images_may_be_allowed_and_another_split_may_not(tmp_path: Path) -> None:
     run = stopped(tmp_path / "1", split={"hash": "a" * 64}, data={"hash": "b" * 64})
     allowed = Start(None, None, trained=False, resumed=True, allow_change=True)
 

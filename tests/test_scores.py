@@ -133,7 +133,7 @@ def test_the_interval_is_that_of_a_plain_loop_over_lesions() -> None:
     assert found["high"] == pytest.approx(high, abs=0.02)
 
 
-def test_resampling_photographs_instead_of_lesions_would_be_too_narrow() -> None:
+def test_resampling_images_instead_of_lesions_would_be_too_narrow() -> None:
     draw = np.random.default_rng(0)
     each = np.repeat(draw.uniform(0, 1, 40), 6)  # six images of a lesion are all alike
     of = pd.DataFrame({"image_id": range(240), "lesion_id": np.repeat(range(40), 6), "split": "test", "dice": each})
@@ -273,21 +273,21 @@ def test_tables_that_speak_of_different_things_are_not_compared(
         scores.paired(of, of, part="val")
 
 
-def test_the_interval_holds_the_truth_about_as_often_as_it_says_and_one_over_photographs_does_not() -> None:
+def test_the_interval_holds_the_truth_about_as_often_as_it_says_and_one_over_images_does_not() -> None:
     draw = np.random.default_rng(0)
-    held = {"lesion": 0, "photograph": 0}
+    held = {"lesion": 0, "image": 0}
     trials, lesions = 200, 60
     for _ in range(trials):
         lesion = np.repeat(np.arange(lesions), draw.integers(1, 7, lesions))
         each = draw.normal(0.8, 0.1, lesions)[lesion] + draw.normal(0, 0.02, len(lesion))
         rows = pd.DataFrame({"image_id": np.arange(len(lesion)), "lesion_id": lesion, "dice": each, "iou": each})
         rows = rows.assign(tp_lesion=1, fp_lesion=1, fn_lesion=1, tn_lesion=1)
-        for unit, resampled in (("lesion", rows), ("photograph", rows.assign(lesion_id=rows["image_id"]))):
+        for unit, resampled in (("lesion", rows), ("image", rows.assign(lesion_id=rows["image_id"]))):
             sample = Resampling.of(resampled, 300, 0)
             found = sample.value(scores_of(sample)["seg"]["mean_image_dice"])
             held[unit] += found["low"] <= 0.8 <= found["high"]
     assert held["lesion"] > 0.9 * trials
-    assert held["photograph"] < 0.8 * trials
+    assert held["image"] < 0.8 * trials
 
 
 def test_draws_in_portions_are_the_draws_at_once() -> None:
@@ -353,7 +353,7 @@ def test_scores_of_every_mask_class_equal_scikit_learns() -> None:
     json.dumps(part, allow_nan=False)
 
 
-def test_scores_of_each_photograph_equal_scikit_learns_and_absent_classes_have_stated_values() -> None:
+def test_scores_of_each_image_equal_scikit_learns_and_absent_classes_have_stated_values() -> None:
     masks = pairs()
     of = trimap_table(masks)
     flat = [(true.reshape(-1), predicted.reshape(-1)) for predicted, true in masks]
@@ -409,7 +409,7 @@ def test_tables_of_other_mask_classes_are_not_compared() -> None:
         scores.paired(of, other)
 
 
-def test_photographs_without_masks_count_in_no_mask_score() -> None:
+def test_images_without_masks_count_in_no_mask_score() -> None:
     of = trimap_table(pairs())
     seen = scores.evaluate(of, draws=5)["parts"]["test"]
     blank = of.head(5).assign(image_id=[f"b{i}" for i in range(5)])
@@ -560,7 +560,7 @@ def test_groups_of_the_split_are_resampled_whole() -> None:
     assert parts[0]["n_resampled"] == joined["group"].nunique() < of["lesion_id"].nunique()
 
 
-def test_photographs_are_resampled_where_no_row_names_a_lesion_and_that_is_said() -> None:
+def test_images_are_resampled_where_no_row_names_a_lesion_and_that_is_said() -> None:
     found = scores.evaluate(table().assign(lesion_id=None), draws=5)
     assert "images, for no row names a lesion" in found["interval"]
     assert "no row names a lesion" in found["notes"][0]
@@ -585,7 +585,7 @@ def test_a_table_differs_by_nothing_from_itself_with_its_worst_cells_blank() -> 
     assert one == pytest.approx(kept["dice"].mean()) and other == pytest.approx(of["dice"].mean())
 
 
-def test_pixels_of_another_size_of_photograph_are_not_compared() -> None:
+def test_pixels_of_another_size_of_image_are_not_compared() -> None:
     of = table()
     small = of.assign(**{f"{name}_lesion": of[f"{name}_lesion"] // 4 for name in ("tp", "fp", "fn", "tn")})
     with pytest.raises(InputError, match=r"i0: \d+ pixels in one table, \d+ in the other \(\d+ images\)"):
@@ -602,6 +602,6 @@ def test_tables_of_other_tasks_are_not_compared() -> None:
     assert "accuracy" not in scores.paired(of, masks) and "mean_image_dice" in scores.paired(of, masks)
 
 
-def test_a_hundred_thousand_photographs_fit_the_memory_of_a_laptop() -> None:
+def test_a_hundred_thousand_images_fit_the_memory_of_a_laptop() -> None:
     assert max(place.stop - place.start for place in resampling._portions(2000, 100_000)) * 100_000 * 8 < 50e6
     assert sum(place.stop - place.start for place in resampling._portions(2000, 100_000)) == 2000

@@ -23,15 +23,15 @@ CANARY = "CANARY-b3f1"
 
 @pytest.fixture
 def private(synthetic_root: Path, tmp_path: Path) -> Path:
-    """The drawn photographs in a patient's folder, a name in each photograph's EXIF and in a column of the table."""
+    """The synthetic images in a patient's folder, a name in each image's EXIF and in a column of the table."""
     root = tmp_path / f"patient-{CANARY}"
     shutil.copytree(synthetic_root, root)
     (root / "synthetic.json").unlink(missing_ok=True)
     for path in root.glob("HAM10000_images_part_*/*.jpg"):
-        with Image.open(path) as photograph:
-            exif = photograph.getexif()
+        with Image.open(path) as image:
+            exif = image.getexif()
             exif[0x010E] = f"{CANARY} 1970-01-01"  # ImageDescription
-            photograph.save(path, quality=95, exif=exif)
+            image.save(path, quality=95, exif=exif)
     shutil.copy(path, path.with_name(f"{CANARY}.jpg"))  # which the table does not know
     table = pd.read_csv(root / "HAM10000_metadata.csv")
     table.assign(patient=CANARY).to_csv(root / "HAM10000_metadata.csv", index=False)
@@ -83,7 +83,7 @@ def test_what_a_run_leaves_to_be_shared_names_nobody(
         run = train(tmp_path / f"by-{CANARY}" / "run", private, [*SMALL, f"data.masks={_masks(private)}"], figures=True)
     finally:
         netrc.unlink()
-    # The config is this machine's own: it says where the photographs are, and a run is evaluated again by it.
+    # The config is this machine's own: it says where the images are, and a run is evaluated again by it.
     assert Run(run.path).info()["command"].startswith("python train.py")
     assert holding(run.path) == [".hydra/config.yaml"]
     assert CANARY not in Run(run.path).info()["command"]

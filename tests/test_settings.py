@@ -134,7 +134,7 @@ def test_a_pair_that_is_not_resampled_alike_is_refused(tmp_path: Path) -> None:
         difference(reached("old", old), reached("new", new), "accuracy")
 
 
-def test_different_photographs_are_resampled_by_themselves(tmp_path: Path) -> None:
+def test_different_images_are_resampled_by_themselves(tmp_path: Path) -> None:
     here, there = (reached("", jobs(tmp_path / str(fold), 1.0, [(0, fold), (1, fold)])) for fold in (0, 1))
     gap = difference(here, there, "accuracy")
     assert gap is not None and gap.pairs == () and gap.verdict == "cannot tell"

@@ -410,7 +410,7 @@ def test_a_skipped_step_is_as_if_it_had_not_been(synthetic_root: Path, tmp_path:
 
 
 def workers_that(act: Callable[[], None], hangs: float = 300.0) -> Callable[[], None]:
-    """Workers of which one does something else at the twentieth photograph."""
+    """Workers of which one does something else at the twentieth image."""
 
     def prepare() -> None:
         from skinmtl.data import datamodule
@@ -521,7 +521,7 @@ def test_what_cannot_be_written_ends_the_run_with_4_and_leaves_the_checkpoint_be
     often: bool,
     says: str,
 ) -> None:
-    root = disk / "photographs"
+    root = disk / "images"
     shutil.copytree(synthetic_root, root)  # pytest's folders are closed to others
     expected = whole()  # before the limit
 
@@ -651,7 +651,7 @@ def test_a_run_does_not_go_on_with_other_values(
 
 
 @pytest.mark.fault("another seed, batch, split, rate or data")
-def test_a_run_does_not_go_on_with_other_photographs(
+def test_a_run_does_not_go_on_with_other_images(
     synthetic_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "root"

@@ -1,4 +1,4 @@
-"""Weights & Biases gets scores and no photograph, and never stops a training."""
+"""Weights & Biases gets scores and no image, and never stops a training."""
 
 from __future__ import annotations
 
@@ -64,15 +64,15 @@ def test_an_offline_run_holds_config_history_scores_and_confusion(run: Run, synt
     for name in ("val/seg/mean_image_dice", "train/loss", "test/cls/balanced_accuracy", "test/confusion", "optim.lr"):
         assert name in said
     assert "figures/confusion" in said
-    # data.synthetic is null in the tests, so these count as somebody's photographs.
+    # data.synthetic is null in the tests, so these count as somebody's images.
     assert not run.info()["synthetic"]
     assert "figures/gallery" not in said
     assert str(synthetic_root) not in said
 
 
 @pytest.mark.parametrize("asked", [False, True])
-def test_photographs_go_along_only_when_asked(run: Run, tmp_path: Path, asked: bool) -> None:
-    board = wandb.WandB(folder=tmp_path, run_id="x", mode="offline", photographs=asked)
+def test_images_go_along_only_when_asked(run: Run, tmp_path: Path, asked: bool) -> None:
+    board = wandb.WandB(folder=tmp_path, run_id="x", mode="offline", images=asked)
     board.start({})
     board.log_run(run)
     board.finish(0)

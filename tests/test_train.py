@@ -99,7 +99,7 @@ def test_shuffled_diagnoses_are_scored_at_chance(synthetic_root: Path, tmp_path:
     test = run.predictions().query("split == 'test'")
     recall = (test["dx"] == test["predicted_dx"]).groupby(test["dx"]).mean().mean()
     chance = 1 / test["dx"].nunique()
-    assert recall < chance + 0.2  # 4 standard errors of a mean of recalls over about 32 photographs
+    assert recall < chance + 0.2  # 4 standard errors of a mean of recalls over about 32 images
 
 
 def test_an_unfinished_run_goes_on_to_the_same_bits(synthetic_root: Path, tmp_path: Path) -> None:
@@ -381,7 +381,7 @@ def test_of_a_moved_run_the_best_checkpoint_is_remembered(tmp_path: Path) -> Non
     assert list(moved.best_k_models) == [moved.best_model_path] == [str(tmp_path / "after" / "best.ckpt")]
 
 
-def test_photographs_without_any_mask_do_not_train_a_mask(synthetic_root: Path, tmp_path: Path) -> None:
+def test_images_without_any_mask_do_not_train_a_mask(synthetic_root: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     shutil.copytree(synthetic_root, root)
     (root / "synthetic.json").unlink()
@@ -448,7 +448,7 @@ def test_what_weights_have_seen_goes_along_from_run_to_run(synthetic_root: Path,
         train(tmp_path / "d" / "run", root, [*same[:-1], f"data.split={swapped}", f"init_from={child.path}"])
 
 
-def test_leaky_photographs_are_refused_and_then_stamped(
+def test_leaky_images_are_refused_and_then_stamped(
     synthetic_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "mirror"
@@ -493,7 +493,7 @@ def ids(root: Path) -> list[str]:
 
 
 def copy_of_lesions(source: Path, root: Path, count: int) -> None:
-    """A copy of a Dataverse folder with the first photographs of `count` lesions."""
+    """A copy of a Dataverse folder with the first images of `count` lesions."""
     shutil.copytree(source, root)
     (root / "synthetic.json").unlink(missing_ok=True)
     table = pd.read_csv(root / "HAM10000_metadata.csv").drop_duplicates("lesion_id").head(count)
@@ -514,7 +514,7 @@ def test_masks_alone_train_the_task_that_they_are_for_and_no_other(tmp_path: Pat
 
 
 def mirror(source: Path, root: Path) -> None:
-    """The same photographs as images/ masks/ GroundTruth.csv."""
+    """The same images as images/ masks/ GroundTruth.csv."""
     for name in ("images", "masks"):
         (root / name).mkdir(parents=True)
     for file in source.glob("HAM10000_images_part_*/*.jpg"):
@@ -698,7 +698,7 @@ def test_a_second_source_trains_and_is_recorded(synthetic_root: Path, tmp_path: 
     assert info["data"]["images"] == 64 and not info["leaky"]
     assert set(run.predictions()["image_id"]) <= set(sources.read(synthetic_root)["image_id"])
 
-    # It goes on with these very photographs, not with others under their names.
+    # It goes on with these very images, not with others under their names.
     again, start = RunConfig.of(run.config()), Start(None, None, trained=False, resumed=True, allow_change=False)
     check_data(run, build_data(again), start)
     images = sorted((tmp_path / "labels" / "images").iterdir())
@@ -716,7 +716,7 @@ def test_a_second_source_trains_and_is_recorded(synthetic_root: Path, tmp_path: 
     for data in (data_that_tests(seen["image_id"][3]), data_that_tests("X", duplicates=str(pairs))):
         with pytest.raises(ConfigError, match="run has learned from lesions of 1 of the 1 test images"):
             start_from(run, module, data, Run(tmp_path))
-    # It was vouched for beside those very photographs.
+    # It was vouched for beside those very images.
     for data in (data_that_tests("X"), data_that_tests("X", data_hash=info["data"]["hash"])):
         start_from(run, module, data, Run(tmp_path))
         assert data.leaky == (data.data_hash == "another")
@@ -724,7 +724,7 @@ def test_a_second_source_trains_and_is_recorded(synthetic_root: Path, tmp_path: 
 
 
 def data_that_tests(image_id: str, duplicates: str = "none", data_hash: str = "another") -> SimpleNamespace:
-    """Three photographs at data.root, of which the last tests, and one of a further source."""
+    """Three images at data.root, of which the last tests, and one of an auxiliary data set."""
     table = pd.DataFrame({"image_id": ["A", "B", image_id, "F"], "lesion_id": ["LA", "LB", "LX", "LF"]})
     first = table[:3]
     split = first.rename(columns={"lesion_id": "group"}).assign(fold_0=["train", "val", "test"])

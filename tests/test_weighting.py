@@ -18,7 +18,7 @@ from scipy.optimize import minimize
 from scipy.stats import gmean
 from torch import Tensor
 from training import CONF
-from twoheads import Batches, cut, fit, module, parameters, photographs
+from twoheads import Batches, cut, fit, images, module, parameters
 
 from skinmtl.balancing.gradients import GradNorm
 from skinmtl.balancing.weighting import DWA, Fixed, Geometric, Random, Uncertainty, Weighting
@@ -173,7 +173,7 @@ def state(one: pl.LightningModule) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", LEARNED)
 def test_training_moves_the_weights_and_a_validation_does_not(name: str, tmp_path: Path) -> None:
     watch, one = Watch(), module(LEARNED[name](tasks=TASKS))
-    batches, validate = [photographs(6, seed) for seed in range(2)], {"limit_val_batches": 1, "callbacks": [watch]}
+    batches, validate = [images(6, seed) for seed in range(2)], {"limit_val_batches": 1, "callbacks": [watch]}
     fit(one, batches, 3, tmp_path / "metrics.csv", **validate)
     assert len(watch.after) == 3
     for before, after in zip(watch.before, watch.after, strict=True):
@@ -196,7 +196,7 @@ def test_a_run_that_goes_on_weighs_as_an_unbroken_one(name: str, tmp_path: Path)
             return module(gradients=GradNorm(tasks=TASKS))
         return module(LEARNED[name](tasks=TASKS))
 
-    batches = [photographs(6, seed) for seed in range(2)]
+    batches = [images(6, seed) for seed in range(2)]
     whole, first, second, forgetful = (fresh() for _ in range(4))
     fit(whole, batches, 3)
     fit(first, batches, 2).save_checkpoint(tmp_path / "half.ckpt")
@@ -279,12 +279,12 @@ def test_a_run_tells_its_weighting_which_tasks_have_labels(masks: tuple[int, ...
     uncertainty = Uncertainty(tasks=TASKS)
     one = module(uncertainty, optimizer=partial(torch.optim.SGD, lr=0.1))
     one.tasks["seg"].loss.forward = lambda logits, batch: 0.0 * logits.sum()  # type: ignore[union-attr]
-    fit(one, [photographs(6, masks=masks)])
+    fit(one, [images(6, masks=masks)])
     assert uncertainty.log_variance[0].item() == pytest.approx(-0.05 if any(masks) else 0.0)
 
 
 class Validated(Batches):
-    """The same photographs in batches of some size."""
+    """The same images in batches of some size."""
 
     def __init__(self, whole: Batch, size: int) -> None:
         count = len(whole["index"])
@@ -293,7 +293,7 @@ class Validated(Batches):
 
 FILES = {task: [f.stem for f in sorted((CONF / "loss" / task).glob("*.yaml")) if f.stem != "none"] for task in TASKS}
 PAIRS = list(itertools.zip_longest(*FILES.values(), fillvalue="cross_entropy"))
-COUNTS = [50.0, 6.0, 0.0]  # training photographs: of the last diagnosis there are none
+COUNTS = [50.0, 6.0, 0.0]  # training images: of the last diagnosis there are none
 PARTLY = {"masks": (1, 1, 0), "diagnoses": (1, 0, 1, 1)}
 
 
@@ -316,7 +316,7 @@ def validation(one: pl.LightningModule, whole: Batch, size: int) -> dict[str, fl
 
 @pytest.mark.parametrize(("seg", "cls"), PAIRS)
 def test_the_loss_of_a_validation_is_the_same_for_every_batch_size(seg: str, cls: str) -> None:
-    whole = photographs(40, **PARTLY)
+    whole = images(40, **PARTLY)
     one = with_losses(seg, cls, Fixed(seg=0.7, cls=2.0))
     with torch.no_grad():
         logits = one.eval()(whole["image"])
@@ -337,7 +337,7 @@ def test_a_learned_weighting_weighs_the_losses_of_the_whole_validation(name: str
     for key, value in {"log_variance": [0.3, -0.7], "weight": [0.4, 1.6]}.items():
         if hasattr(weighting, key):
             getattr(weighting, key).data.copy_(torch.tensor(value))
-    one, whole = with_losses("dice_bce", "cross_entropy", weighting), photographs(40, **PARTLY)
+    one, whole = with_losses("dice_bce", "cross_entropy", weighting), images(40, **PARTLY)
     values = []
     for size in (1, 8, 40):
         found = validation(one, whole, size)
@@ -351,8 +351,8 @@ def test_a_learned_weighting_weighs_the_losses_of_the_whole_validation(name: str
     assert values == pytest.approx([values[0]] * 3, rel=2e-6)
 
 
-def test_an_epochs_losses_are_means_over_labelled_photographs_by_their_weights(tmp_path: Path) -> None:
-    frozen, whole, names = partial(torch.optim.SGD, lr=0.0), photographs(12, **PARTLY), ["loss", "seg/loss", "cls/loss"]
+def test_an_epochs_losses_are_means_over_labelled_images_by_their_weights(tmp_path: Path) -> None:
+    frozen, whole, names = partial(torch.optim.SGD, lr=0.0), images(12, **PARTLY), ["loss", "seg/loss", "cls/loss"]
     rows = []
     for size in (1, 5, 12):
         one = with_losses("bce", "cross_entropy", Fixed(seg=0.7, cls=2.0), optimizer=frozen)
@@ -362,9 +362,9 @@ def test_an_epochs_losses_are_means_over_labelled_photographs_by_their_weights(t
     assert rows[0][0] == pytest.approx(0.7 * rows[0][1] + 2.0 * rows[0][2])
 
 
-def test_an_epochs_losses_are_means_over_labelled_photographs(tmp_path: Path) -> None:
+def test_an_epochs_losses_are_means_over_labelled_images(tmp_path: Path) -> None:
     frozen = partial(torch.optim.SGD, lr=0.0)
-    parts = [photographs(4, 1, masks=(1, 0, 0, 0)), photographs(4, 2, masks=(0,)), photographs(4, 3)]
+    parts = [images(4, 1, masks=(1, 0, 0, 0)), images(4, 2, masks=(0,)), images(4, 3)]
     fit(module(optimizer=frozen), parts, metrics=tmp_path / "apart.csv")
     whole = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}  # type: ignore[literal-required]
     fit(module(optimizer=frozen), [whole], metrics=tmp_path / "whole.csv")  # type: ignore[list-item]

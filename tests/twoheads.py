@@ -64,8 +64,8 @@ class Batches:
         return iter(self._batches)
 
 
-def photographs(count: int, seed: int = 0, masks: Sequence[int] = (1,), diagnoses: Sequence[int] = (1,)) -> Batch:
-    """Noise of 8 x 8 pixels; `masks` and `diagnoses` say over and over which photograph has one."""
+def images(count: int, seed: int = 0, masks: Sequence[int] = (1,), diagnoses: Sequence[int] = (1,)) -> Batch:
+    """Noise of 8 x 8 pixels; `masks` and `diagnoses` say over and over which image has one."""
     draw = torch.Generator().manual_seed(seed)
     index = torch.arange(count)
     has_mask, has_dx = (torch.tensor(has, dtype=torch.bool)[index % len(has)] for has in (masks, diagnoses))
@@ -80,7 +80,7 @@ def photographs(count: int, seed: int = 0, masks: Sequence[int] = (1,), diagnose
 
 
 def cut(batch: Batch, start: int, stop: int) -> Batch:
-    """Some photographs of a batch."""
+    """Some images of a batch."""
     return {key: value[start:stop] for key, value in batch.items()}
 
 

@@ -24,7 +24,7 @@ def fail(kind: str, who: int, meeting: Path, rank: int, world_size: int, device:
     if rank != who:
         time.sleep(LONG)
     if kind == "input":
-        raise InputError("a.jpg", "half a photograph", "fetch it again")
+        raise InputError("a.jpg", "half an image", "fetch it again")
     if kind == "bug":
         raise ValueError("a mistake of ours")
     if kind == "kill":
@@ -48,7 +48,7 @@ def ignore_stops(meeting: Path, rank: int, world_size: int, device: str) -> None
     if rank:
         while not ignoring.exists():
             time.sleep(0.01)
-        raise InputError("b.jpg", "no photograph", "remove it")
+        raise InputError("b.jpg", "no image", "remove it")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ignoring.touch()
     time.sleep(LONG)

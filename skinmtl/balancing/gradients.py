@@ -64,7 +64,7 @@ class Gradients(nn.Module, ABC):
 
         Args:
             inner: (T, T) float64, g_i . g_j, of gradients averaged over processes; float16's scale, if any, squared.
-            losses: (T,) unweighted, over all photographs of the step.
+            losses: (T,) unweighted, over all images of the step.
         """
 
 
@@ -376,7 +376,7 @@ class TaskGradients:
         return values
 
     def losses(self) -> Tensor:
-        """(T,) mean losses of the step's labelled photographs, by their weights; 0 where a task has none."""
+        """(T,) mean losses of the step's labelled images, by their weights; 0 where a task has none."""
         losses, mass = (torch.stack(values) for values in zip(*self._losses, strict=True))
         total = mass.sum(0)
         return (losses * mass).sum(0) / torch.where(total > 0, total, 1.0)

@@ -29,7 +29,7 @@ class Weighting(nn.Module, ABC):
         return torch.stack(list(self.terms(losses).values())).sum()
 
     def see(self, seen: Mapping[str, Tensor]) -> None:
-        """Before `terms` and `end_epoch`: which of their losses are of labelled photographs, () bool by task name.
+        """Before `terms` and `end_epoch`: which of their losses are of labelled images, () bool by task name.
 
         While training of those of any process. A loss without a label is 0, and so may be another. Until told, all are.
         """
@@ -48,7 +48,7 @@ class Weighting(nn.Module, ABC):
         """Before a training step: `chance` is a hash of the run's seed and the step, the same in every process."""
 
     def end_epoch(self, losses: Mapping[str, Tensor]) -> None:
-        """After an epoch and its validation: mean training losses over the labelled photographs of all processes."""
+        """After an epoch and its validation: mean training losses over the labelled images of all processes."""
 
     def _rows(self, losses: Mapping[str, Tensor], tasks: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Losses and whether they are of labels, both (T,) in the order of the tasks."""
@@ -91,7 +91,7 @@ class Uncertainty(Weighting):
 
     Kendall et al. 2018, arXiv:1705.07115, in its form for classification, L / sigma^2 + log sigma, which a pixel's
     class is, too. s starts at 0, all weights 1; with L held it rests at w = 1 / (2 L). It takes no weight decay. A step
-    without a labelled photograph of a task says nothing of its s.
+    without a labelled image of a task says nothing of its s.
     """
 
     def __init__(self, *, tasks: Sequence[str]) -> None:
@@ -152,7 +152,7 @@ class Geometric(_Kept):
     """The geometric mean of the losses, so that their scales do not matter: L = prod_i L_i^(1/T) for T tasks.
 
     Chennupati et al. 2019, arXiv:1904.08325. w_i = L / (T L_i) has the same value and the same gradient, and is what is
-    logged. A task without a labelled photograph is left out of the mean. While training, the losses are those of all
+    logged. A task without a labelled image is left out of the mean. While training, the losses are those of all
     processes. Needs losses that are not negative; one that is 0 makes the mean 0 and all weights, too, so that the step
     learns nothing: the hinge of `loss/seg=lovasz` gets there.
     """

@@ -55,7 +55,7 @@ class DataModule(pl.LightningDataModule):
         split: a split file; None for one that is made from `split_seed` the first time and kept in `split_dir`.
         split_seed: of the split, not of the training.
         split_dir: where splits are kept.
-        split_by: photograph puts images of a lesion in several splits, to show what that does to scores; it wants
+        split_by: image puts images of a lesion in several splits, to show what that does to scores; it wants
             `allow_leak`.
         duplicates: which ids are joined because they are of one lesion: those of files that are the same and of
             HAM10000's pairs, published or found by our audit (known), none, or those of a CSV file with the
@@ -92,7 +92,7 @@ class DataModule(pl.LightningDataModule):
         split: str | None = None,
         split_seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0,
         split_dir: str = "outputs/splits",
-        split_by: Literal["lesion", "photograph"] = "lesion",
+        split_by: Literal["lesion", "image"] = "lesion",
         duplicates: Literal["known", "none"] | str = "known",
         allow_leak: bool = False,
         cache: Literal["auto", "off"] = "auto",
@@ -118,7 +118,7 @@ class DataModule(pl.LightningDataModule):
         self.cache_dir, self.split_dir = (Path(path).expanduser() for path in (cache_dir, split_dir))
         self.augment, self.sampler, self.seed = augment, sampler, seed
         self.split_by = split_by
-        if split_by == "photograph" and not allow_leak:
+        if split_by == "image" and not allow_leak:
             what = "images of one lesion would train and test"
             raise ConfigError("data.split_by", what, "set data.allow_leak=true, too, and have scores marked LEAKY")
         self.auxiliary = dict(auxiliary or {})
@@ -164,10 +164,10 @@ class DataModule(pl.LightningDataModule):
         auxiliary = {name: source.read(first, *rules) for name, source in self.auxiliary.items()}
         self.auxiliary_facts = {name: source.facts(auxiliary[name]) for name, source in self.auxiliary.items()}
         self.auxiliary_hashes = {name: cache.fingerprint(cases) for name, cases in auxiliary.items()}
-        self.leaky = sources.is_leaky(first) or self.split_by == "photograph"
+        self.leaky = sources.is_leaky(first) or self.split_by == "image"
         self.leaky |= any(facts["leaky"] for facts in self.auxiliary_facts.values())
         if self.leaky:
-            why = "there are no lesion ids" if sources.is_leaky(first) else "data.split_by=photograph puts them there"
+            why = "there are no lesion ids" if sources.is_leaky(first) else "data.split_by=image puts them there"
             if not sources.is_leaky(first) and self.split_by == "lesion":
                 why = "an auxiliary data set has no lesion ids"
             logger.warning("LEAKY: images of one lesion may train and test (%s); scores are too good", why)
@@ -177,7 +177,7 @@ class DataModule(pl.LightningDataModule):
         if self.duplicates == "known":
             self.pairs += splits.same_files(first, self.split_dir / f"same_files_{self.data_hash[:12]}.csv")
         grouped, joined = first, self.pairs
-        if self.split_by == "photograph":
+        if self.split_by == "image":
             grouped, joined = first.assign(lesion_id=first["image_id"]), []
         if joined:
             logger.info("%d pairs of duplicates (%s) keep their lesions in one split", len(joined), self.duplicates)

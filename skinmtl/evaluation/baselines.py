@@ -1,4 +1,4 @@
-"""What simple methods reach on a run's own split: colours alone for the diagnosis, one threshold for the outline.
+"""What simple methods reach on a run's own split: colours alone for the diagnosis, one threshold for the mask.
 
 Every setting of theirs is chosen on the validation images, so that a network that beats them beats them at their
 best. They are scored as the network is: by `scores`, on the test images.
@@ -42,7 +42,7 @@ BINS = 8  # of each channel, all three together: 512 colours
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C: small regularises much
 
 CHANNELS = ("grey", "blue", "saturation")
-BLUR = 1 / 60  # of the image's height: fine hair and grain go, the outline stays
+BLUR = 1 / 60  # of the image's height: fine hair and grain go, the contour stays
 
 Item = TypeVar("Item")
 Features = NDArray[np.float64]

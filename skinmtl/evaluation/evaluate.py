@@ -71,7 +71,7 @@ def run_data(run: Run, data_root: Path | None = None) -> DataModule:
     """The images and the split that a run was trained under, checked against what its checkpoint says."""
     cfg = run.config()
     check_saved(cfg, "data", "augment", "sampler")
-    # No cache and no further sources: they are for training. What duplicates merged stands in the split's own groups.
+    # No cache and no auxiliary data: they are for training. What duplicates merged stands in the split's own groups.
     changes: dict[str, Any] = {"split": str(run.split_file), "workers": 0, "cache": "off"}
     changes |= {"duplicates": "none", "auxiliary": None, "shuffled": None}
     if data_root is not None:
@@ -150,9 +150,9 @@ def draw(run: Run, table: pd.DataFrame, predictor: Predictor, data: DataModule) 
     for scoring in scorings:
         made |= scoring.figures(test, partial(_shown, scoring, scorings, predictor, data))
     run.figures.mkdir(exist_ok=True)
-    photographs = {scoring.column(name) for scoring in scorings for name in scoring.galleries}
+    images = {scoring.column(name) for scoring in scorings for name in scoring.galleries}
     for name, figure in made.items():
-        file = f"{name}.jpg" if name in photographs else f"{name}.png"
+        file = f"{name}.jpg" if name in images else f"{name}.png"
         save(figure, run.figures / file, stamps(info | {"leaky": data.leaky, "synthetic": False}))
 
 

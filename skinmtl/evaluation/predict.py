@@ -24,7 +24,7 @@ from skinmtl.tasks.base import Task
 from skinmtl.tasks.classification.prediction import ClassPrediction
 from skinmtl.tasks.segmentation.prediction import MaskPrediction
 
-Photograph = Path | str | NDArray[Any] | Tensor
+ImageLike = Path | str | NDArray[Any] | Tensor
 SHAPES = "give (H, W, 3) uint8 RGB, 0 to 255, or floats from 0 to 1; grey (H, W) or (H, W, 1) and RGBA, too; or a file"
 TOGETHER = 32  # images that pass through the network at once
 
@@ -99,7 +99,7 @@ class Predictor:
     def predict(self, image: list[Any] | tuple[Any, ...]) -> list[Prediction]: ...
     @overload
     def predict(self, image: NDArray[Any] | Tensor) -> Any: ...  # noqa: ANN401 -- its shape says which of the two
-    def predict(self, image: Photograph | list[Any] | tuple[Any, ...]) -> Prediction | list[Prediction]:
+    def predict(self, image: ImageLike | list[Any] | tuple[Any, ...]) -> Prediction | list[Prediction]:
         """Predict one image, or a batch of them as a list.
 
         Args:
@@ -115,7 +115,7 @@ class Predictor:
             return list(self.predict_each(image))
         return next(self.predict_each([image]))
 
-    def predict_each(self, images: Iterable[Photograph], batch_size: int = TOGETHER) -> Iterator[Prediction]:
+    def predict_each(self, images: Iterable[ImageLike], batch_size: int = TOGETHER) -> Iterator[Prediction]:
         """A prediction for each image, in order, as they are asked for: for more of them than memory holds.
 
         `batch_size` of them pass through the network together. That moves a probability by less than 1e-5 and no more
@@ -128,8 +128,8 @@ class Predictor:
         Raises:
             InputError: as `predict`.
         """
-        photographs = iter(images)
-        while batch := [(fit_image(p, self.size), p.shape[:2]) for p in map(as_bytes, islice(photographs, batch_size))]:
+        images = iter(images)
+        while batch := [(fit_image(p, self.size), p.shape[:2]) for p in map(as_bytes, islice(images, batch_size))]:
             tensor = torch.from_numpy(np.stack([fitted for fitted, _ in batch])).permute(0, 3, 1, 2).to(self.device)
             values = self._values(tensor)
             for i, (_, size) in enumerate(batch):
@@ -150,7 +150,7 @@ class Predictor:
         return Prediction({name: task.read(values[name], shape) for name, task in self.tasks.items()})
 
 
-def as_bytes(image: Photograph) -> NDArray[np.uint8]:
+def as_bytes(image: ImageLike) -> NDArray[np.uint8]:
     """One image as (H, W, 3) uint8 RGB, by the rules of `Predictor.predict`.
 
     Raises:

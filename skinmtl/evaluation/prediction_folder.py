@@ -29,7 +29,7 @@ PARTIAL = ".partial"  # within the folder that is written to: what is not finish
 
 def write_predictions(
     run: Path,
-    photographs: Sequence[Path],
+    images: Sequence[Path],
     out: Path,
     device: str = "auto",
     *,
@@ -47,7 +47,7 @@ def write_predictions(
 
     Args:
         run: a run's folder.
-        images: as `photographs.listed` gives them.
+        images: as `images.listed` gives them.
         out: the folder; what else lies there stays.
         device: as for `load_run`.
         passed_over: names of further files, and why, for `skipped.csv`.
@@ -70,8 +70,8 @@ def write_predictions(
     with _beside(out) as partial:
         for name in folders:
             (partial / name).mkdir()
-        each = _each(predictor, photographs, stopped)
-        for path, image, answer in tracked(each, "predicting", len(photographs)):
+        each = _each(predictor, images, stopped)
+        for path, image, answer in tracked(each, "predicting", len(images)):
             if stopped():
                 break
             if image is None or isinstance(answer, InputError):
@@ -81,8 +81,8 @@ def write_predictions(
                 done[path] = {"file": printable_name(path.name)} | _write_one(
                     scorings, answer, image, path.stem, partial
                 )
-        left = [path for path in photographs if path not in done and path not in errors]
-        if len(left) == len(photographs):
+        left = [path for path in images if path not in done and path not in errors]
+        if len(left) == len(images):
             raise Interrupted(str(out), "stopped before the first image; nothing is written", "start again")
         skipped = [*passed_over, *((printable_name(path.name), "not reached: stopped") for path in left)]
         tables = {
@@ -96,13 +96,13 @@ def write_predictions(
         write_text(partial / "README.txt", f"Research use only: not a medical device.{licence}\n")
         _put(partial, out, written)
     if left:
-        what = f"stopped: {len(done)} of {len(photographs)} images are predicted, skipped.csv names the others"
+        what = f"stopped: {len(done)} of {len(images)} images are predicted, skipped.csv names the others"
         raise Interrupted(str(out), what, "predict those with another --out, or all of them again with --replace")
     return len(errors)
 
 
 def _each(
-    predictor: Predictor, photographs: Iterable[Path], stopped: Callable[[], bool]
+    predictor: Predictor, images: Iterable[Path], stopped: Callable[[], bool]
 ) -> Iterator[tuple[Path, NDArray[np.uint8] | None, Prediction | InputError]]:
     """Each image with its pixels and its prediction, or with what is wrong; batches bounded by their pixels."""
     batch: list[tuple[Path, NDArray[np.uint8]]] = []
@@ -112,7 +112,7 @@ def _each(
         yield from ((path, image, answer) for (path, image), answer in zip(batch, answers, strict=True))
         batch.clear()
 
-    for path in photographs:
+    for path in images:
         if stopped():
             return
         try:

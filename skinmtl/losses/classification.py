@@ -1,4 +1,4 @@
-"""Losses of the diagnosis, from logits (B, K); `class_counts` are the training photographs of each diagnosis."""
+"""Losses of the diagnosis, from logits (B, K); `class_counts` are the training images of each diagnosis."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ ClassWeights = Literal["none", "sqrt", "balanced"]
 class CrossEntropy(nn.Module):
     """Cross-entropy of the diagnosis, with class weights and label smoothing, as torch.nn.CrossEntropyLoss has them.
 
-    `class_weights` are 1, 1 / sqrt(n) or 1 / n with n the training photographs of a class, scaled so that the mean
-    weight of a training photograph is one. A class without training photographs weighs as much as the rarest that has
+    `class_weights` are 1, 1 / sqrt(n) or 1 / n with n the training images of a class, scaled so that the mean
+    weight of a training image is one. A class without training images weighs as much as the rarest that has
     some: it may be in the validation. Label smoothing: Szegedy et al. 2015, arXiv:1512.00567; where there are weights,
     torch's: the share of each class in a smoothed target counts by that class's own weight.
 
@@ -66,7 +66,7 @@ class CrossEntropy(nn.Module):
 
 
 class ClassBalanced(CrossEntropy):
-    """Cross-entropy with class weights (1 - beta) / (1 - beta^n), n the training photographs of a class.
+    """Cross-entropy with class weights (1 - beta) / (1 - beta^n), n the training images of a class.
 
     Between no weights (beta = 0) and balanced ones (beta = 1). Divided, as all class weights here, by the summed
     weights of the batch, so that their scale does not matter. Cui et al. 2019, arXiv:1901.05555.
@@ -113,8 +113,8 @@ class LogitAdjusted(nn.Module):
     """Cross-entropy of logits to which `tau` times the log share of each diagnosis is added, while the loss is taken.
 
     The logits themselves, which are read without it, then answer as if every diagnosis were equally frequent (tau = 1):
-    their probabilities are not those of the training photographs. Shares are of the training photographs as they are,
-    so a sampler that rebalances would count twice. A class without photographs has the share of the rarest one.
+    their probabilities are not those of the training images. Shares are of the training images as they are,
+    so a sampler that rebalances would count twice. A class without images has the share of the rarest one.
     Menon et al. 2021, arXiv:2007.07314.
     """
 
@@ -137,7 +137,7 @@ class LDAM(nn.Module):
     """Cross-entropy after the logit of the own class is lowered by a margin, the wider the rarer the class.
 
     Softmax cross-entropy of scale (z - m_y e_y), with margins m_y = margin (n_min / n_y)^(1/4), n the training
-    photographs of a class: `margin`, in units of logits, is that of the rarest, which a class without photographs has,
+    images of a class: `margin`, in units of logits, is that of the rarest, which a class without images has,
     too. Cao et al. 2019, arXiv:1906.07413. There the logits are cosines, of features and class vectors of length one,
     with margin 0.5 and scale 30. Here they are those of a linear head and have no bound: larger logits meet any margin,
     and bring a scale of their own, so `scale` is 1 unless given. The paper's deferred re-weighting is not part of it.
@@ -172,19 +172,19 @@ def labels(batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def with_mean_one(weight: Tensor, class_counts: Sequence[float]) -> Tensor:
-    """Class weights (K,), scaled so that the mean weight of a training photograph is one."""
+    """Class weights (K,), scaled so that the mean weight of a training image is one."""
     counts = torch.tensor(class_counts, dtype=torch.float32)
     return weight * counts.sum() / (weight * counts).sum()
 
 
 def counted(class_counts: Sequence[float]) -> NDArray[np.float64]:
-    """Photographs of each class, (K,), as many as of the rarest where there are none: a loss has to be finite there.
+    """Images of each class, (K,), as many as of the rarest where there are none: a loss has to be finite there.
 
     Raises:
         InputError: there are none of any class.
     """
     counts = np.asarray(class_counts, dtype=np.float64)
     if not (counts > 0).any():
-        what = "no training photograph has a diagnosis"
+        what = "no training image has a diagnosis"
         raise InputError("class_counts", what, "give diagnoses, or leave cls out of tasks")
     return np.where(counts > 0, counts, counts[counts > 0].min())

@@ -59,7 +59,7 @@ class Dice(nn.Module):
 
 
 class DiceBCE(nn.Module):
-    """`dice` times the Dice loss plus `bce` times cross-entropy: the outline and every pixel.
+    """`dice` times the Dice loss plus `bce` times cross-entropy: the contour and every pixel.
 
     Args:
         dice: weight of the Dice loss.
@@ -176,8 +176,8 @@ class Lovasz(nn.Module):
 class Boundary(nn.Module):
     """`boundary` times the mean of d |p - t| over an image's pixels, plus `dice` times the Dice loss.
 
-    d is how far a pixel is from the outline of its class in the mask, in diagonals of the image, so that neither part
-    depends on the number of pixels; in a mask without an outline, empty or full, d is one. Mean over foreground
+    d is how far a pixel is from the contour of its class in the mask, in diagonals of the image, so that neither part
+    depends on the number of pixels; in a mask without a contour, empty or full, d is one. Mean over foreground
     classes, then over images. Kervadec et al. 2019, arXiv:1812.07032, average the signed distance times p, which
     differs from this by a constant of the mask alone, beside a region loss.
 
@@ -239,10 +239,10 @@ def tversky(p: Tensor, target: Tensor, alpha: float, beta: float, smooth: float)
 
 
 def distance_to_outline(target: Tensor) -> Tensor:
-    """Distance of each pixel to the outline of its mask in diagonals of the image, in (0, 1], from (B, C, H, W) masks.
+    """Distance of each pixel to the contour of its mask in diagonals of the image, in (0, 1], from (B, C, H, W) masks.
 
     Half a pixel less than to the nearest pixel of the other side, Euclidean: outlines run between pixels. One
-    everywhere in a mask without an outline, as if that were as far away as can be.
+    everywhere in a mask without a contour, as if that were as far away as can be.
     """
     planes = target.flatten(0, 1).to("cpu", torch.uint8).numpy()
     distances = np.stack([_distance_to_outline(plane) for plane in planes])

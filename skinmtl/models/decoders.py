@@ -25,11 +25,11 @@ class Decoder:
     """How a mask comes out of an encoder's feature maps.
 
     Attributes:
-        make: the decoder for the channels of an encoder's feature maps, the photograph's first; and whether two
+        make: the decoder for the channels of an encoder's feature maps, the image's first; and whether two
             convolutions come before it, as smp has them in U-Nets after VGG, whose features end with a pooling.
         channels: of the map that it gives.
-        multiple: number of pixels that both sides of a photograph have to be divisible by.
-        upsampling: how many times larger the photograph is than that map.
+        multiple: number of pixels that both sides of an image have to be divisible by.
+        upsampling: how many times larger the image is than that map.
         kernel: side of the mask head's convolution.
         stride: how many times smaller the encoder's coarsest map has to be; one finer than 32 is reached by dilation.
         drawn_anew: whether its first weights follow smp's rules instead of torch's.
@@ -57,9 +57,9 @@ class AtrousUnet(nn.Module):
     """A U-Net's decoder whose coarsest features pass through DeepLabV3's atrous pyramid first.
 
     Ronneberger et al. 2015, arXiv:1505.04597; Chen et al. 2017, arXiv:1706.05587, whose rates of 6, 12 and 18 at
-    stride 16 are 3, 6 and 9 at the stride of 32 that the features have here. The branch that pools the photograph to
+    stride 16 are 3, 6 and 9 at the stride of 32 that the features have here. The branch that pools the image to
     one pixel is normalised over groups of channels (Wu and He 2018, arXiv:1803.08494): over the batch it would have one
-    value a channel where a batch is one photograph, and in small batches statistics of a few.
+    value a channel where a batch is one image, and in small batches statistics of a few.
     """
 
     def __init__(self, channels: Sequence[int], rates: tuple[int, int, int] = (3, 6, 9)) -> None:
@@ -70,13 +70,13 @@ class AtrousUnet(nn.Module):
         self.unet = _unet([*channels[:-1], PYRAMID])
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """(B, 16, H, W) from feature maps, the photograph first."""
+        """(B, 16, H, W) from feature maps, the image first."""
         refined: Tensor = self.unet([*features[:-1], self.pyramid(features[-1])])
         return refined
 
 
 class Upsampling(nn.Module):
-    """The coarsest features alone, doubled and convolved up to the photograph's size: no skip connection.
+    """The coarsest features alone, doubled and convolved up to the image's size: no skip connection.
 
     The encoder is all that a mask then shares with a diagnosis.
     """
@@ -88,7 +88,7 @@ class Upsampling(nn.Module):
         self.blocks = nn.ModuleList(modules.Conv2dReLU(*pair, kernel_size=3, padding=1) for pair in pairs)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """(B, 16, H, W) from feature maps, the photograph first."""
+        """(B, 16, H, W) from feature maps, the image first."""
         x = features[-1]
         for block, finer in zip(self.blocks, reversed(features[:-1]), strict=True):
             x = block(F.interpolate(x, finer.shape[2:], mode="nearest"))

@@ -1,4 +1,4 @@
-"""Photograph to feature maps: encoders by name, of smp or timm; the contract of further ones; a plain one of ours."""
+"""Image to feature maps: encoders by name, of smp or timm; the contract of further ones; a plain one of ours."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Encoder(nn.Module, ABC):
     """What every encoder gives that is not taken by its name from smp or timm.
 
     Attributes:
-        out_channels: channels of the feature maps, the photograph's three first, the coarsest map's last.
-        statistics: mean and standard deviation by channel, in [0, 1], with which photographs are normalised.
+        out_channels: channels of the feature maps, the image's three first, the coarsest map's last.
+        statistics: mean and standard deviation by channel, in [0, 1], with which images are normalised.
     """
 
     out_channels: Sequence[int]
@@ -48,7 +48,7 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Feature maps of (B, 3, H, W) float32 normalised photographs: themselves, then each half the size before."""
+        """Feature maps of (B, 3, H, W) float32 normalised images: themselves, then each half the size before."""
 
 
 class ConvPool(Encoder):
@@ -76,7 +76,7 @@ class ConvPool(Encoder):
             self.layers.append(nn.Sequential(convolution, norm, ACTIVATIONS[activation](), nn.MaxPool2d(2)))
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Feature maps at 1, 1/2, ... of the photograph's sides, rounded down."""
+        """Feature maps at 1, 1/2, ... of the image's sides, rounded down."""
         features = [image]
         for layer in self.layers:
             features.append(layer(features[-1]))
@@ -109,9 +109,9 @@ def statistics(encoder: str) -> Statistics:
 
 
 def depths(encoder: nn.Module, size: tuple[int, int]) -> dict[str, int]:
-    """Of each parameter by name the first feature map that it has a part in, 1 for the finest after the photograph.
+    """Of each parameter by name the first feature map that it has a part in, 1 for the finest after the image.
 
-    Asked of the graph of a pass over shapes alone, photographs of `size` (height, width), so it holds for any encoder.
+    Asked of the graph of a pass over shapes alone, images of `size` (height, width), so it holds for any encoder.
     Parameters in no map stand with the coarsest.
     """
     own = {name: torch.empty_like(p, device="meta", requires_grad=True) for name, p in encoder.named_parameters()}

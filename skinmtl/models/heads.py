@@ -29,7 +29,7 @@ class Head(nn.Module, ABC):
 
 
 class Pooled(Head):
-    """Features pooled over the photograph, dropout, one linear layer; with `hidden` another one of that width before.
+    """Features pooled over the image, dropout, one linear layer; with `hidden` another one of that width before.
 
     `pooling` takes the mean or the largest value of a channel.
     """
@@ -58,7 +58,7 @@ class MaskGuided(Head):
     """Features pooled inside the lesion that the network draws, then layers as in `Pooled`.
 
     With `stop_gradient` the diagnosis uses the mask as it is; without, its loss also moves the mask. While there is no
-    lesion yet the features are pooled over the photograph.
+    lesion yet the features are pooled over the image.
     """
 
     needs_mask = True

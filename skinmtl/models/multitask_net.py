@@ -144,7 +144,7 @@ def check_logits(network: object, outputs: Sequence[Output], size: tuple[int, in
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             logits = network.eval()(torch.zeros(2, 3, *size, dtype=torch.uint8))
     except Exception as error:  # whatever its author's code raises
-        what = f"{name} does not take (2, 3, {size[0]}, {size[1]}) uint8 photographs ({first_line(error)})"
+        what = f"{name} does not take (2, 3, {size[0]}, {size[1]}) uint8 images ({first_line(error)})"
         raise ConfigError(key, what, "let forward(image) take bytes, 0 to 255, and scale them itself") from None
     network.train(was_training)
     if not isinstance(logits, Mapping):
@@ -156,7 +156,7 @@ def check_logits(network: object, outputs: Sequence[Output], size: tuple[int, in
             raise ConfigError(key, f"{name} gives no logits[{task!r}]", f"give them, or leave {task} out of tasks")
         if tuple(given.shape) != wanted[task] or not given.is_floating_point():
             kind = str(given.dtype).removeprefix("torch.")
-            what = f"{name} gives logits[{task!r}] as {kind} of shape {tuple(given.shape)} for two photographs"
+            what = f"{name} gives logits[{task!r}] as {kind} of shape {tuple(given.shape)} for two images"
             raise ConfigError(key, what, f"give float32 logits of shape {wanted[task]}")
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise ConfigError(key, f"{name} has no parameter to train", "give it layers as attributes")

@@ -144,8 +144,8 @@ def _not_provided(info: Mapping[str, Any]) -> Iterator[str]:
 
 def _why_leaky(info: Mapping[str, Any], split_by: object) -> str:
     """Why a split leaks: it was made so, or lesions are not known, of the data or of an auxiliary data set."""
-    if split_by == "photograph":
-        return "The split was made by image (data.split_by=photograph), not by lesion"
+    if split_by == "image":
+        return "The split was made by image (data.split_by=image), not by lesion"
     if any(facts.get("leaky") for facts in (info.get("also") or {}).values()):
         return "An auxiliary data set names no lesions"
     if info.get("init_from") is not None:

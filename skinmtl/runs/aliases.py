@@ -95,7 +95,9 @@ NAMES = {
     "processes.Stop": "distributed.signals.Stop",
 }
 # Dotted keys of configs, each with all that stands below it.
-KEYS: Mapping[str, str] = {"also": "auxiliary", "data.also": "data.auxiliary"}
+KEYS: Mapping[str, str] = {"also": "auxiliary", "data.also": "data.auxiliary", "logger.photographs": "logger.images"}
+# Words that a key takes, by dotted key and by what they were.
+VALUES: Mapping[str, Mapping[str, str]] = {"data.split_by": {"photograph": "image"}}
 # Scores, by what version 2 of a predictions table calls them.
 SCORES = {"mean_image_hd95": "mean_image_hd95_pooled", "ece": "ece_rank_bins"}
 
@@ -118,6 +120,11 @@ def key(name: str) -> str:
     return name
 
 
+def value(name: str, text: str) -> str:
+    """Give today's word for a value of a dotted key, as a command or a config writes it."""
+    return VALUES.get(name, {}).get(text, text)
+
+
 def renamed(cfg: DictConfig, warn: bool = False) -> DictConfig:
     """Give a config by today's names; one that has no other is given as it is.
 
@@ -129,6 +136,7 @@ def renamed(cfg: DictConfig, warn: bool = False) -> DictConfig:
     assert isinstance(tree, dict)
     found: dict[str, str] = {}
     _rename_keys(tree, found)
+    _rename_values(tree, found)
     _rename_targets(tree, found)
     for old, new in found.items() if warn else ():
         log.warning("%s is now called %s: write that", old, new)
@@ -148,6 +156,15 @@ def _rename_keys(tree: dict[Any, Any], found: dict[str, str]) -> None:
             home = home.setdefault(part, {})
         home[last] = value
         found[old] = new
+
+
+def _rename_values(tree: dict[Any, Any], found: dict[str, str]) -> None:
+    for dotted in VALUES:
+        *above, last = dotted.split(".")
+        node = _below(tree, above)
+        if node is not None and (old := node.get(last)) != (new := value(dotted, str(old))) and isinstance(old, str):
+            node[last] = new
+            found[f"{dotted}={old}"] = f"{dotted}={new}"
 
 
 def _below(tree: object, keys: Sequence[str]) -> dict[Any, Any] | None:

@@ -30,7 +30,7 @@ class Run:
     .hydra/config.yaml  the whole config, resolved
     run.json            what it ran on and how it went: versions, hashes, seconds, status, exit code
     split.csv           which image was in which split, its sha256 in run.json and in every checkpoint
-    seen.csv            what its weights have seen beside that: of further sources, and of the run that it started from
+    seen.csv            what its weights have seen beside that: of auxiliary data, and of the run that it started from
     split.json          its certificate: sizes and class shares of each split, what was merged, that no lesion is in two
     metrics.csv         one row per epoch and split, and per logged step
     checkpoints/        best.ckpt, last.ckpt and the one before it, last.previous.ckpt; sha256.json vouches for them

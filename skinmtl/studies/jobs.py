@@ -66,7 +66,8 @@ def _overrides(folder: Path, ended: Mapping[str, Any]) -> dict[str, str]:
     given = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
     texts = given or re.findall(r"[^\s=,]+=\S+", str(ended.get("overrides", "")))
     pairs = (str(text).lstrip("+").partition("=") for text in texts)
-    return {aliases.key(key): value.rstrip(",;") for key, _, value in pairs}
+    named = ((aliases.key(key), value.rstrip(",;")) for key, _, value in pairs)
+    return {key: aliases.value(key, value) for key, value in named}
 
 
 def varied_keys(jobs: Sequence[Job]) -> list[str]:

@@ -169,7 +169,7 @@ def _answer(jobs: Sequence[Job], settings: Sequence[Setting], drawn: Sequence[st
     if any(job.info.get("leaky") for job in jobs):
         lines += ["**LEAKY: images of one lesion may stand in training and test. Compare with nothing.**", ""]
     if any(job.info.get("shuffled") for job in jobs):
-        lines += ["**SHUFFLED: some runs are negative controls, whose training targets were dealt out at random.**", ""]
+        lines += ["**SHUFFLED: some runs are negative controls, whose training targets were shuffled at random.**", ""]
     shown = [one for one in compared_in(settings) if any(one.key in s.scores for s in settings)]
     rows = [[s.name, str(s.n), s.unit, *_size(s), *(_cell(s, one.key) for one in shown)] for s in settings]
     lines += _table(["setting", "n", "unit of replication", "images", "lesions", *(one.words for one in shown)], rows)
@@ -270,21 +270,21 @@ def leak_gap(jobs: Sequence[Job]) -> list[str]:
         return []
     lines = []
     for name, alike in by_setting(jobs, [key for key in varied if key != SPLIT_BY]):
-        by_photograph, by_lesion = (
-            [job for job in alike if job.overrides.get(SPLIT_BY, "lesion") == by] for by in ("photograph", "lesion")
+        by_image, by_lesion = (
+            [job for job in alike if job.overrides.get(SPLIT_BY, "lesion") == by] for by in ("image", "lesion")
         )
-        if lacking := [by for by, those in (("photograph", by_photograph), ("lesion", by_lesion)) if not those]:
+        if lacking := [by for by, those in (("image", by_image), ("lesion", by_lesion)) if not those]:
             lines.append(f"{name}: nothing to compare, for no run split by {lacking[0]} has finished.")
             continue
         if any(job.info.get("leaky") for job in by_lesion):
             lines.append(f"{name}: nothing to compare, for the split by lesion leaks, too: there are no lesion ids.")
             continue
-        leaky, honest = all_reached([(name, by_photograph), (name, by_lesion)])
+        leaky, honest = all_reached([(name, by_image), (name, by_lesion)])
         headlines = [one for one in compared_in([leaky, honest]) if one.headline is not None]
         found = [(one.words, difference(leaky, honest, one.key)) for one in headlines]
         gaps = [f"{words} {gap}" for words, gap in found if gap is not None]
         said = f"95% interval: {', '.join(gaps)}" if gaps else "no score that both have with an interval"
-        lines.append(f"{name}: split by photograph minus split by lesion, {said}.")
+        lines.append(f"{name}: split by image minus split by lesion, {said}.")
         learned = [_training_accuracy(job) for job in alike]
         short = min(learned) <= LEARNED
         lines.append(

@@ -1,6 +1,6 @@
 """Weights & Biases beside metrics.csv: online with a key, offline without; it never stops a training.
 
-No photograph leaves the machine unasked, nor do host, user, folders, code or the machine's load.
+No image leaves the machine unasked, nor do host, user, folders, code or the machine's load.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class WandB(Logger):
     heeds WANDB_MODE. Nothing ever asks for a key. WANDB_MODE=disabled and WANDB_DISABLED switch every mode off: then
     nothing is written. WANDB_PROJECT, WANDB_ENTITY, WANDB_RUN_GROUP and WANDB_TAGS stand in for what is left as it
     comes, and WANDB_SILENT=false has W&B print what it likes.
-    Overlays are uploaded for drawn photographs only, for others with `photographs` true. `group` is null or a word that
+    Overlays are uploaded for synthetic images only, for others with `images` true. `group` is null or a word that
     puts runs together; jobs of one sweep are put together anyway.
     """
 
@@ -53,7 +53,7 @@ class WandB(Logger):
         project: str = PROJECT,
         entity: str | None = None,
         mode: Literal["auto", "online", "offline"] = "auto",
-        photographs: bool = False,
+        images: bool = False,
         group: str | None = None,
         tags: list[str] | None = None,
         *,
@@ -66,7 +66,7 @@ class WandB(Logger):
         if tags is None and (words := os.environ.get("WANDB_TAGS")):
             tags = words.split(",")
         self._place: dict[str, Any] = {"project": project, "entity": entity, "tags": tags}
-        self._mode, self._photographs = mode, photographs
+        self._mode, self._images = mode, images
         self._folder = folder
         # A job of a sweep is a numbered folder: its sweep is the group. A folder that somebody named is one of many of
         # that name, a run id is the only one.
@@ -176,7 +176,7 @@ class WandB(Logger):
                 names = list(details["classes"])
                 table = pd.DataFrame(np.array(details["confusion"]), columns=names).assign(true=names)
                 self._run.log({name: wandb.Table(dataframe=table[["true", *names]])})
-        overlays = self._photographs or bool(run.info()["synthetic"])
+        overlays = self._images or bool(run.info()["synthetic"])
         for file in sorted(run.figures.iterdir()):
             # A figure that shows images is a .jpg (`Scoring.galleries`); `gallery` is in the names of our own.
             if overlays or not (file.suffix == ".jpg" or "gallery" in file.name):
@@ -193,7 +193,7 @@ class WandB(Logger):
         try:
             return act()
         except Exception as error:  # whatever a dashboard does, the training goes on
-            log.warning("W&B failed (%s): the run goes on without it", first_line(error))
+            log.warning("W&B failed (%s): the run continues without it", first_line(error))
             self._run = None
             return None
 

@@ -48,8 +48,8 @@ def start_from(parent: Run, module: MultiTaskModule, data: DataModule, here: Run
         what = f"{parent.path.name} has learned from lesions of {int(known.sum())} of the {len(test)} test images"
         raise ConfigError("init_from", what, f"use data.split={os.path.relpath(parent.split_file)} and its fold")
     keep_seen(here, data, seen)
-    # Without lesion ids there, nobody knows which lesions it has seen; a further source's were vouched for beside that
-    # run's images alone.
+    # Without lesion ids there, nobody knows which lesions it has seen; those of auxiliary data were vouched for beside
+    # that run's images alone.
     unknown = bool((seen["group"] == "").any()) and not data.is_of(facts["data_hash"])
     data.leaky = data.leaky or unknown or bool(parent.info().get("leaky"))
     data.shuffled = data.shuffled or dig(parent.info(), "shuffled") or None
@@ -83,7 +83,7 @@ def _met(seen: pd.DataFrame, data: DataModule) -> set[str]:
 def keep_seen(here: Run, data: DataModule, before: pd.DataFrame | None = None) -> None:
     """Keep in seen.csv what a run's weights have seen beside its own split, for whoever starts from them.
 
-    That is `before`, and what its further sources train on.
+    That is `before`, and what its auxiliary data sets train on.
 
     Args:
         here: the run.

@@ -83,7 +83,7 @@ class MultiTaskModule(pl.LightningModule):
         self.gradient_norm: Tensor | None = None  # before clipping, where a callback has looked at it
 
     def forward(self, image: Tensor) -> Logits:
-        """Logits by task name, float32, for (B, 3, H, W) uint8 photographs."""
+        """Logits by task name, float32, for (B, 3, H, W) uint8 images."""
         # Ours give float32 as it is; one of somebody else's may give what autocast makes.
         return {name: values.float() for name, values in self.network(image).items()}
 
@@ -112,7 +112,7 @@ class MultiTaskModule(pl.LightningModule):
         loss = torch.stack(list(terms.values())).sum()
         values = torch.stack([loss, *terms.values(), *losses.values()]).detach()
         self.own_loss_is_finite = torch.isfinite(values).all()
-        # Of the losses of several processes the mean is that of all their photographs; one by itself says nothing.
+        # Of the losses of several processes the mean is that of all their images; one by itself says nothing.
         total, added, own = collectives.mean(values).split([1, len(mass), len(mass)])  # type: ignore[no-untyped-call]
         self.step_is_finite = torch.isfinite(torch.cat([total, added, own])).all()
         finite = self.step_is_finite
@@ -138,7 +138,7 @@ class MultiTaskModule(pl.LightningModule):
         self.log_dict(steps, on_step=True, on_epoch=False)
 
     def _log_means(self, stage: str) -> None:
-        """Log an epoch's losses, each over the photographs of all processes that have its target, by their weights.
+        """Log an epoch's losses, each over the images of all processes that have its target, by their weights.
 
         The loss of a validation is what the tasks' losses of the whole epoch make together; that of training is the sum
         of what each has added to the steps' losses, in the mean.
@@ -264,7 +264,7 @@ class MultiTaskModule(pl.LightningModule):
         return every > 0 and len(self.tasks) > 1 and (self.trainer.global_step + 1) % every == 0
 
     def on_validation_epoch_start(self) -> None:
-        # Each process keeps running statistics of its own photographs; those of the first are validated and saved.
+        # Each process keeps running statistics of its own images; those of the first are validated and saved.
         collectives.share(self.buffers())
 
     def on_validation_epoch_end(self) -> None:

@@ -81,7 +81,7 @@ def check_data(here: Run, data: DataModule, start: Start) -> None:
     """Refuse to resume with other images or another split than the run began with.
 
     Raises:
-        ConfigError: at `data.split`, `data.root` or a further source's root.
+        ConfigError: at `data.split`, `data.root` or an auxiliary data set's root.
     """
     info = here.info()
     split, images = dig(info, "split", "hash"), dig(info, "data", "hash")

@@ -1,6 +1,6 @@
 """The loader beside the two that people write by hand, in alternation; its start, its workers' memory, its growth.
 
-All flip, turn, zoom and light photographs and masks at 256 px, one thread a process. `albumentations`: PIL, the same
+All flip, turn, zoom and light images and masks at 256 px, one thread a process. `albumentations`: PIL, the same
 operations of albumentations, Normalize, ToTensorV2. `torchvision`: PIL, the same in torchvision's v2 on tv_tensors.
 Seconds are of processor time, workers' included, unless called wall: other programs on the machine stretch the latter.
 
@@ -42,7 +42,7 @@ Rows = list[dict[str, object]]
 
 
 class ByHand(Dataset):
-    """Photograph and mask by PIL, then what is done to them."""
+    """Image and mask by PIL, then what is done to them."""
 
     def __init__(self, root: Path, transform: Callable[[Image.Image, Image.Image], object], images: int) -> None:
         self.images = sorted((root / "images").iterdir())[:images]
@@ -103,7 +103,7 @@ class WithTorchvision:
 def by_hand(
     root: Path, transform: Callable[[Image.Image, Image.Image], object], workers: int, images: int
 ) -> DataLoader:
-    """A loader as most are written, of so many photographs."""
+    """A loader as most are written, of so many images."""
     data = ByHand(root, transform, images)
     return DataLoader(data, BATCH, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0)
 
@@ -202,14 +202,14 @@ def start(many: Path, folder: Path, rounds: int) -> Iterable[dict[str, object]]:
             name = f"first batch of {len(data.table):,}, {workers} workers"
             yield row("start", name, number + 1, time.perf_counter() - wall, "s wall")
             yield row("start", name, number + 1, time.process_time() - processor, "s, this process")
-            photographs = sum(path.endswith((".jpg", ".png")) for path in opened)
-            yield row("start", name, number + 1, photographs, "photographs and masks opened by this process")
+            images = sum(path.endswith((".jpg", ".png")) for path in opened)
+            yield row("start", name, number + 1, images, "images and masks opened by this process")
             del batches
 
 
 def growth(folder: Path) -> Iterable[dict[str, object]]:
-    """Seconds by number of rows, of tables whose photographs are one file: set up with a new split, again, an epoch."""
-    file = folder / "photograph.png"
+    """Seconds by number of rows, of tables whose images are one file: set up with a new split, again, an epoch."""
+    file = folder / "image.png"
     Image.new("RGB", (8, 8)).save(file)
     read = sources.read
     for count in ROWS:

@@ -4,7 +4,7 @@ Every method trains the network of `experiment=resnet18_unet` through Lightning,
 batches held in memory, so that no loading is timed. Rounds go through all methods in turn, each round beginning at
 another one; a method's ratio is to the mean of fixed weights just before it and just after it, for a machine's speed
 may drift by more than a method costs. Short turns and many rounds tell more than the reverse. A look at the cosine is
-timed in every step; one in fifty costs a fiftieth of it. Photographs are drawn unless `--root` is given.
+timed in every step; one in fifty costs a fiftieth of it. Images are drawn unless `--root` is given.
 
     python tests/bench/methods.py --rounds 15 --steps 12
     python tests/bench/methods.py --root <HAM10000> --rounds 5 --methods fixed pcgrad

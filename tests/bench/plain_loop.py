@@ -25,8 +25,8 @@ from torch.utils.data import DataLoader, Dataset
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
 
-class Photographs(Dataset):
-    """Photographs of some rows with mask and diagnosis, float-normalised, resized by PIL."""
+class DecodedImages(Dataset):
+    """Images of some rows with mask and diagnosis, float-normalised, resized by PIL."""
 
     def __init__(self, root: Path, rows: pd.DataFrame, classes: list[str], size: int) -> None:
         self.folders = sorted(root.glob("HAM10000_images_part_*"))
@@ -37,7 +37,7 @@ class Photographs(Dataset):
     def __len__(self) -> int:
         return len(self.ids)
 
-    def photograph(self, image_id: str) -> Image.Image:
+    def image(self, image_id: str) -> Image.Image:
         path = next(p for folder in self.folders if (p := folder / f"{image_id}.jpg").exists())
         return Image.open(path).convert("RGB")
 
@@ -45,7 +45,7 @@ class Photographs(Dataset):
         return Image.open(self.masks / f"{image_id}_segmentation.png").convert("L")
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor, int]:
-        image = self.photograph(self.ids[i]).resize((self.size, self.size), Image.Resampling.BILINEAR)
+        image = self.image(self.ids[i]).resize((self.size, self.size), Image.Resampling.BILINEAR)
         mask = self.mask(self.ids[i]).resize((self.size, self.size), Image.Resampling.NEAREST)
         x = (torch.from_numpy(np.array(image)).float() / 255 - MEAN) / STD
         return x.permute(2, 0, 1).contiguous(), torch.from_numpy(np.array(mask) > 127).float(), self.dx[i]
@@ -72,8 +72,8 @@ def train_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, loader: Data
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, data: Photographs, rows: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
-    """One row per photograph: probabilities, pixel counts at its own size, Dice there and at input size."""
+def predict(model: nn.Module, data: DecodedImages, rows: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
+    """One row per image: probabilities, pixel counts at its own size, Dice there and at input size."""
     model.eval()
     table = []
     for i, (image, target, _) in enumerate(data):
@@ -131,7 +131,7 @@ def main() -> None:
     train, test = meta[part == "train"], meta[part == "test"]
     model = network(len(classes)).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    data = Photographs(args.root, train, classes, args.size)
+    data = DecodedImages(args.root, train, classes, args.size)
     loader = DataLoader(data, batch_size=16, shuffle=True, num_workers=args.workers, drop_last=True)
     args.out.mkdir(parents=True, exist_ok=True)
     start, seen = time.perf_counter(), 0
@@ -139,7 +139,7 @@ def main() -> None:
         seen += train_epoch(model, optimizer, loader)
         print(f"epoch {epoch + 1}: {seen / (time.perf_counter() - start):.1f} images/s", flush=True)
     seconds = time.perf_counter() - start
-    predict(model, Photographs(args.root, test, classes, args.size), test, classes).to_csv(
+    predict(model, DecodedImages(args.root, test, classes, args.size), test, classes).to_csv(
         args.out / "predictions.csv", index=False
     )
     facts = vars(args) | {"seconds": seconds, "images_per_second": seen / seconds, "train_images": len(train)}

@@ -44,7 +44,7 @@ def plain(root: Path, folder: Path, images: int) -> float:
     """Images per second of the plain loop over some images."""
     meta = pd.read_csv(root / "HAM10000_metadata.csv").sort_values("image_id")
     classes = sorted(meta.dx.unique())
-    data = plain_loop.Photographs(root, meta, classes, 128)
+    data = plain_loop.DecodedImages(root, meta, classes, 128)
     model = plain_loop.network(len(classes)).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     warm, timed = (
