@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 HERE = str(Path(__file__).parent)
-SLOW = ("training.train", "survivors.forked", "twoheads.fit", "skinmtl.distributed.launch.together")
+SLOW = ("small_runs.train", "survivors.forked", "twoheads.fit", "skinmtl.distributed.launch.together")
 SLOW += ("skinmtl.training.run.run", "skinmtl.training.fit.fit", "skinmtl.evaluation.evaluate.evaluate")
 SLOW_NAMES = {"subprocess", "runpy", "fork", "Trainer", "train", "load_run"}  # of modules, functions and classes
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 from hangs import HANGS
 from hydra.core.global_hydra import GlobalHydra
-from training import CONF, SHORT
+from small_runs import CONF, SHORT
 
 from skinmtl import runs
 from skinmtl.runs import checkpoints

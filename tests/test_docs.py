@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from nbclient import NotebookClient
-from training import CONF, SMALL
+from small_runs import CONF, SMALL
 
 from skinmtl.cli import commands, train
 from skinmtl.runs.run import Run

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from fast import _is_slow
-from training import compose, train
+from small_runs import compose, train
 
 
 def trains() -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 from sklearn.metrics import classification_report
-from training import compose, train
+from small_runs import compose, train
 
 import skinmtl
 from skinmtl.cli import commands

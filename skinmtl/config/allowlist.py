@@ -1,7 +1,7 @@
 """What of Lightning and of torch's optimisers works in a run, by name; and of the rest why not, and what to use.
 
-Both lists together are everything that the versions we stand on have; `tests/test_foreign.py` trains with each of the
-first, and fails for a class or an argument that is new and in neither.
+Both lists together are everything that the versions we stand on have; `tests/config/test_allowlist.py` trains with each
+of the first, and fails for a class or an argument that is new and in neither.
 """
 
 from __future__ import annotations
