@@ -98,7 +98,7 @@ def test_every_weighting_of_three_tasks_is_its_formula() -> None:
     uncertainty, s = Uncertainty(tasks=names), np.array([0.3, -0.7, 0.1])
     with torch.no_grad():
         uncertainty.log_variance.copy_(torch.tensor(s))
-    assert float(uncertainty(of)) == pytest.approx(np.sum(np.exp(-s) * values + s / 2), rel=1e-6)
+    assert uncertainty(of).item() == pytest.approx(np.sum(np.exp(-s) * values + s / 2), rel=1e-6)
     dwa = DWA(2.0, tasks=names)
     for epoch in (values, values * [0.5, 0.9, 0.7]):
         dwa.end_epoch({name: torch.tensor(value) for name, value in zip(names, epoch, strict=True)})
