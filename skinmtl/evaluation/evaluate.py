@@ -150,9 +150,14 @@ def draw(run: Run, table: pd.DataFrame, predictor: Predictor, data: DataModule) 
     for scoring in scorings:
         made |= scoring.figures(test, partial(_shown, scoring, scorings, predictor, data))
     run.figures.mkdir(exist_ok=True)
-    images = {scoring.column(name) for scoring in scorings for name in scoring.galleries}
+    charts = {"curves", *(scoring.column(name) for scoring in scorings for name in scoring.charts)}
+    declared = {scoring.column(name) for scoring in scorings for name in scoring.galleries}
+    for name in sorted(made.keys() - charts - declared):
+        fix = "name it in `charts`, or in `galleries` where it shows images"
+        log.warning("figure %s is of no task's charts or galleries, so it is on no page; fix: %s", name, fix)
     for name, figure in made.items():
-        file = f"{name}.jpg" if name in images else f"{name}.png"
+        # What may show images is a .jpg, which no logger uploads unasked.
+        file = f"{name}.png" if name in charts else f"{name}.jpg"
         save(figure, run.figures / file, stamps(info | {"leaky": data.leaky, "synthetic": False}))
 
 

@@ -275,11 +275,11 @@ class StopsWithin(pl.Callback):
 def test_a_callback_of_ones_own_that_changes_the_steps_of_an_epoch_is_not_gone_on_with(
     name: str, took: int, data: DataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SKINMTL_ALLOW", "test_foreign")
+    monkeypatch.setenv("SKINMTL_ALLOW", "test_allowlist")
     with pytest.raises(
         ConfigError, match=f"^callbacks: epoch 1 took {took} steps, but the schedule counts on {BATCHES}"
     ):
-        fit(tmp_path, data, [f"+callbacks.x={{_target_:test_foreign.{name}}}"])
+        fit(tmp_path, data, [f"+callbacks.x={{_target_:test_allowlist.{name}}}"])
 
 
 class Logs(pl.Callback):
@@ -298,8 +298,8 @@ def test_early_stopping_watches_what_a_callback_of_ones_own_logs(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setenv("SKINMTL_ALLOW", "test_foreign")
-    words = [f"callbacks.early_stopping.monitor={monitor}", "+callbacks.x={_target_:test_foreign.Logs}"]
+    monkeypatch.setenv("SKINMTL_ALLOW", "test_allowlist")
+    words = [f"callbacks.early_stopping.monitor={monitor}", "+callbacks.x={_target_:test_allowlist.Logs}"]
     words += ["callbacks.early_stopping.patience=1", "callbacks.early_stopping.mode=min"]
     if says is None:
         with caplog.at_level("INFO", "skinmtl"):

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from small_runs import train
 
 from skinmtl.cli import commands
+from skinmtl.evaluation.evaluate import evaluate
 from skinmtl.evaluation.scores import evaluate_file
 from skinmtl.runs.run import Run
+from skinmtl.tasks.classification.scoring import ClassificationScoring
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +78,21 @@ def test_an_evaluation_that_is_stopped_leaves_the_former_table_and_nothing_else(
     (run.path / ".predictions.csv.00000000.tmp").write_text("what a kill leaves")
     with run.held():
         assert sorted(run.path.iterdir()) == sorted(before)
+
+
+def test_a_figure_that_nobody_declares_is_kept_as_one_that_shows_images(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    own = Run(Path(shutil.copytree(run.path, tmp_path / "run")))
+    figures = ClassificationScoring.figures
+
+    def further(self: ClassificationScoring, test: pd.DataFrame, shown: Any) -> dict[str, Figure]:  # noqa: ANN401
+        return {**figures(self, test, shown), "lost": Figure()}
+
+    monkeypatch.setattr(ClassificationScoring, "figures", further)
+    with caplog.at_level(logging.WARNING):
+        evaluate(own)
+    assert (own.figures / "lost.jpg").is_file() and not (own.figures / "lost.png").exists(), "no logger uploads a .jpg"
+    assert (own.figures / "roc.png").is_file() and (own.figures / "gallery_best.jpg").is_file()
+    (said,) = (line for line in caplog.messages if "lost" in line)
+    assert said.endswith("fix: name it in `charts`, or in `galleries` where it shows images")

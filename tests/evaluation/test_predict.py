@@ -80,7 +80,7 @@ def test_a_run_says_whether_it_is_predicted_with_flips(synthetic_root: Path, tmp
     one, mirrored = predictor.predict(image), predictor.predict(image[:, ::-1])
     assert one.probabilities == pytest.approx(mirrored.probabilities, abs=1e-5)
     assert run.info()["test_time_flips"] is True
-    assert "test-time augmentation, the mean over four mirror images" in (run.path / "report.html").read_text()
+    assert "mean over four mirror images" in (run.path / "report.html").read_text()
 
 
 def test_evaluation_predicts_what_prediction_predicts(run: Run, synthetic_root: Path) -> None:
