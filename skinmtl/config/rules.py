@@ -12,7 +12,7 @@ from skinmtl.config.build import Node, value_of
 from skinmtl.config.diagnosis_groups import check_groups
 from skinmtl.config.schema import Argument, arguments, find, is_given, own_packages
 from skinmtl.config.signatures import ANY
-from skinmtl.config.tasks import named, refusal
+from skinmtl.config.tasks import CONF, named, refusal
 from skinmtl.config.trainer_rules import trainer_faults
 from skinmtl.errors import ConfigError, Faults, SkinmtlError
 
@@ -127,7 +127,10 @@ def _task_faults(tree: Node, tasks: Sequence[str]) -> Iterator[ConfigError]:
             )
     for task in tasks:
         if tree["loss"].get(task) is None:
-            yield ConfigError(f"loss.{task}", "the task has no loss", f"choose one with loss/{task}=")
+            fix = f"choose one with loss/{task}="
+            if not (CONF / "loss" / task).is_dir():  # it has no group of losses of its own
+                fix = f"give it one in the task's file, or +loss/<group>@loss.{task}=<name>, of conf/loss/<group>"
+            yield ConfigError(f"loss.{task}", "the task has no loss", fix)
 
 
 def _target_faults(tree: Node, tasks: Sequence[str]) -> Iterator[ConfigError]:

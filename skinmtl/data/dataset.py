@@ -22,7 +22,7 @@ from skinmtl.data.cache import Images
 from skinmtl.data.mixing import Mixing, Partners
 from skinmtl.data.samplers import SampleKey
 from skinmtl.data.transforms import Transform
-from skinmtl.errors import ResourceError, SkinmtlError, first_line
+from skinmtl.errors import ConfigError, ResourceError, SkinmtlError, first_line
 from skinmtl.types import Batch, Sample
 
 HANGS = 300.0  # seconds without a batch after which a worker is taken for stuck, such as on a network disk that is gone
@@ -83,7 +83,11 @@ class Samples(Dataset[Sample | SkinmtlError]):
         image, mask = self._images.read(row)
         if self._masks is not None and (other := int(self._masks[row])) != row:
             mask = self._images.read(other)[1]
+        size = image.shape
         image, mask = self._transform(image, mask, key)
+        if image.shape != size or mask.shape != size[:2]:
+            what = f"it makes {image.shape} of an image of shape {size}, and {mask.shape} of its mask"
+            raise ConfigError("augment", what, "keep the size of both: data.size is that of the network")
         has_mask, dx = self._images.has_mask(row), int(self._dx[row])
         targets = {key: array[row] for key, array in self._targets.items()}
         return Sample(image=image, mask=mask, has_mask=has_mask, dx=dx, index=row, targets=targets)

@@ -16,6 +16,7 @@ from torch.utils.data import Sampler
 
 from skinmtl.balancing.class_weights import effective_number_weights
 from skinmtl.data.transforms import derive_seed
+from skinmtl.errors import ConfigError
 
 SampleKey = tuple[int, int, int]  # epoch, position in the epoch's order over all ranks, row of the case table
 Integers = NDArray[np.int64]
@@ -73,7 +74,7 @@ class Weighted(Shuffle):
         weights = super().weights(dx, lesion)
         known = dx >= 0
         if known.any():
-            relative = self._weigh(dx[known], lesion[known])
+            relative = _sound(self._weigh(dx[known], lesion[known]), int(known.sum()))
             weights[known] = relative * (known.mean() / relative.sum())
         return weights
 
@@ -85,6 +86,19 @@ class Weighted(Shuffle):
         points = np.random.default_rng(derive_seed(seed, epoch)).random(len(dx)) * edges[-1]
         sampled: Integers = np.searchsorted(edges, points, side="right").clip(max=len(dx) - 1)
         return sampled
+
+
+def _sound(weights: Floats, count: int) -> Floats:
+    """Return weights of images as they are.
+
+    Raises:
+        ConfigError: they cannot be chances, as those of the user's own function may not be.
+    """
+    if weights.shape != (count,) or not np.isfinite(weights).all() or weights.min() < 0 or not weights.any():
+        span = f", from {weights.min():.4g} to {weights.max():.4g}" if weights.size else ""
+        what = f"its weights of {count} images with a diagnosis are of shape {weights.shape}{span}"
+        raise ConfigError("sampler", what, "give each image a weight, zero or above, and some above zero")
+    return weights
 
 
 def class_balanced() -> Weighted:
@@ -183,18 +197,31 @@ class EpochSampler(Sampler[SampleKey]):
         for number, portion in enumerate(self._portions):
             count = self.batches * portion.places
             if number == 0:
-                chosen = portion.order(self._seed, epoch)[:count]
+                chosen = _order(portion, self._seed, epoch)[:count]
             else:
                 chosen = _passes(portion, derive_seed(self._seed, number), epoch * count, count)
             columns.append(portion.rows[chosen].reshape(self.batches, portion.places))
         return np.concatenate(columns, axis=1).reshape(-1)
 
 
+def _order(portion: Portion, seed: int, epoch: int) -> Integers:
+    """Return a sampler's order of an epoch.
+
+    Raises:
+        ConfigError: it is no order of these images, as one of the user's own may not be.
+    """
+    order, size = np.asarray(portion.order(seed, epoch)), len(portion.rows)
+    if order.shape != (size,) or order.dtype.kind not in "iu" or order.min() < 0 or order.max() >= size:
+        what = f"its order of {size} images is {order.dtype} of shape {order.shape}"
+        raise ConfigError("sampler", what, f"let `order` give {size} indices, each from 0 to {size - 1}")
+    return order
+
+
 def _passes(portion: Portion, seed: int, first: int, count: int) -> Integers:
     """Return positions `first` to `first + count` of an order that goes through all images again and again."""
     size = len(portion.rows)
     begin, end = first // size, -(-(first + count) // size)
-    order = np.concatenate([portion.order(seed, number) for number in range(begin, end)])
+    order = np.concatenate([_order(portion, seed, number) for number in range(begin, end)])
     return order[first - begin * size :][:count]
 
 

@@ -6,7 +6,9 @@ run, those of one's own package too.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from skinmtl.tasks.classification.scoring import ClassificationScoring
 from skinmtl.tasks.regression.scoring import RegressionScoring
 from skinmtl.tasks.scoring import Description, Scoring, ordered
 from skinmtl.tasks.segmentation.scoring import SegmentationScoring
+
+log = logging.getLogger(__name__)
 
 KINDS: tuple[type[Scoring], ...] = (SegmentationScoring, ClassificationScoring, RegressionScoring)
 WANTED = "dice and iou, or prob_<class>"  # without which a table is of no task
@@ -60,9 +64,11 @@ def today() -> dict[str, Scoring]:
 def made_of(record: Mapping[str, Any]) -> Scoring | None:
     """The scoring that a task's record in scores.json is of; None where its package is not admitted, or gone."""
     node = dict(record.get("scoring") or {})
+    target = node.pop("_target_", None)
     try:
-        kind = find(node.pop("_target_", None))
+        kind = find(target)
     except ConfigError:
+        _say_left_out(str(record.get("name")), str(target))
         return None
     if not (isinstance(kind, type) and issubclass(kind, Scoring)):
         return None
@@ -70,6 +76,13 @@ def made_of(record: Mapping[str, Any]) -> Scoring | None:
         return kind(**node)
     except TypeError:  # of another version of the package
         return None
+
+
+@cache
+def _say_left_out(name: str, target: str) -> None:
+    """Say, once for each, that a task is scored by a class that is not run here."""
+    what = "task %s: %s is not admitted here, so scores and sections of its own are left out; fix: SKINMTL_ALLOW=%s"
+    log.warning(what, name, target, target.partition(".")[0])
 
 
 def described(scores: Mapping[str, Any]) -> dict[str, Description]:

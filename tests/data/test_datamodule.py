@@ -760,3 +760,12 @@ def test_one_diagnosis_alone_is_refused_for_cls_and_trains_seg(tmp_path: Path) -
         prepare([segmentation(), classification()], data)
     table.to_csv(tmp_path / "own" / "mine.csv", index=False)
     prepare([segmentation(), classification()], make(tmp_path / "own", folds=3))
+
+
+def test_an_augmentation_that_changes_the_size_is_refused(root: Path) -> None:
+    import albumentations as A
+
+    data = make(root, Transform([A.RandomCrop(12, 12)]))
+    said = r"augment: it makes \(12, 12, 3\) of an image of shape .*; fix: keep the size"
+    with pytest.raises(ConfigError, match=said):
+        next(iter(at(data, 0).train_dataloader()))

@@ -9,6 +9,7 @@ from scipy.stats import chisquare
 
 from skinmtl.data import samplers
 from skinmtl.data.samplers import EpochSampler, Portion, SequentialSampler, Shuffle, Weighted
+from skinmtl.errors import ConfigError
 
 ROWS = np.arange(100, 141)  # 41 rows of some larger table
 DX = np.repeat([0, 1, 2, -1], [25, 9, 3, 4])
@@ -180,3 +181,30 @@ def test_a_diagnosis_without_images_takes_nothing_from_the_others(kind: Callable
 def test_at_the_ends_of_beta_the_effective_number_is_shuffle_and_class_balanced() -> None:
     for beta, other in ((0.0, Shuffle()), (1.0, samplers.class_balanced())):
         np.testing.assert_allclose(samplers.effective_number(beta).weights(DX, LESION), other.weights(DX, LESION))
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        lambda dx, lesion: 1.0 - dx,  # some below zero
+        lambda dx, lesion: np.zeros(len(dx)),
+        lambda dx, lesion: np.full(len(dx), np.nan),
+        lambda dx, lesion: np.ones(len(dx) - 1),
+    ],
+)
+def test_weights_that_are_no_chances_are_refused(weights: samplers.Weigh) -> None:
+    with pytest.raises(
+        ConfigError, match="sampler: its weights of 37 images .*; fix: give each image a weight, zero or"
+    ):
+        Weighted(weights).order(DX, LESION, 0, 0)
+    assert len(Weighted(lambda dx, lesion: (dx == 1).astype(float)).order(DX, LESION, 0, 0)) == len(DX), "zeros may be"
+
+
+@pytest.mark.parametrize("order", [np.arange(20), np.arange(1, 42), np.linspace(0, 40, 41), np.arange(-1, 40)])
+def test_an_order_that_is_none_of_these_images_is_refused(order: np.ndarray) -> None:
+    class Own(Shuffle):
+        def order(self, dx: samplers.Integers, lesion: samplers.Integers, seed: int, epoch: int) -> samplers.Integers:
+            return order
+
+    with pytest.raises(ConfigError, match="sampler: its order of 41 images is .*; fix: let `order` give 41 indices"):
+        list(sampler(kind=Own()))

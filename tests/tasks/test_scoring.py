@@ -318,7 +318,7 @@ class Ordinal(Scoring):
 
 
 def test_a_kind_of_ones_own_is_scored_reported_and_compared_from_its_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "own_kind.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
@@ -344,9 +344,12 @@ def test_a_kind_of_ones_own_is_scored_reported_and_compared_from_its_record(
     assert scores.paired(rows, rows, scorings=beside)["grade_mean_step"]["difference"] == 0
 
     # Where its package is not admitted nothing of it is run: what was scored is still shown, under its own words.
+    assert "not admitted" not in caplog.text
     monkeypatch.delenv("SKINMTL_ALLOW")
     assert "grade" not in scores.evaluate_file(run / "predictions.csv")["parts"]["test"]["scores"]
     assert "Steps from the truth" in write_run_report(run).read_text(encoding="utf-8")
+    (said,) = (line for line in caplog.messages if "not admitted" in line)
+    assert said.startswith("task grade: own_kind.Ordinal is not") and said.endswith("fix: SKINMTL_ALLOW=own_kind")
 
 
 def test_a_record_names_scorings_alone() -> None:
