@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from skinmtl.errors import InputError
+from skinmtl.errors import ConfigError, InputError, first_line
 from skinmtl.runs.predictions import Fault
 from skinmtl.tasks.resampling import Resampling, Score
 
@@ -272,8 +272,24 @@ class Scoring(ABC):
     def scores(self, rows: Resampling) -> dict[str, Score]:
         """The scores that these rows have, by name."""
         read = self.read_once(rows)
-        found = {name: metric.of(read) for name, metric in self.metrics.items()}
+        found = {name: self._score(name, metric, read) for name, metric in self.metrics.items()}
         return {name: score for name, score in found.items() if score is not None}
+
+    def _score(self, name: str, metric: Metric, read: Any) -> Score | None:  # noqa: ANN401 -- each kind has its own
+        """Give one metric's score; what is wrong in one of the user's own is said by its name."""
+        if str(getattr(metric.of, "__module__", "")).startswith("skinmtl."):
+            return metric.of(read)
+        where, fix = (
+            f"metric {name} of task {self.name}",
+            "mend its function, then `skinmtl evaluate <run>` scores the run",
+        )
+        try:
+            score = metric.of(read)
+        except Exception as error:  # whatever its author's code raises
+            raise ConfigError(where, first_line(error), fix) from error
+        if score is not None and not isinstance(score, Score):
+            raise ConfigError(where, f"it gives a {type(score).__name__}, no Score and not None", fix)
+        return score
 
     def read_once(self, rows: Resampling) -> Any:  # noqa: ANN401 -- each kind has its own
         """`read`, once for the rows of a split."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +17,7 @@ from fakes import predictions, write_run, write_sweep
 from scipy import stats
 from sklearn import metrics as sk
 
-from skinmtl.errors import Faults, InputError
+from skinmtl.errors import ConfigError, Faults, InputError
 from skinmtl.evaluation import scores
 from skinmtl.reports.run import write_run_report
 from skinmtl.runs.predictions import read
@@ -446,3 +446,19 @@ def test_a_second_segmentation_has_pictures_and_columns_of_its_own(tmp_path: Pat
     wrong = rows.assign(hair_dice=0.9)
     with pytest.raises(Faults, match="hair_dice is not that of the pixels beside it"):
         tables.check(wrong)
+
+
+@pytest.mark.parametrize(
+    ("of", "said"),
+    [
+        (lambda c: 0.5, "it gives a float, no Score and not None"),
+        (lambda c: 1 / 0, "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_what_is_wrong_in_a_metric_of_ones_own_is_said_by_its_name(
+    of: Callable[[Any], Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = ClassificationScoring.metrics
+    monkeypatch.setattr(ClassificationScoring, "metrics", {**metrics, "mine": Metric("Mine", of)})
+    with pytest.raises(ConfigError, match=f"metric mine of task cls: {said}; fix: mend its function, then `skinmtl"):
+        scores.evaluate(predictions(images=40), draws=20)
