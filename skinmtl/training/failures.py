@@ -32,6 +32,8 @@ def failure(error: BaseException, data: DataModule) -> SkinmtlError | None:
     if lacks_memory(error):
         return _out_of_memory(said, data)
     if is_of_workers(error):
+        if _frames(error, "resource_sharer"):
+            said = f"DataLoader worker (pid not known) died as it handed over a batch ({said})"
         fix = "take fewer data.workers, or data.workers=0; then resume with resume="
         return ResourceError("data.workers", said[:200] + _shared_memory(), fix)
     if "Expected more than 1 value per channel" in said:
@@ -53,8 +55,16 @@ def failure(error: BaseException, data: DataModule) -> SkinmtlError | None:
 def is_of_workers(error: BaseException) -> bool:
     """Tell whether loader workers died, hung, or could not be started."""
     known = ("DataLoader worker", "DataLoader timed out", "unable to allocate shared memory")
-    started = error.__traceback__ is not None and "SemLock" in "".join(traceback.format_tb(error.__traceback__))
-    return any(words in str(error) for words in known) or (isinstance(error, OSError) and started)
+    # The second is where a batch is fetched from a worker, which may be gone by then.
+    of_system = isinstance(error, OSError | EOFError) and (
+        _frames(error, "SemLock") or _frames(error, "resource_sharer")
+    )
+    return any(words in str(error) for words in known) or of_system
+
+
+def _frames(error: BaseException, name: str) -> bool:
+    """Tell whether a name stands in the traceback of an error."""
+    return name in "".join(traceback.format_tb(error.__traceback__))
 
 
 def _shared_memory() -> str:
