@@ -335,3 +335,12 @@ def test_a_style_or_a_matplotlibrc_of_ones_own_changes_no_figure(tmp_path: Path)
     with matplotlib.rc_context({"font.size": 20}):  # the control: it is these that a figure goes by
         bare = of_classes.confusion.__wrapped__(np.array([[3, 1], [0, 2]]), ("a", "b"))  # type: ignore[attr-defined]
         assert style.save(bare, tmp_path / "bare.png").read_bytes() != plain[0]
+
+
+def test_cosines_are_means_over_the_runs_of_a_setting() -> None:
+    rows = [("a", 0, 0.5), ("a", 0, 0.1), ("a", 50, -1.0), ("b", 0, 0.2), ("b", 50, 0.4)]
+    axes = study.cosines(pd.DataFrame(rows, columns=["setting", "step", "cosine"])).axes[0]
+    zero, first, second = axes.lines
+    assert list(zero.get_ydata()) == [0, 0]
+    assert list(first.get_xdata()) == [0, 50] and list(first.get_ydata()) == pytest.approx([0.3, -1.0])
+    assert list(second.get_ydata()) == pytest.approx([0.2, 0.4])
