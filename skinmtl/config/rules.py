@@ -70,7 +70,7 @@ def _name_faults(tree: Node, tasks: Sequence[str]) -> Iterator[ConfigError]:
     for name in tasks:
         if name not in tree["task"]:
             yield refusal(name)
-        elif not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in TAKEN:
+        elif not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in TAKEN or _is_of_modules(name):
             fix = "use lower-case letters, digits and _, and another name where it is taken"
             yield ConfigError(f"task.{name}", "no task can be called so", fix)
     for name in tree["task"].keys() - set(tasks):
@@ -113,6 +113,13 @@ def _callback_faults(where: str, node: Node, tasks: Sequence[str], tree: Node) -
 
 def _is_of_the_user(node: Node) -> bool:
     return str(node["_target_"]).partition(".")[0] in {name.partition(".")[0] for name in own_packages()}
+
+
+def _is_of_modules(name: str) -> bool:
+    """Tell whether torch's dict of modules has an attribute of this name, and so cannot have a module of it."""
+    from torch import nn  # not before the names of a config are checked
+
+    return hasattr(nn.ModuleDict, name)
 
 
 def _task_faults(tree: Node, tasks: Sequence[str]) -> Iterator[ConfigError]:

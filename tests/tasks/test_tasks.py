@@ -23,6 +23,7 @@ from small_runs import CONF, compose
 from torch import nn
 
 from skinmtl.balancing.weighting import Fixed
+from skinmtl.config import rules
 from skinmtl.config.tasks import settle
 from skinmtl.data import transforms
 from skinmtl.data.datamodule import DataModule
@@ -381,3 +382,18 @@ def rename(text: str) -> str:
             line = line.replace(before, before.replace("cls", "dgn"))
         lines.append(f"dgn{line.removeprefix('cls')}" if line.startswith("cls:") else line)
     return "".join(lines)
+
+
+@pytest.mark.parametrize("name", ["items", "keys", "forward", "parameters", "mask"])
+def test_a_name_that_torch_has_taken_is_no_task(name: str) -> None:
+    node = {"_target_": "skinmtl.tasks.classification.learning.Classification", "column": "sex"}
+    tree: dict[str, Any] = {"tasks": [name], "task": {name: node}}
+    (fault,) = rules.faults_across(tree)
+    assert str(fault).startswith(f"task.{name}: no task can be called so; fix: ")
+
+
+def test_the_diagnosis_is_not_another_column() -> None:
+    said = r"task\.cls\.column: cls is the diagnosis, .*; fix: add a task of another name"
+    with pytest.raises(ConfigError, match=said):
+        Classification("sex", name="cls")
+    assert Classification("sex", name="sex").column == "sex" and Classification(name="cls").column == "dx"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from skinmtl.config import schema
+from skinmtl.errors import ConfigError
 from skinmtl.tasks.base import Better, Task
 from skinmtl.tasks.classification.prediction import ClassPrediction
 from skinmtl.tasks.classification.scoring import ClassificationScoring
@@ -44,6 +45,11 @@ class Classification(Task):
 
     def __init__(self, column: str = DIAGNOSIS, *, name: str) -> None:
         super().__init__(name=name)
+        if name == ClassificationScoring.plain and column != DIAGNOSIS:
+            what = f"{name} is the diagnosis, whose columns in every table are called so, and {column} is another thing"
+            raise ConfigError(
+                f"task.{name}.column", what, f"add a task of another name, as conf/tasks does for {column}"
+            )
         self._column = column
 
     @property
