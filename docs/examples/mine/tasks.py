@@ -48,17 +48,7 @@ class Attributes(Task):
 
     def __init__(self, column: str, *, name: str) -> None:
         super().__init__(name=name)
-        self._column = column
-
-    @property
-    def column(self) -> str:
-        """As given."""
-        return self._column
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """The key of a batch that holds the target."""
-        return (self.name,)
+        self.column = column
 
     def learn(self, data: DataModule) -> None:
         """Take the attributes that occur: plain values, which a checkpoint keeps."""
