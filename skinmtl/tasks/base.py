@@ -47,6 +47,8 @@ class Task(nn.Module, ABC):
 
     Attributes:
         name: its key in `tasks`.
+        column: of the case table, which says which images have the target; elsewhere its cell is missing. It is also
+            what `data.shuffled` shuffles among the training images.
         facts: plain values taken from the training images, empty before `learn`.
         loss: `(logits, batch)` to a scalar, a mean over the samples that have the target.
         class_weights: what the config's key came to for this task; None where it has no classes.
@@ -57,6 +59,7 @@ class Task(nn.Module, ABC):
         weighs_classes: whether the key class_weights is for it, too.
     """
 
+    column: str
     score: ClassVar[str]
     logged: ClassVar[Mapping[str, Better]]
     dense: ClassVar[bool] = False
@@ -73,17 +76,9 @@ class Task(nn.Module, ABC):
     # ---- the data
 
     @property
-    @abstractmethod
-    def column(self) -> str:
-        """The column of the case table that says which images have the target; elsewhere the cell is missing.
-
-        It is also what `data.shuffled` deals out anew among the training images.
-        """
-
-    @property
-    @abstractmethod
     def keys(self) -> tuple[str, ...]:
         """The keys of a batch that hold the target. A key `<key>_other` is that of an image mixed in."""
+        return (self.name,)
 
     @abstractmethod
     def learn(self, data: DataModule) -> None:

@@ -50,17 +50,12 @@ class Classification(Task):
             raise ConfigError(
                 f"task.{name}.column", what, f"add a task of another name, as conf/tasks does for {column}"
             )
-        self._column = column
-
-    @property
-    def column(self) -> str:
-        """As given."""
-        return self._column
+        self.column = column
 
     @property
     def keys(self) -> tuple[str, ...]:
         """`dx`, which every batch has, or the task's own name."""
-        return (DIAGNOSIS if self._column == DIAGNOSIS else self.name,)
+        return (DIAGNOSIS if self.column == DIAGNOSIS else self.name,)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -69,17 +64,17 @@ class Classification(Task):
 
     def learn(self, data: DataModule) -> None:
         """Take the names of the classes: every word that the column has, in whichever split."""
-        if self._column == DIAGNOSIS:
+        if self.column == DIAGNOSIS:
             self.facts = {"classes": list(data.dx_classes)}
         else:
             self.facts = {"classes": sorted(set(self.cells(data.table).dropna().astype(str)))}
 
     def _of_before(self, kept: Mapping[str, Any]) -> dict[str, Any]:
-        return {"classes": list(kept["dx_classes"])} if self._column == DIAGNOSIS else super()._of_before(kept)
+        return {"classes": list(kept["dx_classes"])} if self.column == DIAGNOSIS else super()._of_before(kept)
 
     def target(self, table: pd.DataFrame) -> dict[str, NDArray[Any]]:
         """The index of each image's class, (N,) int64, -1 where missing; nothing for the diagnosis."""
-        if self._column == DIAGNOSIS:
+        if self.column == DIAGNOSIS:
             return {}
         place = {name: index for index, name in enumerate(self.classes)}
         codes = [place.get(str(cell), -1) if known else -1 for cell, known in self._known(table)]
@@ -138,7 +133,7 @@ class Classification(Task):
 
     def parts(self, head: nn.Module) -> Mapping[str, nn.Module]:
         """The head of the diagnosis by the name under which checkpoints know it."""
-        return {"class_head": head} if self._column == DIAGNOSIS else super().parts(head)
+        return {"class_head": head} if self.column == DIAGNOSIS else super().parts(head)
 
     def loss_parts(self, data: DataModule, class_weights: str | None) -> dict[str, Any]:
         """How many training images each class has, and how far the loss brings up rare ones."""
@@ -153,7 +148,7 @@ class Classification(Task):
         return "sqrt" if takes and not self._is_rebalanced(data) and not getattr(loss, "rebalances", False) else "none"
 
     def _is_rebalanced(self, data: DataModule) -> bool:
-        return data.sampler.rebalances and self._column == DIAGNOSIS
+        return data.sampler.rebalances and self.column == DIAGNOSIS
 
     def labelled(self, batch: Batch) -> Tensor:
         """As of any task."""
@@ -161,7 +156,7 @@ class Classification(Task):
 
     def seen(self, batch: Batch) -> Batch:
         """With the class under `dx`, where every loss of classes reads it."""
-        return batch if self._column == DIAGNOSIS else {**batch, DIAGNOSIS: batch[self.name]}
+        return batch if self.column == DIAGNOSIS else {**batch, DIAGNOSIS: batch[self.name]}
 
     def metric(self) -> Confusion:
         """Counts of true and predicted classes."""
@@ -187,15 +182,15 @@ class Classification(Task):
 
     @property
     def _noun(self) -> str:
-        return "diagnosis" if self._column == DIAGNOSIS else self._column
+        return "diagnosis" if self.column == DIAGNOSIS else self.column
 
     @property
     def _of(self) -> str:
         """What a line of the log begins with."""
-        return "" if self._column == DIAGNOSIS else f"{self.name}: "
+        return "" if self.column == DIAGNOSIS else f"{self.name}: "
 
     def _where_to_get(self) -> str:
-        return "give diagnoses" if self._column == DIAGNOSIS else super()._where_to_get()
+        return "give diagnoses" if self.column == DIAGNOSIS else super()._where_to_get()
 
 
 def _shares(names: Sequence[str], shares: Tensor) -> str:

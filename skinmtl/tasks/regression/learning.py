@@ -45,17 +45,7 @@ class Regression(Task):
 
     def __init__(self, column: str, unit: str = "", *, name: str) -> None:
         super().__init__(name=name)
-        self._column, self.unit = column, unit
-
-    @property
-    def column(self) -> str:
-        """As given."""
-        return self._column
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """The task's own name."""
-        return (self.name,)
+        self.column, self.unit = column, unit
 
     def learn(self, data: DataModule) -> None:
         """Take mean, standard deviation and mean absolute deviation of the training images."""
@@ -82,7 +72,7 @@ class Regression(Task):
         numbers = pd.to_numeric(cells, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
         odd = cells.notna().to_numpy() & ~np.isfinite(numbers)
         if odd.any():
-            what = f"{int(odd.sum())} cells of the column {self._column} are no number, such as {cells[odd].iloc[0]!r}"
+            what = f"{int(odd.sum())} cells of the column {self.column} are no number, such as {cells[odd].iloc[0]!r}"
             raise InputError(f"tasks.{self.name}", what, "mend them, leave them blank, or name another column")
         return numbers
 
@@ -91,7 +81,7 @@ class Regression(Task):
         yield from super().faults(data)
         trained = np.unique(self._numbers(data.table)[data.rows("train")])
         if len(trained[np.isfinite(trained)]) == 1:
-            what = f"every training image with a {self._column} has {trained[0]:g}: there is nothing to learn"
+            what = f"every training image with a {self.column} has {trained[0]:g}: there is nothing to learn"
             yield what, f"give images of others, or leave {self.name} out of tasks"
 
     def say(self, data: DataModule, class_weights: str) -> None:
