@@ -68,7 +68,7 @@ class _Given(dict[str, float]):
 class Fixed(Weighting):
     """sum_i w_i L_i with the weights as given, by task name, and 1 of a task for which none is.
 
-    A task that the run does not train has no loss, so no weight counts.
+    A task that the run does not train has no loss: its weight stays 1, and the check refuses another.
     """
 
     def __init__(self, **weights: Weight) -> None:

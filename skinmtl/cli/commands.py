@@ -67,7 +67,13 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="skinmtl", description=f"{__doc__} {RESEARCH}")
     top.add_argument("--version", action="version", version=f"skinmtl {version('skinmtl')}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for describe in (_commands_of_data, _commands_of_runs, _commands_of_tables):
+        describe(commands)
+    return top
 
+
+def _commands_of_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describe what is done with a data set, before any training."""
     command = commands.add_parser("prepare", help="download or import HAM10000, or check what lies there")
     command.add_argument("out", type=_path, help="the folder to write, or with --verify to check")
     what = command.add_mutually_exclusive_group()
@@ -80,6 +86,23 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--server", metavar="URL", help="another Dataverse (default: https://dataverse.harvard.edu)")
     command.set_defaults(act=prepare)
 
+    command = commands.add_parser("audit", help="find lesions under two ids, and check a split, before any training")
+    command.add_argument("data_root", metavar="DATA_ROOT", help="what data.root is: a folder in any layout, or a table")
+    command.add_argument("--layout", default="auto", help="what data.layout is (default: auto)")
+    command.add_argument("--masks", type=_path, metavar="FOLDER", help="what data.masks is")
+    command.add_argument("--lesions", type=_path, metavar="FILE", help="what data.lesions is")
+    command.add_argument(
+        "--with", dest="other", type=_path, metavar="OTHER_ROOT", help="a second data set: its overlap"
+    )
+    command.add_argument("--split", type=_path, help="a split file of the first, to be checked")
+    command.add_argument(
+        "--out", type=_path, default=Path("outputs/audit"), help="where to write (default: outputs/audit)"
+    )
+    command.set_defaults(act=audit)
+
+
+def _commands_of_runs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describe what is done with runs and studies."""
     command = commands.add_parser("evaluate", help="score a run's best checkpoint again and write its page")
     command.add_argument("run", type=_path, help="a run's folder")
     command.add_argument("data_root", nargs="?", metavar="data.root=FOLDER", help="where the images are now")
@@ -99,6 +122,18 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=_path, help="for a study (default: experiments/<study>)")
     command.set_defaults(act=report)
 
+    command = commands.add_parser("baselines", help="what simple methods reach on a run's own test lesions")
+    command.add_argument("run", type=_path, help="a run's folder")
+    command.add_argument("data_root", nargs="?", metavar="data.root=FOLDER", help="where the images are now")
+    command.set_defaults(act=baselines)
+
+    command = commands.add_parser("runs", help="list the runs below a folder with their scores")
+    command.add_argument("folder", type=_path, nargs="?", default=Path("outputs"), help="default: outputs")
+    command.set_defaults(act=runs)
+
+
+def _commands_of_tables(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describe what is done with predictions tables, anyone's."""
     command = commands.add_parser("score", help="scores with intervals from a finished predictions.csv, anyone's")
     command.add_argument("predictions", type=_path, help="a predictions table, or a run's folder")
     command.set_defaults(act=score)
@@ -108,30 +143,6 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("second", type=_path, help="what it is compared with")
     command.add_argument("--out", type=_path, help="write the table to this .csv, too")
     command.set_defaults(act=compare)
-
-    command = commands.add_parser("audit", help="find lesions under two ids, and check a split, before any training")
-    command.add_argument("data_root", metavar="DATA_ROOT", help="what data.root is: a folder in any layout, or a table")
-    command.add_argument("--layout", default="auto", help="what data.layout is (default: auto)")
-    command.add_argument("--masks", type=_path, metavar="FOLDER", help="what data.masks is")
-    command.add_argument("--lesions", type=_path, metavar="FILE", help="what data.lesions is")
-    command.add_argument(
-        "--with", dest="other", type=_path, metavar="OTHER_ROOT", help="a second data set: its overlap"
-    )
-    command.add_argument("--split", type=_path, help="a split file of the first, to be checked")
-    command.add_argument(
-        "--out", type=_path, default=Path("outputs/audit"), help="where to write (default: outputs/audit)"
-    )
-    command.set_defaults(act=audit)
-
-    command = commands.add_parser("baselines", help="what simple methods reach on a run's own test lesions")
-    command.add_argument("run", type=_path, help="a run's folder")
-    command.add_argument("data_root", nargs="?", metavar="data.root=FOLDER", help="where the images are now")
-    command.set_defaults(act=baselines)
-
-    command = commands.add_parser("runs", help="list the runs below a folder with their scores")
-    command.add_argument("folder", type=_path, nargs="?", default=Path("outputs"), help="default: outputs")
-    command.set_defaults(act=runs)
-    return top
 
 
 # What is half-done has to go, however the command is asked to stop.

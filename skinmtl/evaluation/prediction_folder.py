@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -90,15 +90,20 @@ def write_predictions(
             "skipped.csv": pd.DataFrame(skipped, columns=["file", "why"]),
             "predictions.csv": pd.DataFrame(done.values(), columns=columns),
         }
-        for name, table in tables.items():
-            write_text(partial / name, table.to_csv(index=False))
-        licence = " HAM10000 is CC BY-NC 4.0, and so are weights trained on it." if is_ham10000(Run(run).info()) else ""
-        write_text(partial / "README.txt", f"Research use only: not a medical device.{licence}\n")
+        _write_texts(partial, tables, is_ham10000(Run(run).info()))
         _put(partial, out, written)
     if left:
         what = f"stopped: {len(done)} of {len(images)} images are predicted, skipped.csv names the others"
         raise Interrupted(str(out), what, "predict those with another --out, or all of them again with --replace")
     return len(errors)
+
+
+def _write_texts(folder: Path, tables: Mapping[str, pd.DataFrame], of_ham10000: bool) -> None:
+    """Write the tables by their names, and README.txt: what the predictions are for, and under which licence."""
+    for name, table in tables.items():
+        write_text(folder / name, table.to_csv(index=False))
+    licence = " HAM10000 is CC BY-NC 4.0, and so are weights trained on it." if of_ham10000 else ""
+    write_text(folder / "README.txt", f"Research use only: not a medical device.{licence}\n")
 
 
 def _each(

@@ -309,6 +309,7 @@ class _Hashed(io.BufferedWriter):
         self.failure: OSError | None = None
 
     def write(self, data: Any) -> int:
+        """Write bytes and give their number, also after a failure, which `failure` keeps."""
         # torch's zip writer would answer a failed write with an error of its own, about positions.
         if self.failure is None:
             try:

@@ -88,9 +88,11 @@ class MultiTaskModule(pl.LightningModule):
         return {name: values.float() for name, values in self.network(image).items()}
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Give the loss of a batch, a scalar, weighed over its tasks."""
         return self._step(batch, "train")
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
+        """Add a batch to the losses and scores of the validation."""
         self._step(batch, "val")
 
     def _step(self, batch: Batch, stage: str) -> Tensor:
@@ -182,6 +184,7 @@ class MultiTaskModule(pl.LightningModule):
         return score
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
+        """Seed dropout, weighting and gradients for this step, each by seed and step."""
         # Dropout is a function of (seed, step, rank), so a resumed run draws what an unbroken one draws.
         done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
         torch.manual_seed(derive_seed(self._seed, done, self.global_rank))
@@ -190,11 +193,13 @@ class MultiTaskModule(pl.LightningModule):
         self.gradients.start_step(chance)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_index: int) -> None:
+        """Log an epoch's mean losses and weights after its last batch."""
         if self.trainer.is_last_batch:
             self._log_means("train")
             self._log_weights()
 
     def on_train_epoch_end(self) -> None:
+        """Log the training scores, and tell the weighting the epoch's losses."""
         self._log_scores("train")
         losses, seen = self._epoch
         self.weighting.see(seen)
@@ -264,10 +269,12 @@ class MultiTaskModule(pl.LightningModule):
         return every > 0 and len(self.tasks) > 1 and (self.trainer.global_step + 1) % every == 0
 
     def on_validation_epoch_start(self) -> None:
+        """Share the first process's running statistics with the others."""
         # Each process keeps running statistics of its own images; those of the first are validated and saved.
         collectives.share(self.buffers())
 
     def on_validation_epoch_end(self) -> None:
+        """Log the validation's losses and scores, and step a schedule that goes by the score."""
         self._log_means("val")
         score = self._log_scores("val")
         if self._by_score is not None and not self.trainer.sanity_checking:
@@ -277,6 +284,7 @@ class MultiTaskModule(pl.LightningModule):
         return ((name, module) for name, module in self.named_modules() if isinstance(module, Metric))
 
     def configure_optimizers(self) -> Any:
+        """Make the optimiser and its schedule; learned weights of losses have no weight decay."""
         own = [p for p in self.weighting.parameters() if p.requires_grad]
         known = {id(p) for p in own}
         groups: list[dict[str, Any]] = [
@@ -298,6 +306,7 @@ class MultiTaskModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
+        """Clip the gradients by norm or by value, of fused optimisers too."""
         # Lightning refuses to clip for fused optimisers, for the sake of float16's scaler; without one it is safe.
         if not gradient_clip_val or self.trainer.scaler is not None:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
@@ -311,6 +320,7 @@ class MultiTaskModule(pl.LightningModule):
                 nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, norm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the facts, what each process has counted of an unfinished epoch, and a schedule by score."""
         checkpoint["skinmtl"] = self._facts
         # What has been counted of an unfinished epoch, by each process for itself.
         checkpoint["counts"] = collectives.of_each(
@@ -320,11 +330,13 @@ class MultiTaskModule(pl.LightningModule):
             checkpoint["by_score"] = self._by_score.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take what `on_save_checkpoint` added, to be put in its place by `on_fit_start`."""
         self._counts = checkpoint["counts"]
         if "by_score" in checkpoint:
             self._by_score_state = checkpoint["by_score"]
 
     def on_fit_start(self) -> None:
+        """Put counts and schedule of a checkpoint in their places; leave averaging of gradients to `_combine`."""
         if self.gradients.apart and isinstance(self.trainer.model, DistributedDataParallel):
             # It would average what one backward pass leaves in `.grad`; `_combine` averages the tasks' gradients.
             self.trainer.model.require_backward_grad_sync = False

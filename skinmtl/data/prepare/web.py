@@ -94,6 +94,11 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         headers: http.client.HTTPMessage,
         newurl: str,
     ) -> urllib.request.Request | None:
+        """Give the next request, or refuse one that would leave https.
+
+        Raises:
+            InputError: with the address it leads to.
+        """
         if req.type == "https" and urllib.parse.urlsplit(newurl).scheme != "https" or not _is_allowed(newurl):
             fp.close()
             raise InputError(req.full_url, f"redirects to {newurl}, which is not https", "check --server")

@@ -66,16 +66,19 @@ class Best(ModelCheckpoint):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        """Leave out of best.ckpt what only a training needs."""
         # Lightning asks this kind of callback last, so averaged weights are in their place.
         for key in self.TRAINING if self._saving else ():
             checkpoint.pop(key, None)
 
     def state_dict(self) -> dict[str, Any]:
+        """Give which checkpoint is best, by its name alone, and with which score."""
         # Checkpoints are passed on, and a folder may be moved: names alone.
         state = super().state_dict()
         return state | self._placed(state, lambda path: Path(path).name) | {"dirpath": "", "latest": self._latest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take what `state_dict` gave, as checkpoints of this run's folder."""
         self._latest = state_dict["latest"]
         # Of other folders than its own Lightning forgets which checkpoint was best, and takes the next for better.
         here = self._placed(state_dict, lambda path: str(Path(str(self.dirpath)) / Path(path).name))

@@ -26,6 +26,7 @@ class Clock(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Add the time since the last batch ended, and the images of all processes."""
         if self._skip:
             self._skip -= 1
         elif self._last is not None:
@@ -34,14 +35,17 @@ class Clock(Callback):
         self._last = None if self._skip else time.perf_counter()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the time of a validation out."""
         self._last = None
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin to measure where an epoch begins."""
         # Between epochs lies the validation; within, loading and stepping are one time.
         self._last = None if self._skip else time.perf_counter()
 
     @property
     def images_per_second(self) -> float | None:
+        """Give the rate so far, of all processes together; None before anything was timed."""
         return self.images / self.seconds if self.seconds else None
 
 
@@ -60,9 +64,11 @@ class Steps(Callback):
         self._before: int | None = None  # unknown of an epoch that is resumed within
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remember how many optimiser steps were taken before the epoch."""
         self._before = trainer.global_step
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse an epoch that took another number of steps; one that was resumed within is not judged."""
         if self._before is None or trainer.global_step - self._before == self.per_epoch:
             return
         took = trainer.global_step - self._before

@@ -33,15 +33,18 @@ class Freeze(Callback):
         self._held: list[nn.Parameter] = []
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remember which parameters of the encoder would learn."""
         # The optimiser has its parameters by now, those that are let go later among them.
         if self.encoder_epochs or self.batch_norm:
             self._learning = [p for p in _encoder(pl_module).parameters() if p.requires_grad]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Freeze what the current epoch freezes."""
         # A run that is resumed within an epoch is not told that one starts.
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Freeze what this epoch freezes, and let the rest learn."""
         if not (self.encoder_epochs or self.batch_norm):
             return
         encoder = _encoder(pl_module)
@@ -62,6 +65,7 @@ class Freeze(Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
+        """Take the gradients of frozen parameters away, so that they take no step."""
         for parameter in self._held:
             parameter.grad = None
 

@@ -49,10 +49,12 @@ class MetricsFile(Logger):
 
     @property
     def name(self) -> str:
+        """Give what Lightning calls this logger."""
         return "csv"
 
     @property
     def version(self) -> int:
+        """Give 0: a run has one metrics.csv."""
         return 0
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:

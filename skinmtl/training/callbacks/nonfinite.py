@@ -41,18 +41,27 @@ class Finite(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        """Remember the rows of a batch, and at the first of a step what a forward pass changes."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._finite, self._rows, self._sound = torch.tensor(True), [], []
             self._keep(pl_module)
         self._rows.append(batch["index"])
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note whether the losses of this batch were finite, here and in all processes."""
         self._finite = self._finite.to(pl_module.device) & pl_module.step_is_finite  # type: ignore[operator]
         self._sound.append(pl_module.own_loss_is_finite)  # type: ignore[arg-type]
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
+        """Skip a step that is not finite in some process: no gradient, and statistics as before.
+
+        Leaves the norm of the gradients, a scalar before clipping, in the module's `gradient_norm`.
+
+        Raises:
+            Diverged: more than `most` steps in a row were skipped.
+        """
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
         pl_module.gradient_norm = norm
@@ -98,7 +107,9 @@ class Finite(Callback):
         return [row for some, _ in each for row in some] or [row for _, every in each for row in every]
 
     def state_dict(self) -> dict[str, Any]:
+        """Give how many steps in a row were skipped."""
         return {"skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take what `state_dict` gave."""
         self.skipped = state_dict["skipped"]

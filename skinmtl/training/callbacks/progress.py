@@ -29,29 +29,36 @@ class EpochLines(ProgressBar):
         self._validated = False
 
     def disable(self) -> None:
+        """Print nothing from now on."""
         self._enabled = False
 
     def enable(self) -> None:
+        """Print again."""
         self._enabled = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin to measure the epoch's time."""
         self._start = time.perf_counter()  # of a run that is resumed within an epoch
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Open the bar of an epoch."""
         self._start = time.perf_counter()
         self._open(trainer, f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", self.total_train_batches)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Move the bar."""
         if self._step is not None:
             self._step(batch_idx + 1)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Close the bar, and remember that this epoch has scores of its own."""
         self._close()
         self._validated = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print the epoch's line, in the first process alone."""
         self._close()
         if not self._enabled or not trainer.is_global_zero:
             return
@@ -68,6 +75,7 @@ class EpochLines(ProgressBar):
         self._console.print("  ".join(words), soft_wrap=True)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Close the bar."""
         self._close()
 
     def _open(self, trainer: pl.Trainer, words: str, total: float) -> None:

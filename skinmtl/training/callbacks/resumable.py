@@ -41,6 +41,7 @@ class Resumable(Callback):
         self._early = False  # whether the last epoch was the last by early stopping
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Hear stops, cut metrics.csv back to the checkpoint, and say where a run is resumed."""
         self._stop.hear()  # Lightning has taken SIGTERM
         self._stop.looked_for, self._saved = True, time.monotonic()
         self._metrics.cut(self._rows or 0)  # a run that was never saved begins again
@@ -56,6 +57,11 @@ class Resumable(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        """Save where it is time, or asked for, between two optimiser steps.
+
+        Raises:
+            KeyboardInterrupt: after the save that was asked for.
+        """
         if batch_idx % trainer.accumulate_grad_batches:
             return
         begins = batch_idx == 0 and trainer.current_epoch > 0
@@ -67,17 +73,20 @@ class Resumable(Callback):
             raise KeyboardInterrupt
 
     def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        """End a validation that is asked to stop, by KeyboardInterrupt."""
         # Processes may have unlike numbers of batches here, so nobody waits for the others' word.
         if self._stop.asked:
             raise KeyboardInterrupt
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the end, and honour a stop since the last batch, by KeyboardInterrupt."""
         self._save(trainer)
         self._stop.looked_for = False
         if self._stop.asked:  # since the last batch
             raise KeyboardInterrupt
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Look for stops no more."""
         self._stop.looked_for = False
 
     def _save(self, trainer: pl.Trainer) -> None:
@@ -90,13 +99,16 @@ class Resumable(Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        """Correct the count of steps that a restart within an epoch would have one too many of."""
         loop = trainer.fit_loop.epoch_loop
         # A restart within an epoch counts one more step for the loggers than there was, unless gradients are added up.
         if self._saving and trainer.training and not loop._should_accumulate():
             checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
 
     def state_dict(self) -> dict[str, Any]:
+        """Give where metrics.csv stands, and whether the run was stopped early."""
         return {"rows": self._metrics.rows, "early": self._early}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take what `state_dict` gave."""
         self._rows, self._early = state_dict["rows"], state_dict["early"]
