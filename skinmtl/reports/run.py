@@ -202,8 +202,10 @@ def _reasons(tasks: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> s
 def _sections(info: Mapping[str, Any], scores: Mapping[str, Any], scorings: Sequence[Scoring]) -> Iterator[str]:
     """What the tasks say of the test split beside their scores, such as a table of their classes."""
     test = dig(scores, "parts", "test", default={})
-    trained = dig(info, "split", "train", "classes", default={})
     for scoring in ordered(scorings):
+        trained = dig(info, "split", "train", "tasks", scoring.name, default={})
+        if not (trained or scoring.prefix):  # a run of before, which counted diagnoses alone
+            trained = dig(info, "split", "train", "classes", default={})
         values = dig(test, "scores", scoring.name, default={})
         for section in scoring.sections(tables.details_of(scoring, test), values, trained):
             drawn = [html.table(table.head, table.rows, table.caption) for table in section.tables]

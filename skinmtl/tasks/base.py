@@ -133,6 +133,10 @@ class Task(nn.Module, ABC):
             raise InputError(f"tasks.{self.name}", what, f"it has {', '.join(map(str, table.columns))}")
         return table[self.column]
 
+    def class_counts(self, table: pd.DataFrame) -> dict[str, int]:
+        """Count the rows of a case table that each of its classes has, by name; empty without classes."""
+        return {}
+
     def truth(self, case: Mapping[str, Any], shape: tuple[int, int], data: DataModule) -> Any:  # noqa: ANN401 -- each kind has its own
         """The target of one image as its scoring compares it with what `read` gives; None where it is missing.
 

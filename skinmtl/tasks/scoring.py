@@ -316,7 +316,7 @@ class Scoring(ABC):
         Args:
             details: what `details` gave for the test split.
             scores: the task's scores there.
-            trained: images of each diagnosis that the run was trained on.
+            trained: how many images of each of its classes the run was trained on; empty where nobody counted.
         """
         return iter(())
 

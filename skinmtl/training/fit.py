@@ -110,7 +110,7 @@ def _keep_beginning(
         facts["init_from"] = start_from(Run.open(start.init_from), module, data, here)
     else:
         keep_seen(here, data)
-    facts |= data_facts(data) | {"encoder_weights": getattr(module.network, "weights_file", None)}
+    facts |= data_facts(data, tasks) | {"encoder_weights": getattr(module.network, "weights_file", None)}
     if collectives.rank() == 0:
         say(tasks, data, config.class_weights)
         here.update(facts)

@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -15,9 +16,11 @@ import torch
 
 from skinmtl.config.run_config import RunConfig
 from skinmtl.data.datamodule import DataModule
+from skinmtl.data.splits import SPLITS
 from skinmtl.distributed.launch import threads
 from skinmtl.runs.redaction import without_paths_in
 from skinmtl.runs.run import Run
+from skinmtl.tasks.base import Task
 from skinmtl.training import slurm
 
 log = logging.getLogger(__name__)
@@ -94,16 +97,22 @@ def _attempt(config: RunConfig, folder: Path, world_size: int, command: str) -> 
     }
 
 
-def data_facts(data: DataModule) -> dict[str, Any]:
-    """Give what the images and the split are, without a folder's name, which could name a person or a place."""
-    parts = {}
-    for part in ("train", "val", "test"):
-        rows = data.table.iloc[data.rows(part, source=0)]
+def data_facts(data: DataModule, tasks: Sequence[Task]) -> dict[str, Any]:
+    """Give what the images and the split are, without a folder's name, which could name a person or a place.
+
+    Args:
+        data: the data module, whose auxiliary data are not counted.
+        tasks: prepared ones, each of which counts the images of its own classes.
+    """
+    splits = {}
+    for split in SPLITS:
+        rows = data.table.iloc[data.rows(split, source=0)]
         counts = rows["dx"].value_counts().reindex(data.dx_classes, fill_value=0)
-        parts[part] = {
+        splits[split] = {
             "images": len(rows),
             "lesions": int(rows["lesion_id"].nunique()),
             "classes": {name: int(counts[name]) for name in data.dx_classes},
+            "tasks": {task.name: found for task in tasks if (found := task.class_counts(rows))},
         }
     return {
         "dx_classes": list(data.dx_classes),
@@ -117,7 +126,7 @@ def data_facts(data: DataModule) -> dict[str, Any]:
             "fold": data.fold,
             "folds": data.folds,
             "merged_pairs": len(data.pairs),
-            **parts,
+            **splits,
         },
         "data": {"hash": data.data_hash, "layout": data.layout, "images": int((data.source == 0).sum())},
         "also": data.auxiliary_facts,

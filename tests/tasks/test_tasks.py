@@ -344,6 +344,16 @@ import json
 said = json.loads(scores.read_text())
 print(run.info()["tasks"], sorted(said["parts"]["test"]["scores"]), (run.path / "report.html").stat().st_size > 9999)
 print([name for name in run.predictions().columns if name.startswith("predicted") or name == "dx"])
+import pandas as pd
+from skinmtl.data import sources
+split = pd.read_csv(run.split_file)
+train = sources.read(Path({root!r})).set_index("image_id").loc[split.image_id[split.fold_0 == "train"]]
+counted = run.info()["split"]["train"]["tasks"]
+assert set(counted) == {{"dgn", "site"}}
+for name, column in (("dgn", "dx"), ("site", "localization")):
+    wanted = train[column].astype("object").value_counts().to_dict()
+    assert {{of: count for of, count in counted[name].items() if count}} == wanted
+assert "not recorded" not in (run.path / "report.html").read_text().split("Site: by class")[1].split("</section>")[0]
 assert commands.main(["evaluate", str(run.path)]) == 0 and commands.main(["report", str(run.path)]) == 0
 image = next(Path({root!r}).rglob("*.jpg"))
 assert commands.main(["predict", str(run.path), str(image), "--out", "new"]) == 0

@@ -121,6 +121,11 @@ class Classification(Task):
             what = "sampler and %s both bring up rare diagnoses; fix: sampler=shuffle, or %s"
             log.warning(what, which, fix)
 
+    def class_counts(self, table: pd.DataFrame) -> dict[str, int]:
+        """As of any task."""
+        found = self.cells(table).dropna().astype(str).value_counts()
+        return {name: int(found.get(name, 0)) for name in self.classes}
+
     def truth(self, case: Mapping[str, Any], shape: tuple[int, int], data: DataModule) -> str | None:
         """The name of the class."""
         cell = super().truth(case, shape, data)
