@@ -39,7 +39,7 @@ METADATA = ("image_id", "lesion_id", "source", "age", "sex", "localization", "dx
 
 
 def evaluate(run: Run, data_root: Path | None = None, device: str = "auto") -> dict[str, Any]:
-    """Score a run's kept checkpoint on its own validation and test parts; gives what scores.json holds.
+    """Score a run's kept checkpoint on its own validation and test splits; gives what scores.json holds.
 
     Writes predictions.csv, scores.json and figures/ into the run folder.
 
@@ -100,10 +100,10 @@ def predictions_table(predictor: Predictor, data: DataModule) -> pd.DataFrame:
 
     Columns are those of `Scoring.row`; what is measured of a mask is measured at the image's own size.
     """
-    parts = []
+    tables = []
     has_mask = data.table["mask"].notna()
-    for part in ("val", "test"):
-        rows = data.rows(part)
+    for split in ("val", "test"):
+        rows = data.rows(split)
         shapes: list[tuple[int, int]] = []  # of the images that were read so far
 
         def images(rows: NDArray[np.int64] = rows, shapes: list[tuple[int, int]] = shapes) -> Iterator[Image]:
@@ -112,13 +112,13 @@ def predictions_table(predictor: Predictor, data: DataModule) -> pd.DataFrame:
                 shapes.append((image.shape[0], image.shape[1]))
                 yield image
 
-        predicted = tracked(predictor.predict_each(images()), f"predicting {part}", len(rows))
+        predicted = tracked(predictor.predict_each(images()), f"predicting {split}", len(rows))
         measured = [
             _row(data, int(row), predictor, prediction, shapes[place])
             for place, (row, prediction) in enumerate(zip(rows, predicted, strict=True))
         ]
-        parts.append(pd.DataFrame(measured).assign(split=part, fold=data.fold, leaky=data.leaky))
-    table = pd.concat(parts, ignore_index=True).assign(table_version=predictions.VERSION)
+        tables.append(pd.DataFrame(measured).assign(split=split, fold=data.fold, leaky=data.leaky))
+    table = pd.concat(tables, ignore_index=True).assign(table_version=predictions.VERSION)
     table.insert(2, "group", table["image_id"].map(_groups(data)))
     return table
 

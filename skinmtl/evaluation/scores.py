@@ -21,8 +21,9 @@ from skinmtl.tasks.resampling import DRAWS, INTERVAL, Resampling, Score
 from skinmtl.tasks.scoring import Scoring
 
 
-def evaluate_file(path: Path) -> dict[str, Any]:
-    """`evaluate` on a file; its tasks and classes are those of its columns, and of the scores.json beside it."""
+def evaluate_file(path: Path | str) -> dict[str, Any]:
+    """Do `evaluate` on a file; its tasks and classes are those of its columns, and of the scores.json beside it."""
+    path = Path(path)
     table = predictions.read(path)
     scorings = tables.scorings_beside(path, table)
     tables.check(table, str(path), scorings)
@@ -50,17 +51,17 @@ def evaluate(
     scorings = tables.recognised(table) if scorings is None else scorings
     tables.check(table, scorings=scorings)
     there = [scoring for scoring in scorings if scoring.is_in(table)]
-    parts, notes = {}, []
-    for part, rows in table.groupby("split", sort=False):
+    splits, notes = {}, []
+    for split, rows in table.groupby("split", sort=False):
         sample = Resampling.of(rows.reset_index(drop=True), draws, seed)
-        parts[str(part)] = {
+        splits[str(split)] = {
             "n_images": len(rows),
             "n_lesions": sample.lesions,
             "n_resampled": sample.units,
             "scores": {scoring.name: sample.all(scoring.scores(sample)) for scoring in there},
             **_details(there, sample),
         }
-        notes += tables.left_out(rows, str(part), scorings)
+        notes += tables.left_out(rows, str(split), scorings)
     notes += _on_two_sides(table)
     said = {
         "stamp": stamps(predictions.marks(table)) or None,
@@ -69,7 +70,7 @@ def evaluate(
         "notes": notes,
         "tasks": {scoring.name: scoring.record() for scoring in there},
     }
-    return said | {"parts": parts}
+    return said | {"parts": splits}
 
 
 def _details(scorings: Sequence[Scoring], sample: Resampling) -> dict[str, Any]:
@@ -99,7 +100,7 @@ def _on_two_sides(table: pd.DataFrame) -> list[str]:
 def paired(
     first: pd.DataFrame,
     second: pd.DataFrame,
-    part: str = "test",
+    split: str = "test",
     seed: int = 0,
     scorings: Sequence[Sequence[Scoring]] | None = None,
 ) -> dict[str, dict[str, float]]:
@@ -112,7 +113,7 @@ def paired(
     Args:
         first: predictions.
         second: predictions of the same images.
-        part: the split.
+        split: which rows, `test` say.
         seed: of the resampling.
         scorings: the tasks of the first table and of the second; those that their columns are of, where none are given.
 
@@ -121,7 +122,7 @@ def paired(
     """
     found = _scorings(first, second, scorings)
     common = _common(first, second, found)
-    both = _both(first, second, part, found, common)
+    both = _both(first, second, split, found, common)
     samples = [Resampling.of(table.reset_index(), DRAWS, seed) for table in both]
     scores = [{key: score for one in common for key, score in _keyed(one, sample).items()} for sample in samples]
     names = [name for name in scores[0] if name in scores[1]]
@@ -145,12 +146,12 @@ def _keyed(scoring: Scoring, sample: Resampling) -> dict[str, Score]:
 def uncompared(
     first: pd.DataFrame,
     second: pd.DataFrame,
-    part: str = "test",
+    split: str = "test",
     scorings: Sequence[Sequence[Scoring]] | None = None,
 ) -> list[str]:
     """What `paired` leaves out of two tables, a sentence each."""
     found = _scorings(first, second, scorings)
-    both = [table[table["split"] == part].set_index("image_id").sort_index() for table in (first, second)]
+    both = [table[table["split"] == split].set_index("image_id").sort_index() for table in (first, second)]
     said = []
     for pair in _by_name(found).values():
         has = [one is not None and one.is_in(table) for one, table in zip(pair, both, strict=True)]
@@ -193,13 +194,13 @@ def _common(first: pd.DataFrame, second: pd.DataFrame, scorings: Sequence[Sequen
 def _both(
     first: pd.DataFrame,
     second: pd.DataFrame,
-    part: str,
+    split: str,
     scorings: Sequence[Sequence[Scoring]],
     common: Sequence[Scoring],
 ) -> list[pd.DataFrame]:
     """Two tables by image id, each without what the other does not know of an image."""
-    both = [table[table["split"] == part].set_index("image_id").sort_index() for table in (first, second)]
-    _check_comparable(both, part, scorings, common)
+    both = [table[table["split"] == split].set_index("image_id").sort_index() for table in (first, second)]
+    _check_comparable(both, split, scorings, common)
     for name in dict.fromkeys(name for scoring in common for name in scoring.measures(both[0])):
         if name in both[0] and name in both[1]:
             known = both[0][name].notna() & both[1][name].notna()
@@ -209,7 +210,7 @@ def _both(
 
 
 def _check_comparable(
-    both: Sequence[pd.DataFrame], part: str, scorings: Sequence[Sequence[Scoring]], common: Sequence[Scoring]
+    both: Sequence[pd.DataFrame], split: str, scorings: Sequence[Sequence[Scoring]], common: Sequence[Scoring]
 ) -> None:
     """Refuse two tables, by image id, that do not speak of the same things."""
     first, second = both
@@ -218,7 +219,7 @@ def _check_comparable(
         count = len(first.index.symmetric_difference(second.index))
         raise InputError("predictions", f"{count} images are in one table only", fix)
     if first.empty:
-        raise InputError("predictions", f"no {part} rows", "evaluate the runs first")
+        raise InputError("predictions", f"no {split} rows", "evaluate the runs first")
     truths = dict.fromkeys(scoring.truth for own in scorings for scoring in own if not scoring.is_measured)
     for name in ("lesion_id", "group", *truths):
         _check_same(first, second, name, name in truths, fix)

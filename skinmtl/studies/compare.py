@@ -1,6 +1,6 @@
 """What the runs of each setting of a study reach, and by how much two settings differ. NumPy and pandas only.
 
-The unit of replication is one training: its seed and its fold. Where all folds of a seed are there, their test parts
+The unit of replication is one training: its seed and its fold. Where all folds of a seed are there, their test splits
 are pooled into one, so that every image is tested once, and the unit is the seed.
 """
 
@@ -109,18 +109,18 @@ class Setting:
         return np.array([each.values[score] for each in self.replicates])
 
     def tested(self) -> tuple[int, int] | None:
-        """Images and lesions tested by all replicates together; None where test parts overlap in part."""
+        """Images and lesions tested by all replicates together; None where test splits overlap in part."""
         parts = self._parts()
         return None if parts is None else (sum(len(part.images) for part in parts), sum(part.lesions for part in parts))
 
     def interval(self, score: str) -> tuple[float, float]:
-        """95% over lesions of the mean over replicates; not a number where their test parts overlap in part."""
+        """95% over lesions of the mean over replicates; not a number where their test splits overlap in part."""
         if not self.n or self._parts() is None:
             return float("nan"), float("nan")
         return _percentiles(np.mean([each.draws[score] for each in self.replicates], axis=0))
 
     def _parts(self) -> list[Replicate] | None:
-        """A replicate for each test part, None unless the parts have no image in common."""
+        """A replicate for each test split, None unless the parts have no image in common."""
         parts = list({each.images: each for each in self.replicates}.values())
         images = [image for part in parts for image in part.images]
         return parts if len(images) == len(set(images)) else None

@@ -165,10 +165,10 @@ def _faults(table: pd.DataFrame, scorings: Sequence[Scoring]) -> Iterator[Fault]
         yield from () if words else scoring.faults(table)
 
 
-def left_out(table: pd.DataFrame, part: str, scorings: Sequence[Scoring]) -> list[str]:
+def left_out(table: pd.DataFrame, split: str, scorings: Sequence[Scoring]) -> list[str]:
     """What the scores of one split do not count, and what they cannot tell, a sentence each."""
     said = [*predictions.left_out(table), *(line for scoring in scorings for line in scoring.left_out(table))]
-    return [f"{part}: {sentence}" for sentence in [*said, *doubts(table, scorings)]]
+    return [f"{split}: {sentence}" for sentence in [*said, *doubts(table, scorings)]]
 
 
 def doubts(table: pd.DataFrame, scorings: Sequence[Scoring]) -> list[str]:

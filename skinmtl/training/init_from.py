@@ -56,6 +56,10 @@ def start_from(parent: Run, module: MultiTaskModule, data: DataModule, here: Run
     try:
         module.network.load_state_dict(network_state(checkpoint["state_dict"]))
     except RuntimeError as error:
+        theirs, ours = list(facts["tasks"]), list(module.tasks)
+        if set(theirs) != set(ours):
+            what = f"{parent.path.name} has weights of the tasks {', '.join(theirs)}, this run learns {', '.join(ours)}"
+            raise ConfigError("init_from", what, f"use 'tasks=[{','.join(theirs)}]', or a run of these tasks") from None
         what = f"weights of {parent.path.name} do not fit: {' '.join(str(error).split())[:300]}"
         raise ConfigError("init_from", what, "use the model and tasks of that run") from None
     return {"run_id": parent.path.name} | {key: facts[key] for key in ("split_hash", "data_hash", "fold")}

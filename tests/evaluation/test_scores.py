@@ -270,7 +270,7 @@ def test_tables_that_speak_of_different_things_are_not_compared(
     with pytest.raises(InputError, match=words):
         scores.paired(of, change(of))
     with pytest.raises(InputError, match="no val rows"):
-        scores.paired(of, of, part="val")
+        scores.paired(of, of, split="val")
 
 
 def test_the_interval_holds_the_truth_about_as_often_as_it_says_and_one_over_images_does_not() -> None:

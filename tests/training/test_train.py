@@ -464,6 +464,16 @@ def test_leaky_images_are_refused_and_then_stamped(
         assert "LEAKY" in capsys.readouterr().out, words[0]
 
 
+def test_weights_of_other_tasks_are_refused_by_the_tasks_names(
+    trained: Run, synthetic_root: Path, tmp_path: Path
+) -> None:
+    words = [*BARE, "tasks=[cls,sex]", "loss/seg=none", f"init_from={trained.path}"]
+    with pytest.raises(
+        ConfigError, match="has weights of the tasks seg, cls, this run learns cls, sex; fix: use 'tasks="
+    ):
+        train(tmp_path / "run", synthetic_root, words)
+
+
 def test_a_run_starts_from_the_weights_of_another(trained: Run, synthetic_root: Path, tmp_path: Path) -> None:
     still = [*BARE, "seed=1", "optim.lr=0.0", "optim.weight_decay=0.0"]
     runs = [trained]
