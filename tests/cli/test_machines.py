@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from hangs import HANGS
+from lightning_fabric.accelerators.mps import MPSAccelerator
 from small_runs import compose
 
 from skinmtl.config.hardware import resolve_accelerator
@@ -62,11 +64,15 @@ def test_the_readme_and_the_package_name_the_systems() -> None:
 
 
 @pytest.fixture
-def mac(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Apple silicon, whose GPU has no float64."""
+def mac(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Apple silicon, whose GPU has no float64; Lightning looks for one once a process, and would remember it."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr("platform.processor", lambda: "arm")
+    MPSAccelerator.is_available.cache_clear()
+    assert MPSAccelerator.is_available()
+    yield
+    MPSAccelerator.is_available.cache_clear()
 
 
 def test_a_mac_trains_on_its_cpu(mac: None) -> None:
