@@ -12,7 +12,10 @@ import pytest
 HERE = str(Path(__file__).parent)
 SLOW = ("small_runs.train", "survivors.forked", "twoheads.fit", "skinmtl.distributed.launch.together")
 SLOW += ("skinmtl.training.run.run", "skinmtl.training.fit.fit", "skinmtl.evaluation.evaluate.evaluate")
-SLOW_NAMES = {"subprocess", "runpy", "fork", "Trainer", "train", "load_run"}  # of modules, functions and classes
+SLOW += ("skinmtl.studies.results.study_report", "skinmtl.audit.leaks.audit")
+SLOW += ("skinmtl.evaluation.baselines.compare_run", "skinmtl.reports.run.write_run_report")
+SLOW += ("skinmtl.data.certificate.certificate", "recorded_errors.record")
+SLOW_NAMES = {"subprocess", "runpy", "fork", "Trainer", "train", "load_run", "fit", "evaluate_file"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,7 +35,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("trains")
         name = item.nodeid.partition("[")[0]
         cases[name] += 1
-        fast = cases[name] == 1 and not any(item.get_closest_marker(mark) for mark in ("trains", "fault"))
+        fast = cases[name] == 1 and not any(item.get_closest_marker(mark) for mark in ("trains", "slow", "fault"))
         (kept if fast or not config.getoption("fast") else left_out).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=left_out)

@@ -75,6 +75,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     return sources.read(root)
 
 
+@pytest.mark.slow
 def test_planted_copies_are_found_and_few_others_pass_for_one(drawn: pd.DataFrame, tmp_path: Path) -> None:
     paths, ids, true = planted(tmp_path, drawn, tmp_path)
     compared = near_duplicates.compare(ids, near_duplicates.fingerprint_images(paths))
@@ -140,6 +141,7 @@ def two_ids(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_a_run_reads(two_ids: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "audit"
     assert commands.main(["audit", str(two_ids), "--out", str(out)]) == 0

@@ -90,6 +90,7 @@ def test_every_choice_passes(option: str) -> None:
 
 
 @pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.slow
 def test_every_job_of_a_study_passes_on_the_synthetic_images(study: str) -> None:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -301,6 +302,7 @@ def test_class_weights_are_refused_where_no_loss_takes_them(loss: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_weighting_pcgrad_is_what_its_name_says_or_refused() -> None:
     for words in ([], ["gradients=pcgrad"], ["study=weighting"]):
         cfg = compose(["weighting=pcgrad", *words])
@@ -466,6 +468,7 @@ def test_a_key_that_is_taken_out_is_what_the_constructor_has_by_itself() -> None
 
 
 @pytest.mark.parametrize("node", ["data", "trainer", "optim", "schedule", "model"])
+@pytest.mark.slow
 def test_every_key_can_be_taken_out_or_is_asked_for(node: str) -> None:
     whole = compose(["data=synthetic"])
     for key in set(whole[node]) - {"_target_", "_partial_"}:

@@ -289,6 +289,7 @@ def test_processes_that_build_at_once_end_with_one_good_file(table: pd.DataFrame
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+@pytest.mark.slow
 def test_what_a_killed_build_left_is_swept_and_a_living_one_is_let_be(
     table: pd.DataFrame, tmp_path: Path, kept: Path
 ) -> None:

@@ -573,6 +573,7 @@ def test_a_lesion_that_the_other_source_spells_otherwise_does_not_train(root: Pa
         assert AuxiliaryData("own.csv", share=0.25).read(sources.read(root))["image_id"].tolist() == ["OWN_2"]
 
 
+@pytest.mark.slow
 def test_diagnoses_are_counted_as_often_as_an_epoch_shows_them(root: Path, other: Path) -> None:
     data = make(root, batch_size=8, auxiliary={"other": AuxiliaryData(str(other), share=0.25, disjoint="drawn anew")})
     rows = [row for epoch in range(40) for batch in epochs_of(data, epoch) for row in batch]

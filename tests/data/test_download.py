@@ -139,6 +139,7 @@ def test_a_size_that_is_not_listed_is_the_servers_to_say(tmp_path: Path) -> None
     assert server.sent == len(DATA)
 
 
+@pytest.mark.slow
 def test_a_slow_server_is_waited_for_and_a_silent_one_is_not(tmp_path: Path) -> None:
     with serving(Dataverse({NAME: DATA[:5_000]}, pause=0.05)) as server:
         assert fetch(remote(server), tmp_path, QUICK).read_bytes() == DATA[:5_000]

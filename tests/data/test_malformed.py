@@ -203,6 +203,7 @@ def test_whole_images_go_through_the_same_doors(root: Path) -> None:
         assert len(list(data.train_dataloader())) == len(data.rows("train"))
 
 
+@pytest.mark.slow
 def test_the_training_command_lists_all_of_them_at_once(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

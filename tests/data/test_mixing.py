@@ -218,6 +218,7 @@ def test_a_run_trains_with_mixed_images(synthetic_root: Path, tmp_path: Path) ->
     assert done.info()["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_mixing_is_refused_where_there_is_nothing_to_mix() -> None:
     for words, line in (
         (

@@ -273,6 +273,7 @@ def test_tables_that_speak_of_different_things_are_not_compared(
         scores.paired(of, of, split="val")
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_truth_about_as_often_as_it_says_and_one_over_images_does_not() -> None:
     draw = np.random.default_rng(0)
     held = {"lesion": 0, "image": 0}

@@ -192,6 +192,7 @@ def test_a_class_has_one_colour_wherever_it_is_drawn() -> None:
     assert style.colours(list(DX)) == chosen
 
 
+@pytest.mark.slow
 def test_every_figure_is_small_and_a_phone_wide(
     tmp_path: Path, target: NDArray[np.int64], probabilities: NDArray[np.float64], table: pd.DataFrame
 ) -> None:

@@ -161,6 +161,7 @@ def test_a_twin_starts_from_the_encoder_of_its_whole() -> None:
         assert all(torch.equal(encoders[0][name], other[name]) for name in encoders[0])
 
 
+@pytest.mark.slow
 def test_an_encoder_that_cannot_serve_is_answered() -> None:
     with pytest.raises(ConfigError, match=r"model\.encoder: vgg11 does not go with deeplabv3plus"):
         net("deeplabv3plus", "vgg11")

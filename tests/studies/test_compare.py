@@ -179,6 +179,7 @@ def write_arms(folder: Path, skills: dict[str, float]) -> Path:
 ARMS = {"mask": 1.0, "diagnosis": 0.7, "both": 1.0, "both_masks_shuffled": 0.3, "both_diagnoses_shuffled": 1.0}
 
 
+@pytest.mark.slow
 def test_arms_are_compared_with_the_arm_of_one_task_and_controls_do_not_help(tmp_path: Path) -> None:
     sweep = write_arms(tmp_path / "sweep", ARMS)
     said = sharing(read_jobs(sweep))

@@ -154,6 +154,7 @@ def troubled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("troubled")
+@pytest.mark.slow
 def test_a_server_that_takes_no_run_leaves_it_offline(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
